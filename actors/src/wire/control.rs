@@ -1,0 +1,266 @@
+//! Manager and agent: joining, the session, orders and reports.
+
+use super::holder::Exit;
+use crate::{
+    id::{Epoch, FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
+    image::BlockImage,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
+
+/// Asks for a certificate, on a connection on which only the manager has shown one.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct JoinRequest {
+    pub version: u32,
+    pub vm: VmId,
+    /// The secret part of the join token.
+    pub secret: String,
+    /// A PKCS#10 certificate signing request in PEM; the key stays on the VM.
+    pub signing_request: String,
+}
+
+/// The answer to a `JoinRequest`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JoinAnswer {
+    /// The VM's certificate in PEM.
+    Joined {
+        certificate: String,
+    },
+    Refused {
+        reason: JoinRefusal,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum JoinRefusal {
+    #[error("agent and manager speak different versions of the protocol; run the same release on both")]
+    Version,
+    #[error("the join token is wrong or was revoked; ask the manager for one with `faasnet vm join-token`")]
+    Token,
+    #[error(
+        "another VM has this name; choose another with --name, or remove the old one with `faasnet vm remove`"
+    )]
+    NameTaken,
+    #[error("the certificate request is not acceptable")]
+    Request,
+}
+
+/// From the agent to the manager, on its one control connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToManager {
+    /// First on each connection: all that the VM is and has. The manager rebuilds its picture from it.
+    Hello(Hello),
+    /// Sent every `heartbeat_ms`.
+    Heartbeat { held: Vec<HeldTree> },
+    /// A step of a start is done.
+    Progress { start: StartId, step: Step, elapsed_us: u64 },
+    /// The probe answered.
+    Ready { start: StartId, report: StartReport },
+    /// The start did not become ready, or its instance has ended.
+    Ended { start: StartId, reason: EndReason, report: StartReport },
+    /// An upstream of this VM does not serve; the manager decides the new place.
+    UpstreamLost { tree: TreeId, epoch: Epoch, vm: VmId },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u32,
+    pub memory_bytes: u64,
+    /// Where other VMs and the manager reach this agent.
+    pub address: SocketAddr,
+    pub held: Vec<HeldTree>,
+    pub instances: Vec<RunningInstance>,
+}
+
+/// A tree that the VM is a member of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldTree {
+    pub tree: TreeId,
+    pub epoch: Epoch,
+    pub blocks_present: u32,
+    pub blocks_total: u32,
+    pub bytes: BytesBySource,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningInstance {
+    pub start: StartId,
+    pub tenant: TenantId,
+    pub function: FunctionName,
+    pub image: ImageId,
+    pub memory_bytes: u64,
+    pub ready: bool,
+}
+
+/// Steps of a start on its VM, in their order (design: "the way of a start").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// A connection to an upstream is open.
+    Connecting,
+    /// The index is there and verified.
+    Index,
+    /// The blocks that the mount reads are there.
+    Metadata,
+    /// The file system is mounted.
+    Mount,
+    /// The container's process runs.
+    Run,
+    /// The probe path answered.
+    Probe,
+}
+
+impl Step {
+    pub const ALL: [Self; 6] =
+        [Self::Connecting, Self::Index, Self::Metadata, Self::Mount, Self::Run, Self::Probe];
+}
+
+/// What the VM knows of one start. Times count from the arrival of the order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartReport {
+    /// When each step was done, in microseconds.
+    pub steps_us: BTreeMap<Step, u64>,
+    /// Stored bytes that arrived for this image from the order to this report.
+    pub bytes: BytesBySource,
+    /// Reads that had to wait for a block, and for how long together.
+    pub stalls: u32,
+    pub stalled_us: u64,
+}
+
+/// Stored bytes of blocks by where they came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BytesBySource {
+    /// The first upstream of the order.
+    pub parent: u64,
+    /// Another VM of the tree.
+    pub ancestor: u64,
+    pub origin: u64,
+}
+
+/// Why a start or its instance ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "detail")]
+pub enum EndReason {
+    /// Stopped because it was asked for.
+    Stopped,
+    /// The index or the first blocks could not be had.
+    ImageUnavailable(String),
+    MountFailed(String),
+    RunFailed(String),
+    Exited(Exit),
+    /// The probe did not answer in time.
+    NotReady,
+    /// The VM refuses the order.
+    Refused(String),
+    /// The VM is gone.
+    VmLost,
+    /// No VM had room in time.
+    NoRoom,
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped => out.write_str("stopped on request"),
+            Self::ImageUnavailable(detail) => write!(out, "the image could not be read: {detail}"),
+            Self::MountFailed(detail) => write!(out, "the image could not be mounted: {detail}"),
+            Self::RunFailed(detail) => write!(out, "the container could not be run: {detail}"),
+            Self::Exited(Exit::Code(code)) => write!(out, "the container exited with code {code}"),
+            Self::Exited(Exit::Signal(signal)) => write!(out, "the container was ended by signal {signal}"),
+            Self::Exited(Exit::OutOfMemory) => out.write_str("the container ran out of memory"),
+            Self::NotReady => out.write_str("the readiness probe did not answer in time"),
+            Self::Refused(detail) => write!(out, "the VM refused the order: {detail}"),
+            Self::VmLost => out.write_str("the VM was lost"),
+            Self::NoRoom => out.write_str("no VM had room in time"),
+        }
+    }
+}
+
+/// From the manager to an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToAgent {
+    /// The answer to `Hello`.
+    Welcome {
+        version: u32,
+        heartbeat_ms: u64,
+        /** Ed25519. */
+        #[serde(with = "serde_bytes")]
+        capability_key: Vec<u8>,
+    },
+    /// The connection is closed behind it.
+    Refused { reason: JoinRefusal },
+    /// Make an instance.
+    Start(Box<StartOrder>),
+    /// End an instance.
+    Stop { start: StartId },
+    /// A new place in a tree, or fresh hints for the present one.
+    Place(Place),
+    /// Leave a tree: serve nobody any more. Blocks may stay in the cache.
+    Leave { tree: TreeId, epoch: Epoch },
+}
+
+/// All that is needed to make one instance; no second round trip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StartOrder {
+    pub start: StartId,
+    pub function: FunctionName,
+    pub image: BlockImage,
+    pub place: Place,
+    pub env: BTreeMap<String, String>,
+    pub memory_bytes: u64,
+    pub probe_path: String,
+    /// From the arrival of the order to ready.
+    pub ready_deadline_ms: u64,
+}
+
+/// A VM's place in a tree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    pub tree: TreeId,
+    pub epoch: Epoch,
+    /// One list for each stripe, in the order in which they are to be tried. Block `b` belongs to
+    /// stripe `b mod stripes`.
+    pub stripes: Vec<Vec<Upstream>>,
+    pub capability: Capability,
+}
+
+/// Where blocks may be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Upstream {
+    Vm { vm: VmId, address: SocketAddr },
+    Origin,
+}
+
+/// The manager's word that the holder of a key may read one tree: MessagePack of
+/// `CapabilityClaims` and an Ed25519 signature over those bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capability {
+    #[serde(with = "serde_bytes")]
+    pub claims: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    pub signature: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CapabilityClaims {
+    pub tree: TreeId,
+    pub vm: VmId,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo) in the child's certificate.
+    #[serde(with = "serde_bytes")]
+    pub key_hash: Vec<u8>,
+    /// Seconds since the Unix epoch.
+    pub expires_at: u64,
+}
+
+impl fmt::Debug for JoinRequest {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("JoinRequest").field("vm", &self.vm).finish_non_exhaustive()
+    }
+}

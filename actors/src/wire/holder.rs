@@ -1,0 +1,118 @@
+//! Agent and holder, over a unix socket in the VM's data folder.
+//!
+//! The holder outlives the agent. On each new connection the agent says `Hello`, the holder answers
+//! with `State`, and then asks again (`Miss`) for all that its pending reads still need.
+
+use crate::{
+    id::{BlockId, ImageId, StartId},
+    image::RuntimeConfig,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// From the agent to the holder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToHolder {
+    /// First on each connection.
+    Hello { version: u32 },
+    /// Serves a block image's file system and mounts it. Answered by `Mounted` or `MountFailed`.
+    /// Again for an image already mounted: answered at once.
+    Mount(Mount),
+    /// The plain bytes of these blocks are in the cache file; reads that wait for them go on.
+    Present { image: ImageId, blocks: Vec<BlockId> },
+    /// These blocks cannot be had: reads that wait for them fail with an I/O error.
+    Unavailable { image: ImageId, blocks: Vec<BlockId> },
+    /// Runs a container on a mounted image. Answered by `Running` or `RunFailed`, later `Exited`.
+    Run(Box<Run>),
+    /// Ends a container: its stop signal, after `grace_ms` SIGKILL. Answered by `Exited`.
+    Stop { start: StartId, grace_ms: u64 },
+    /// Gives up an image's mount. Refused with `MountFailed` while an instance uses it.
+    Unmount { image: ImageId },
+    /// Stops every container, unmounts everything, answers `Bye` and ends the process.
+    Shutdown { grace_ms: u64 },
+}
+
+/// A block image to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub image: ImageId,
+    /// The cache file: sparse, plain bytes at their place in the file system.
+    pub plain_path: PathBuf,
+    pub plain_bytes: u64,
+    /// Bit `n % 8` of byte `n / 8` is set when block `n` is in the cache file.
+    #[serde(with = "serde_bytes")]
+    pub present: Vec<u8>,
+}
+
+/// A container to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub start: StartId,
+    pub image: ImageId,
+    pub runtime: RuntimeConfig,
+    /// Settings of the function; they win over those of the image.
+    pub env: BTreeMap<String, String>,
+    pub memory_bytes: u64,
+    pub pids_max: u32,
+    /// Bound of what the container may write to its root file system.
+    pub writable_bytes: u64,
+    /// Bound of the kept output; the oldest is dropped.
+    pub log_bytes_max: u64,
+}
+
+/// From the holder to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromHolder {
+    /// The answer to `Hello`: all that the holder has.
+    State {
+        version: u32,
+        mounts: Vec<ImageId>,
+        instances: Vec<HeldInstance>,
+    },
+    /// Reads wait for these blocks. Sent once for each block until it is answered or the agent reconnects.
+    Miss {
+        image: ImageId,
+        blocks: Vec<BlockId>,
+    },
+    Mounted {
+        image: ImageId,
+    },
+    MountFailed {
+        image: ImageId,
+        reason: String,
+    },
+    Running {
+        start: StartId,
+        pid: u32,
+    },
+    RunFailed {
+        start: StartId,
+        reason: String,
+    },
+    Exited {
+        start: StartId,
+        exit: Exit,
+    },
+    Bye,
+}
+
+/// A container that the holder has, running or ended since the agent was last connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldInstance {
+    pub start: StartId,
+    pub image: ImageId,
+    /// What the agent must know again after it was replaced.
+    pub port: u16,
+    pub exit: Option<Exit>,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    OutOfMemory,
+}

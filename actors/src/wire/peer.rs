@@ -1,0 +1,84 @@
+//! Child and parent: the index and the blocks of one tree over one connection.
+
+use super::control::Capability;
+use crate::id::{BlockId, TreeId, VmId};
+use serde::{Deserialize, Serialize};
+
+/// Why a block is wanted. The order of urgency: demand overtakes prefetch on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Urgency {
+    /// A read waits for it.
+    Demand,
+    /// It will probably be read soon.
+    Prefetch,
+}
+
+/// From a child to the VM it asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToParent {
+    /// First on each connection.
+    Open { version: u32, tree: TreeId, capability: Capability },
+    /// Answered by `Index` with the encoded index as body, as soon as the parent has it.
+    WantIndex,
+    /// Each block is answered by `Block` or `NotServed`. `path` holds the VMs that the demand has
+    /// passed, the asker last; a VM that finds itself in it refuses with `Loop` (invariant 11).
+    Want { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId> },
+    /// The stored bytes of the block did not have the hash of the index.
+    Corrupt { block: BlockId },
+}
+
+/// From a parent to its child.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromParent {
+    Opened,
+    /// The connection is closed behind it.
+    Refused {
+        reason: Refusal,
+    },
+    /// Body: the encoded index.
+    Index,
+    /// Body: the stored bytes.
+    Block {
+        block: BlockId,
+    },
+    NotServed {
+        block: BlockId,
+        reason: NotServed,
+    },
+    /// The parent itself waits: nothing has arrived above it for that long.
+    Waiting {
+        silent_ms: u64,
+    },
+}
+
+/// Why a child is not served at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    #[error("the other side speaks another version of the protocol")]
+    Version,
+    #[error("the capability is missing, expired, or for another tree or key")]
+    Capability,
+    /// The same answer whether the tree exists elsewhere or not.
+    #[error("this VM does not hold that block image")]
+    NotHeld,
+    #[error("this VM serves as many children as it may")]
+    Busy,
+    #[error("the other side broke the protocol")]
+    Protocol,
+}
+
+/// Why one block is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotServed {
+    /// The demand came back to a VM it had passed.
+    Loop,
+    /// No upstream of the parent has it.
+    NoSource,
+    /// More blocks are asked for than the limit allows.
+    Busy,
+}
