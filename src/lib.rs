@@ -1,1 +1,3 @@
-//! FaaSNet.
+//! FaaSNet: the process. Command line, settings, HTTP, and the adapters that touch the world.
+
+pub mod settings;

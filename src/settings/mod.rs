@@ -1,0 +1,286 @@
+//! Settings: `config/default.toml`, then the user's file, then `FAASNET__SECTION__KEY` variables;
+//! later ones win. Every key is listed in the default file with its unit and reason. The rest of the
+//! program gets only the section it needs, by value.
+
+use serde::{Deserialize, Serialize};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// The text of `config/default.toml`, compiled in so that the binary needs no file beside it.
+pub const DEFAULT: &str = include_str!("../../config/default.toml");
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub log: LogSettings,
+    pub http: HttpSettings,
+    pub manager: ManagerSettings,
+    pub scheduler: SchedulerSettings,
+    pub tree: TreeSettings,
+    pub agent: AgentSettings,
+    pub transfer: TransferSettings,
+    pub holder: HolderSettings,
+    pub image: ImageSettings,
+    pub origin: OriginSettings,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogSettings {
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpSettings {
+    pub listen: SocketAddr,
+    pub workers: usize,
+    pub connections_max: usize,
+    pub json_bytes_max: usize,
+    pub request_body_bytes_max: u64,
+    pub response_body_bytes_max: u64,
+    pub request_deadline_ms: u64,
+    pub shutdown_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManagerSettings {
+    pub data: PathBuf,
+    pub listen: SocketAddr,
+    pub connections_max: usize,
+    pub heartbeat_ms: u64,
+    pub lease_ms: u64,
+    pub handshake_ms: u64,
+    pub orders_queued_max: usize,
+    pub capability_ttl_ms: u64,
+    pub certificate_ttl_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerSettings {
+    pub mailbox_permits: usize,
+    pub functions_max: usize,
+    pub functions_per_vm_max: usize,
+    pub starts_per_request_max: u32,
+    pub starts_waiting_max: usize,
+    pub starts_kept: usize,
+    pub requests_waiting_per_function_max: usize,
+    pub requests_waiting_max: usize,
+    pub placement_deadline_ms: u64,
+    pub ready_deadline_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TreeSettings {
+    pub topology: Topology,
+    pub fan_out: usize,
+    pub ancestors_max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Topology {
+    Complete,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentSettings {
+    pub data: PathBuf,
+    pub listen: SocketAddr,
+    pub memory_bytes: u64,
+    pub threads: usize,
+    pub connections_max: usize,
+    pub handshake_ms: u64,
+    pub connect_ms: u64,
+    pub reconnect_min_ms: u64,
+    pub reconnect_max_ms: u64,
+    pub instances_max: usize,
+    pub probe_interval_ms: u64,
+    pub probe_timeout_ms: u64,
+    pub stop_grace_ms: u64,
+    pub requests_per_instance_max: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferSettings {
+    pub children_max: usize,
+    pub in_flight_blocks_max: usize,
+    pub queued_blocks_max: usize,
+    pub read_ahead_blocks_max: u32,
+    pub hops_max: usize,
+    pub stall_ms: u64,
+    pub retry_min_ms: u64,
+    pub retry_max_ms: u64,
+    pub memory_cache_bytes: u64,
+    pub disk_cache_bytes: u64,
+    pub frame_header_bytes_max: u32,
+    pub index_bytes_max: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HolderSettings {
+    pub read_deadline_ms: u64,
+    pub call_deadline_ms: u64,
+    pub fuse_threads: usize,
+    pub reads_waiting_max: usize,
+    pub read_ahead_kib: u32,
+    pub erofs_direct_io: bool,
+    pub pids_max: u32,
+    pub writable_bytes: u64,
+    pub log_bytes_max: u64,
+    pub runtime: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSettings {
+    pub destination: String,
+    pub layout_roots: Vec<PathBuf>,
+    pub spool: PathBuf,
+    pub spool_bytes_max: u64,
+    pub conversions_max: usize,
+    pub plain_bytes_max: u64,
+    pub entries_max: u64,
+    pub layers_max: usize,
+    pub manifest_bytes_max: u64,
+    pub zstd_level: i32,
+    pub threads: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OriginSettings {
+    pub connect_ms: u64,
+    pub read_ms: u64,
+    pub attempts_max: u32,
+    pub retry_min_ms: u64,
+    pub retry_max_ms: u64,
+    pub redirects_max: usize,
+    pub plain_http_registries: Vec<String>,
+    pub ca_files: Vec<PathBuf>,
+    pub docker_config: PathBuf,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("settings are not understood: {0}")]
+    Parse(#[from] config::ConfigError),
+    #[error("setting {key} is not usable: {rule}")]
+    Value { key: &'static str, rule: &'static str },
+}
+
+impl Settings {
+    /// Reads the defaults, then `file` if one is given, then the environment.
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        let mut builder =
+            config::Config::builder().add_source(config::File::from_str(DEFAULT, config::FileFormat::Toml));
+        if let Some(path) = file {
+            builder = builder.add_source(config::File::from(path).format(config::FileFormat::Toml));
+        }
+        let environment = config::Environment::with_prefix("FAASNET")
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true)
+            .list_separator(",")
+            .with_list_parse_key("image.layout_roots")
+            .with_list_parse_key("origin.plain_http_registries")
+            .with_list_parse_key("origin.ca_files");
+        let settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Checks what types cannot say.
+    fn check(&self) -> Result<(), SettingsError> {
+        let rules = [
+            ("tree.fan_out", (1..=64).contains(&self.tree.fan_out), "use 1 to 64"),
+            ("tree.ancestors_max", (1..=8).contains(&self.tree.ancestors_max), "use 1 to 8"),
+            (
+                "manager.lease_ms",
+                self.manager.lease_ms >= 2 * self.manager.heartbeat_ms,
+                "use at least two heartbeats",
+            ),
+            (
+                "manager.capability_ttl_ms",
+                self.manager.capability_ttl_ms >= 10 * self.manager.lease_ms,
+                "use at least ten leases, so that a manager may be away without stopping transfers",
+            ),
+            ("agent.threads", self.agent.threads >= 1, "use at least 1"),
+            ("transfer.in_flight_blocks_max", self.transfer.in_flight_blocks_max >= 1, "use at least 1"),
+            (
+                "transfer.queued_blocks_max",
+                self.transfer.queued_blocks_max >= self.transfer.in_flight_blocks_max,
+                "use at least transfer.in_flight_blocks_max, or children are refused what they may ask",
+            ),
+            ("transfer.stall_ms", self.transfer.stall_ms >= 30, "use at least 30"),
+            (
+                "holder.read_deadline_ms",
+                self.holder.read_deadline_ms > self.transfer.stall_ms,
+                "use more than transfer.stall_ms",
+            ),
+            ("holder.fuse_threads", (1..=64).contains(&self.holder.fuse_threads), "use 1 to 64"),
+            ("image.zstd_level", (1..=19).contains(&self.image.zstd_level), "use 1 to 19"),
+            ("origin.attempts_max", self.origin.attempts_max >= 1, "use at least 1"),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            Some((key, _, rule)) => Err(SettingsError::Value { key, rule }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn load_text(text: &str) -> Result<Settings, SettingsError> {
+        let mut file = tempfile::NamedTempFile::new().expect("temporary file");
+        file.write_all(text.as_bytes()).expect("written");
+        Settings::load(Some(file.path()))
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_name_every_key() {
+        let settings = Settings::load(None).expect("defaults are valid");
+        let everything = serde_json::to_value(&settings).expect("serializes");
+        for (section, keys) in everything.as_object().expect("sections") {
+            assert!(DEFAULT.contains(&format!("\n[{section}]\n")), "{section}");
+            for key in keys.as_object().expect("keys").keys() {
+                let line = DEFAULT.lines().position(|line| line.starts_with(&format!("{key} = ")));
+                let line = line.unwrap_or_else(|| panic!("{section}.{key} is not in the default file"));
+                let reason = DEFAULT.lines().nth(line - 1).expect("a line before it");
+                assert!(reason.starts_with("# "), "{section}.{key} has no reason");
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_an_error() {
+        let error = load_text("[tree]\nfanout = 3\n").expect_err("unknown key").to_string();
+        assert!(error.contains("fanout"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_breaks_a_relation_is_named() {
+        let error = load_text("[manager]\nlease_ms = 1\n").expect_err("too short").to_string();
+        assert!(error.contains("manager.lease_ms"), "{error}");
+    }
+}
