@@ -53,6 +53,8 @@ pub struct Run {
     pub runtime: RuntimeConfig,
     /// Settings of the function; they win over those of the image.
     pub env: BTreeMap<String, String>,
+    /// A free port on the VM's loopback, chosen by the agent; the container finds it as `$PORT`.
+    pub port: u16,
     pub memory_bytes: u64,
     pub pids_max: u32,
     /// Bound of what the container may write to its root file system.
