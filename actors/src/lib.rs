@@ -4,5 +4,7 @@
 
 pub mod id;
 pub mod image;
+pub mod model;
+pub mod scheduler;
 pub mod wire;
 pub mod world;

@@ -47,3 +47,78 @@ impl OriginError {
         }
     }
 }
+
+/// A row of the metadata store: a table, a key, and bytes that only the writer understands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub table: Table,
+    pub key: String,
+    pub value: Vec<u8>,
+}
+
+/// What the manager keeps for good (invariant 9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// `tenant/name` to the function's description and block image.
+    Functions,
+    /// Block images that our converter made, by their digest.
+    Images,
+    /// API tokens by the hash of their text.
+    Tokens,
+    /// Join tokens by the hash of their secret.
+    JoinTokens,
+    /// VMs by name, with the hash of their key.
+    Vms,
+    /// Accepted starts that have not ended.
+    Starts,
+    /// Single values: the term, for instance.
+    Values,
+}
+
+impl Table {
+    pub const ALL: [Self; 7] = [
+        Self::Functions,
+        Self::Images,
+        Self::Tokens,
+        Self::JoinTokens,
+        Self::Vms,
+        Self::Starts,
+        Self::Values,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Functions => "functions",
+            Self::Images => "images",
+            Self::Tokens => "tokens",
+            Self::JoinTokens => "join_tokens",
+            Self::Vms => "vms",
+            Self::Starts => "starts",
+            Self::Values => "values",
+        }
+    }
+}
+
+/// One change of the metadata store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Put(Row),
+    Delete { table: Table, key: String },
+}
+
+/// The metadata store.
+pub trait Metadata: Send + Sync {
+    /// All rows of a table, in the order of their keys.
+    fn scan(&self, table: Table) -> BoxFuture<'static, Result<Vec<Row>, MetadataError>>;
+    /// Applies all writes or none; done when they survive a crash.
+    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'static, Result<(), MetadataError>>;
+}
+
+/// Why the metadata store did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    #[error("the metadata store is full or cannot be written: {0}")]
+    Unwritable(String),
+    #[error("the metadata store is damaged or of another version: {0}")]
+    Damaged(String),
+}
