@@ -1,6 +1,6 @@
 //! What others hold of the scheduler.
 
-use super::messages::{Ask, ControlError, Located, Release, Reply, Request};
+use super::messages::{Acquired, Ask, ControlError, Located, Reply, Request};
 use crate::{
     id::{FunctionName, StartId, TenantId, VmId},
     model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
@@ -19,7 +19,6 @@ use tokio::{
 #[derive(Clone)]
 pub struct SchedulerHandle {
     requests: Recipient<Request>,
-    releases: Recipient<Release>,
     permits: Arc<Semaphore>,
 }
 
@@ -27,8 +26,8 @@ pub struct SchedulerHandle {
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl SchedulerHandle {
-    pub fn new(requests: Recipient<Request>, releases: Recipient<Release>, mailbox_permits: usize) -> Self {
-        Self { requests, releases, permits: Arc::new(Semaphore::new(mailbox_permits)) }
+    pub fn new(requests: Recipient<Request>, mailbox_permits: usize) -> Self {
+        Self { requests, permits: Arc::new(Semaphore::new(mailbox_permits)) }
     }
 
     async fn ask<T>(&self, ask: impl FnOnce(Reply<T>) -> Ask) -> Result<T, ControlError> {
@@ -102,11 +101,7 @@ impl SchedulerHandle {
         deadline: Instant,
     ) -> Result<Acquired, ControlError> {
         let waiting = self.ask(|reply| Ask::Acquire { tenant, name, on, deadline, reply });
-        let located = match tokio::time::timeout_at(deadline, waiting).await {
-            Ok(answer) => answer?,
-            Err(_) => return Err(ControlError::DeadlineExceeded),
-        };
-        Ok(Acquired { located, releases: self.releases.clone() })
+        tokio::time::timeout_at(deadline, waiting).await.unwrap_or(Err(ControlError::DeadlineExceeded))
     }
 
     pub async fn vms(&self) -> Result<Vec<VmView>, ControlError> {
@@ -119,23 +114,5 @@ impl SchedulerHandle {
 
     pub async fn tree(&self, tenant: TenantId, name: FunctionName) -> Result<TreeView, ControlError> {
         self.ask(|reply| Ask::GetTree { tenant, name, reply }).await
-    }
-}
-
-/// A place for one request at one instance.
-pub struct Acquired {
-    located: Located,
-    releases: Recipient<Release>,
-}
-
-impl Acquired {
-    pub fn located(&self) -> &Located {
-        &self.located
-    }
-}
-
-impl Drop for Acquired {
-    fn drop(&mut self) {
-        self.releases.do_send(Release { start: self.located.start.clone() });
     }
 }

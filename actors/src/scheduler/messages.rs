@@ -82,7 +82,7 @@ pub enum Ask {
         name: FunctionName,
         on: Option<StartId>,
         deadline: Instant,
-        reply: Reply<Located>,
+        reply: Reply<Acquired>,
     },
     ListVms {
         reply: Reply<Vec<VmView>>,
@@ -112,6 +112,28 @@ pub struct Located {
     pub start: StartId,
     pub vm: VmId,
     pub address: SocketAddr,
+}
+
+/// A place for one request at one instance; dropped, it is free again, wherever that happens.
+pub struct Acquired {
+    located: Located,
+    releases: Recipient<Release>,
+}
+
+impl Acquired {
+    pub fn new(located: Located, releases: Recipient<Release>) -> Self {
+        Self { located, releases }
+    }
+
+    pub fn located(&self) -> &Located {
+        &self.located
+    }
+}
+
+impl Drop for Acquired {
+    fn drop(&mut self) {
+        self.releases.do_send(Release { start: self.located.start.clone() });
+    }
 }
 
 /// Why the control plane does not do what it was asked.

@@ -3,5 +3,5 @@
 mod handle;
 mod messages;
 
-pub use handle::{Acquired, SchedulerHandle};
-pub use messages::{Ask, ControlError, Located, Release, Reply, Request};
+pub use handle::SchedulerHandle;
+pub use messages::{Acquired, Ask, ControlError, Located, Release, Reply, Request};
