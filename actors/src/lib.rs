@@ -2,9 +2,15 @@
 //!
 //! Nothing in here opens a socket or a file: the world is reached through the traits of [`world`].
 
+pub mod function_tree;
 pub mod id;
 pub mod image;
+pub mod journal;
 pub mod model;
+pub mod ring;
 pub mod scheduler;
+pub mod support;
+pub mod tree;
+pub mod vm_node;
 pub mod wire;
 pub mod world;
