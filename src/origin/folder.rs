@@ -152,7 +152,7 @@ mod tests {
     }
 
     fn reader() -> std::sync::Arc<origin::OriginReader> {
-        origin::open(&Settings::load(None).expect("defaults").origin)
+        origin::open(&Settings::load(None).expect("defaults").origin, 1).expect("opened")
     }
 
     #[tokio::test]

@@ -7,10 +7,14 @@
 
 mod counters;
 mod folder;
+mod registry;
 
 pub use counters::{OriginCounters, OriginCounts};
 
-use crate::settings::OriginSettings;
+use crate::{
+    registry::{RegistryClient, RegistryError},
+    settings::OriginSettings,
+};
 use bytes::Bytes;
 use faasnet_actors::{
     id::Digest,
@@ -19,6 +23,7 @@ use faasnet_actors::{
 };
 use folder::FolderOrigin;
 use futures::future::{BoxFuture, FutureExt};
+use registry::RegistryOrigin;
 use std::{ops::Range, sync::Arc};
 
 /// Longest range of one read, in bytes: the largest index (48 bytes for each of 2^20 blocks) and some.
@@ -28,14 +33,19 @@ pub const RANGE_BYTES_MAX: u64 = 64 << 20;
 /// Reads block images from folders and registries. Shared by all transfers of an agent.
 pub struct OriginReader {
     folder: FolderOrigin,
+    registry: RegistryOrigin,
     counters: Arc<OriginCounters>,
 }
 
-/// Makes the reader. Nothing is connected or opened before the first read.
-pub fn open(settings: &OriginSettings) -> Arc<OriginReader> {
+/// Makes the reader. Nothing is connected or opened before the first read, which must be awaited within
+/// a tokio runtime. `seed` decides the jitter of pauses between attempts.
+///
+/// Fails when a file of `origin.ca_files` cannot be used.
+pub fn open(settings: &OriginSettings, seed: u64) -> Result<Arc<OriginReader>, RegistryError> {
     let counters = Arc::new(OriginCounters::default());
     let folder = FolderOrigin::new(settings, Arc::clone(&counters));
-    Arc::new(OriginReader { folder, counters })
+    let registry = RegistryOrigin::new(RegistryClient::new(settings, seed)?, Arc::clone(&counters));
+    Ok(Arc::new(OriginReader { folder, registry, counters }))
 }
 
 impl OriginReader {
@@ -58,9 +68,7 @@ impl Origin for OriginReader {
         };
         match &image.location {
             ImageLocation::Folder { path } => self.folder.read(path, object, range),
-            ImageLocation::Registry { .. } => {
-                futures::future::ready(Err(OriginError::Failed("no registry yet".to_owned()))).boxed()
-            }
+            ImageLocation::Registry { repository } => self.registry.read(repository, object, range),
         }
     }
 }
