@@ -170,7 +170,7 @@ impl TokenRequest<'_> {
             method: Method::GET,
             url: self.realm.clone(),
             headers: HeaderMap::new(),
-            body: Content::Empty,
+            body: Content::empty(),
             deadline: transport.answer_deadline,
         };
         let mut fields = vec![("scope", self.scope)];
@@ -187,7 +187,7 @@ impl TokenRequest<'_> {
                 call.method = Method::POST;
                 call.headers
                     .insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-                call.body = Content::Bytes(form.into());
+                call.body = Content::bytes(form);
             }
             Credentials::Password { user, password } => {
                 call.url.query_pairs_mut().extend_pairs(fields);

@@ -188,7 +188,7 @@ impl BlobStream {
         let deadline = self.client.transport().answer_deadline;
         let piece = next_piece(response, deadline).await.ok_or(cut_short)?;
         if piece.len() as u64 > self.size - self.position {
-            return Err(self.too_long());
+            return Err(self.surplus());
         }
         Ok(piece)
     }
@@ -196,13 +196,13 @@ impl BlobStream {
     async fn finish(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let Some(mut response) = self.open.take() else { return Ok(None) };
         match next_piece(&mut response, self.client.transport().answer_deadline).await {
-            Some(_) => Err(self.too_long()),
+            Some(_) => Err(self.surplus()),
             None => Ok(None),
         }
     }
 
-    fn too_long(&self) -> RegistryError {
-        RegistryError::TooLarge { what: name(&self.repository, self.blob), bytes_max: self.size }
+    fn surplus(&self) -> RegistryError {
+        RegistryError::Surplus { what: name(&self.repository, self.blob), size: self.size }
     }
 }
 

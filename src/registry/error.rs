@@ -41,6 +41,8 @@ pub enum RegistryError {
     WrongDigest { what: String, wanted: Digest, got: Digest },
     #[error("{what} is larger than {bytes_max} bytes")]
     TooLarge { what: String, bytes_max: u64 },
+    #[error("{what} is longer than the {size} bytes that its manifest states")]
+    Surplus { what: String, size: u64 },
     #[error("{registry} ignores ranges: it would send all of {what}")]
     RangeIgnored { registry: String, what: String },
     #[error("{registry} does not follow the distribution specification: {reason}")]

@@ -102,7 +102,7 @@ impl RegistryClient {
             let mut call = self.call(repository, Method::PUT, &path, reference.to_string())?;
             let value = HeaderValue::from_str(media_type);
             call.headers.insert(CONTENT_TYPE, value.map_err(|_| unusable(repository, media_type))?);
-            call.body = Content::Bytes(bytes.clone());
+            call.body = Content::bytes(bytes.clone());
             let response = self.send(&call, repository, Access::Push).await?;
             let (wanted, what) = (sha256(bytes), reference.to_string());
             match header(&response, "docker-content-digest").and_then(|text| text.parse().ok()) {

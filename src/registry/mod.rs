@@ -13,6 +13,7 @@
 
 mod auth;
 mod blob;
+mod blocking;
 mod content;
 mod credentials;
 mod error;
@@ -24,6 +25,7 @@ mod retry;
 mod transport;
 
 pub use blob::{BlobStream, RangeAnswer};
+pub use blocking::BlockingClient;
 pub use content::Content;
 pub use error::RegistryError;
 pub use manifest::{Descriptor, Manifest};
@@ -106,7 +108,7 @@ impl RegistryClient {
             method,
             url,
             headers,
-            body: Content::Empty,
+            body: Content::empty(),
             deadline,
         })
     }

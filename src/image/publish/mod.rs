@@ -1,5 +1,9 @@
 //! Where block images are published, behind one trait: an OCI layout folder or a registry.
 
+mod registry;
+
+pub use registry::RegistryDestination;
+
 use crate::image::{
     progress::{Cancelled, Progress},
     source::BlobRef,

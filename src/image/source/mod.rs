@@ -1,5 +1,9 @@
 //! Where source images are read from, behind one trait: an OCI layout folder or a registry.
 
+mod registry;
+
+pub use registry::RegistrySource;
+
 use crate::image::progress::Cancelled;
 use faasnet_actors::id::Digest;
 use std::{io, io::Read, path::PathBuf, time::Duration};
@@ -61,6 +65,8 @@ pub enum SourceError {
     TooLarge { what: String, limit: u64, setting: &'static str },
     #[error("the registry is not to be had: {what}: {reason}")]
     Unavailable { what: String, reason: String },
+    #[error("{what} cannot be read from here: {reason}")]
+    Unusable { what: String, reason: String },
     #[error("{}: {error}", path.display())]
     Io { path: PathBuf, error: io::Error },
     #[error(transparent)]
