@@ -1,4 +1,7 @@
 //! FaaSNet: the process. Command line, settings, HTTP, and the adapters that touch the world.
 
 pub mod net;
+pub mod image;
+pub mod origin;
+pub mod registry;
 pub mod settings;
