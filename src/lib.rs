@@ -4,4 +4,5 @@ pub mod net;
 pub mod image;
 pub mod origin;
 pub mod registry;
+pub mod holder;
 pub mod settings;
