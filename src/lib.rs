@@ -1,3 +1,5 @@
 //! FaaSNet: the process. Command line, settings, HTTP, and the adapters that touch the world.
 
+pub mod metadata;
 pub mod settings;
+pub mod tokens;
