@@ -5,4 +5,7 @@ pub mod image;
 pub mod origin;
 pub mod registry;
 pub mod holder;
+pub mod http;
+pub mod metadata;
 pub mod settings;
+pub mod tokens;
