@@ -1,5 +1,7 @@
 //! The test bed on real namespaces. Needs root and iproute2.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows test functions, but not the helpers beside them")]
+
 use faasnet_loadtest::bed::{Bed, BedSpec, HostSpec, LinkChange, Rate, list, remove};
 use std::{
     io::{Read, Write},
