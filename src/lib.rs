@@ -7,5 +7,6 @@ pub mod registry;
 pub mod holder;
 pub mod http;
 pub mod metadata;
+pub mod sample;
 pub mod settings;
 pub mod tokens;

@@ -1,0 +1,24 @@
+//! `faasnet-loadtest`: the test bed and the measurements of this repository.
+
+use clap::{Parser, Subcommand};
+use faasnet_loadtest::bed::cli::BedVerb;
+
+#[derive(Parser)]
+#[command(name = "faasnet-loadtest", version, about = "Test bed and load tests for FaaSNet")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Network namespaces joined by a bridge, with shaped links
+    #[command(subcommand)]
+    Bed(BedVerb),
+}
+
+fn main() -> anyhow::Result<std::process::ExitCode> {
+    match Arguments::parse().verb {
+        Verb::Bed(verb) => verb.run(),
+    }
+}
