@@ -1,12 +1,12 @@
 //! FaaSNet: the process. Command line, settings, HTTP, and the adapters that touch the world.
 
-pub mod net;
-pub mod image;
-pub mod origin;
-pub mod registry;
 pub mod holder;
 pub mod http;
+pub mod image;
 pub mod metadata;
+pub mod net;
+pub mod origin;
+pub mod registry;
 pub mod sample;
 pub mod settings;
 pub mod tokens;

@@ -32,7 +32,8 @@ enum Verb {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let settings = Settings::load(arguments.config.as_deref()).context("reading the settings")?;
-    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log.filter).context("reading log.filter")?;
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(&settings.log.filter).context("reading log.filter")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match arguments.verb {
         Verb::Holder { data } => holder::run(HolderOptions { data, settings: settings.holder }),

@@ -8,14 +8,7 @@
 //! process. We are its subreaper, so the process becomes our child and its status is ours to collect.
 
 use super::{
-    bundle,
-    cgroup::Cgroups,
-    core::Event,
-    desk::Input,
-    log::BoundedLog,
-    overlay::Overlay,
-    runc::Runc,
-    wait,
+    bundle, cgroup::Cgroups, core::Event, desk::Input, log::BoundedLog, overlay::Overlay, runc::Runc, wait,
 };
 use faasnet_actors::wire::holder::{Exit, Run};
 use rustix::{
@@ -98,7 +91,8 @@ impl<'a> Container<'a> {
     fn start(host: &'a Host, run: &'a Run, folder: PathBuf, lower: &Path) -> Result<Self, String> {
         let text = |error: io::Error| format!("the instance's folder cannot be used: {error}");
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(text)?;
-        let overlay = Overlay::mount(&folder, lower, run.writable_bytes).map_err(|error| error.to_string())?;
+        let overlay =
+            Overlay::mount(&folder, lower, run.writable_bytes).map_err(|error| error.to_string())?;
         let container = Self::start_on(host, run, folder, &overlay);
         match container {
             Ok((log, output, pid, process, folder)) => {
@@ -128,10 +122,9 @@ impl<'a> Container<'a> {
         let (output, into_output) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| text(error.into()))?;
         fcntl_setfl(&output, OFlags::NONBLOCK).map_err(|error| text(error.into()))?;
         let pid_file = folder.join("pid");
-        host.runc
-            .run(id, &folder, &pid_file, File::from(into_output))
-            .map_err(|error| error.to_string())?;
-        let pid = fs::read_to_string(&pid_file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
+        host.runc.run(id, &folder, &pid_file, File::from(into_output)).map_err(|error| error.to_string())?;
+        let pid =
+            fs::read_to_string(&pid_file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
         let pid = pid.ok_or("the OCI runtime did not say which process it started")?;
         let process = pidfd_open(pid, PidfdFlags::empty())
             .map_err(|error| format!("the container's process cannot be watched: {error}"))?;

@@ -33,9 +33,9 @@ mod wait;
 
 pub use spawn::{SpawnError, connect, spawn, spawn_program};
 
+use self::core::Event;
 use crate::settings::HolderSettings;
 use anyhow::Context;
-use self::core::Event;
 use cgroup::Cgroups;
 use desk::{Desk, INPUTS_MAX, Input};
 use faasnet_actors::{id::StartId, wire::holder::ToHolder};

@@ -31,7 +31,9 @@ pub enum MountError {
     Fuse(io::Error),
     #[error("this kernel has no EROFS; load it with `modprobe erofs`")]
     NoErofs,
-    #[error("this kernel cannot mount EROFS from a file; Linux 6.12 or later with EROFS_FS_BACKED_BY_FILE can")]
+    #[error(
+        "this kernel cannot mount EROFS from a file; Linux 6.12 or later with EROFS_FS_BACKED_BY_FILE can"
+    )]
     NoFileBacked,
     #[error("the image is not a valid EROFS file system")]
     Invalid,
@@ -102,8 +104,7 @@ fn mount_fuse(path: &Path, file: ImageFile, threads: usize) -> Result<(), MountE
     let device = File::options().read(true).write(true).open("/dev/fuse").map_err(MountError::Device)?;
     let device = OwnedFd::from(device);
     // The root of this mount is a regular file (S_IFREG), readable by its owner.
-    let options =
-        format!("fd={},rootmode=100400,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    let options = format!("fd={},rootmode=100400,user_id=0,group_id=0,allow_other", device.as_raw_fd());
     let options = CString::new(options).expect("digits and words contain no NUL");
     let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
     mount("faasnet", path, "fuse", flags, options.as_c_str()).map_err(|error| match error {
@@ -123,7 +124,8 @@ fn mount_fuse(path: &Path, file: ImageFile, threads: usize) -> Result<(), MountE
 
 fn mount_erofs(file: &Path, target: &Path, direct_io: bool) -> Result<(), MountError> {
     let options = direct_io.then_some(c"directio");
-    mount(file, target, "erofs", MountFlags::RDONLY | MountFlags::NODEV, options).map_err(|error| match error {
+    mount(file, target, "erofs", MountFlags::RDONLY | MountFlags::NODEV, options).map_err(|error| match error
+    {
         Errno::NODEV => MountError::NoErofs,
         Errno::NOTBLK => MountError::NoFileBacked,
         Errno::INVAL | Errno::UCLEAN | Errno::BADMSG => MountError::Invalid,
