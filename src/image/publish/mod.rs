@@ -1,10 +1,16 @@
 //! Where block images are published, behind one trait: an OCI layout folder or a registry.
 
-use crate::image::{
-    progress::{Cancelled, Progress},
-    source::BlobRef,
+pub mod folder;
+
+use crate::{
+    image::{
+        progress::{Cancelled, Progress},
+        source::BlobRef,
+    },
+    settings::Settings,
 };
 use faasnet_actors::{id::Digest, image::ImageLocation};
+use folder::FolderDestination;
 use std::{io, path::PathBuf};
 
 /// A block image ready to be published: an OCI image manifest with `subject`, a configuration and two
@@ -66,4 +72,17 @@ impl PublishError {
             _ => Self::Io { path, error },
         }
     }
+}
+
+/// The destination that a text names: `folder:DIR` or `registry:HOST/REPOSITORY`; empty is a folder in the
+/// manager's data folder.
+pub fn open(destination: &str, settings: &Settings) -> Result<Box<dyn Destination>, PublishError> {
+    if destination.is_empty() {
+        return Ok(Box::new(FolderDestination::new(settings.manager.data.join("images"))));
+    }
+    if let Some(folder) = destination.strip_prefix("folder:") {
+        return Ok(Box::new(FolderDestination::new(folder)));
+    }
+    let reason = "this version publishes only to folders: folder:DIR".to_owned();
+    Err(PublishError::Invalid { what: destination.to_owned(), reason })
 }
