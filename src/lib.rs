@@ -1,5 +1,6 @@
 //! FaaSNet: the process. Command line, settings, HTTP, and the adapters that touch the world.
 
+pub mod agent;
 pub mod holder;
 pub mod http;
 pub mod image;

@@ -1,5 +1,6 @@
 //! Where block images are published, behind one trait: an OCI layout folder or a registry.
 
+<<<<<<< HEAD
 mod registry;
 
 pub use registry::RegistryDestination;
@@ -7,8 +8,19 @@ pub use registry::RegistryDestination;
 use crate::image::{
     progress::{Cancelled, Progress},
     source::BlobRef,
+=======
+pub mod folder;
+
+use crate::{
+    image::{
+        progress::{Cancelled, Progress},
+        source::BlobRef,
+    },
+    settings::Settings,
+>>>>>>> 65fa7a6ccd2f2e4011dbe5724b518221c483dc21
 };
 use faasnet_actors::{id::Digest, image::ImageLocation};
+use folder::FolderDestination;
 use std::{io, path::PathBuf};
 
 /// A block image ready to be published: an OCI image manifest with `subject`, a configuration and two
@@ -70,4 +82,17 @@ impl PublishError {
             _ => Self::Io { path, error },
         }
     }
+}
+
+/// The destination that a text names: `folder:DIR` or `registry:HOST/REPOSITORY`; empty is a folder in the
+/// manager's data folder.
+pub fn open(destination: &str, settings: &Settings) -> Result<Box<dyn Destination>, PublishError> {
+    if destination.is_empty() {
+        return Ok(Box::new(FolderDestination::new(settings.manager.data.join("images"))));
+    }
+    if let Some(folder) = destination.strip_prefix("folder:") {
+        return Ok(Box::new(FolderDestination::new(folder)));
+    }
+    let reason = "this version publishes only to folders: folder:DIR".to_owned();
+    Err(PublishError::Invalid { what: destination.to_owned(), reason })
 }

@@ -1,11 +1,18 @@
 //! Where source images are read from, behind one trait: an OCI layout folder or a registry.
 
+<<<<<<< HEAD
 mod registry;
 
 pub use registry::RegistrySource;
 
 use crate::image::progress::Cancelled;
+=======
+pub mod layout;
+
+use crate::{image::progress::Cancelled, settings::Settings};
+>>>>>>> 65fa7a6ccd2f2e4011dbe5724b518221c483dc21
 use faasnet_actors::id::Digest;
+use layout::LayoutSource;
 use std::{io, io::Read, path::PathBuf, time::Duration};
 
 /// A manifest or index as received. `digest` is of `bytes`, checked by the source if it was asked for
@@ -78,4 +85,13 @@ impl SourceError {
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::RateLimited { .. } | Self::Truncated { .. } | Self::Unavailable { .. })
     }
+}
+
+/// The source that a reference names: `oci:DIR[:TAG]`, or a repository of a registry.
+pub fn open(reference: &str, settings: &Settings) -> Result<Box<dyn Source>, SourceError> {
+    if let Some(layout) = reference.strip_prefix("oci:") {
+        return Ok(Box::new(LayoutSource::new(layout, settings.image.manifest_bytes_max)?));
+    }
+    let reason = "this version reads only OCI layout folders: oci:DIR[:TAG]".to_owned();
+    Err(SourceError::Invalid { what: reference.to_owned(), reason })
 }
