@@ -103,7 +103,9 @@ fn save_record(path: &Path, record: Option<&impl Serialize>) -> Result<(), DiskE
 
 fn open_image(folder: &Path, image: &BlockImage) -> Result<OpenedImage, DiskError> {
     fs::create_dir_all(folder).map_err(failed)?;
-    let open = |name: &str| File::options().read(true).write(true).create(true).truncate(false).open(folder.join(name));
+    let open = |name: &str| {
+        File::options().read(true).write(true).create(true).truncate(false).open(folder.join(name))
+    };
     let (stored, plain) = (open("stored").map_err(failed)?, open("plain").map_err(failed)?);
     let marks = open("present").map_err(failed)?;
     stored.set_len(image.blob_bytes).map_err(failed)?;
@@ -206,7 +208,11 @@ impl Disk for Cache {
         blocking(move || load_block(&folder, &index, block))
     }
 
-    fn save_place(&self, tree: &TreeId, record: Option<TreeRecord>) -> BoxFuture<'static, Result<(), DiskError>> {
+    fn save_place(
+        &self,
+        tree: &TreeId,
+        record: Option<TreeRecord>,
+    ) -> BoxFuture<'static, Result<(), DiskError>> {
         let path = self.folder(tree).join("record");
         blocking(move || save_record(&path, record.as_ref()))
     }

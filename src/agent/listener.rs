@@ -226,7 +226,9 @@ async fn forward(start: &StartId, stream: &mut TlsStream<TcpStream>, ahead: &[u8
         let _ = stream.shutdown().await;
         return;
     };
-    if framed::write(stream, &RequestAnswer::Ready, &[]).await.is_ok() && instance.write_all(ahead).await.is_ok() {
+    if framed::write(stream, &RequestAnswer::Ready, &[]).await.is_ok()
+        && instance.write_all(ahead).await.is_ok()
+    {
         // An end of either side is no error: clients leave, instances close.
         let _ = tokio::io::copy_bidirectional(stream, &mut instance).await;
     }

@@ -38,11 +38,17 @@ pub async fn join(
 ) -> anyhow::Result<Identity> {
     let address = resolve(manager).await?;
     let (mut stream, ca) = connect_to_join(address, token.ca_hash, deadline).await.with_context(|| {
-        format!("joining the manager at {manager}: it is not there, or is not the one that made the join token")
+        format!(
+            "joining the manager at {manager}: it is not there, or is not the one that made the join token"
+        )
     })?;
     let (key, signing_request) = new_request()?;
-    let request =
-        JoinRequest { version: PROTOCOL_VERSION, vm: vm.clone(), secret: token.secret.clone(), signing_request };
+    let request = JoinRequest {
+        version: PROTOCOL_VERSION,
+        vm: vm.clone(),
+        secret: token.secret.clone(),
+        signing_request,
+    };
     framed::write(&mut stream, &request, &[]).await.context("asking to join")?;
     let mut frames = FrameReader::<_, JoinAnswer>::new(stream, frame);
     let answer = frames.expect(deadline).await.context("waiting for the manager's answer")?.header;
@@ -59,8 +65,9 @@ pub async fn join(
 }
 
 pub async fn resolve(manager: &str) -> anyhow::Result<std::net::SocketAddr> {
-    let mut addresses =
-        lookup_host(manager).await.with_context(|| format!("finding the manager {manager:?}; use HOST:PORT"))?;
+    let mut addresses = lookup_host(manager)
+        .await
+        .with_context(|| format!("finding the manager {manager:?}; use HOST:PORT"))?;
     addresses.next().with_context(|| format!("the manager's name {manager:?} has no address"))
 }
 

@@ -83,7 +83,10 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
     let _lock = lock(data)?;
     let identity = identity(data, &settings, &options).await?;
     if settings.agent.listen.ip().is_unspecified() {
-        bail!("agent.listen must name the address at which other VMs reach this one, not {}", settings.agent.listen);
+        bail!(
+            "agent.listen must name the address at which other VMs reach this one, not {}",
+            settings.agent.listen
+        );
     }
     let listener = TcpListener::bind(settings.agent.listen).await.with_context(|| {
         format!("listening on {}; choose another address with agent.listen", settings.agent.listen)
@@ -112,7 +115,10 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
         manager: Arc::new(manager_link::ManagerLink {
             manager: options.manager.clone(),
             dialer,
-            frame: FrameLimits { header_bytes_max: settings.transfer.frame_header_bytes_max, body_bytes_max: 0 },
+            frame: FrameLimits {
+                header_bytes_max: settings.transfer.frame_header_bytes_max,
+                body_bytes_max: 0,
+            },
             handshake,
             reports_max: 16 * settings.agent.instances_max,
         }),
@@ -181,7 +187,10 @@ async fn identity(data: &Path, settings: &Settings, options: &AgentOptions) -> a
         let known = Peer::of(&identity.certificate)?.vm();
         if known.as_ref() != Some(&options.name) {
             let known = known.map_or_else(|| "another name".to_owned(), |vm| vm.to_string());
-            bail!("the data folder {} belongs to VM {known}; use --name {known}, or another --data", data.display());
+            bail!(
+                "the data folder {} belongs to VM {known}; use --name {known}, or another --data",
+                data.display()
+            );
         }
         return Ok(identity);
     }

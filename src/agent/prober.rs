@@ -16,7 +16,9 @@ pub struct HttpProber;
 impl Prober for HttpProber {
     fn probe(&self, port: u16, path: String, timeout: Duration) -> BoxFuture<'static, bool> {
         let probing = tokio::spawn(async move {
-            tokio::time::timeout(timeout, answers(port, &path)).await.is_ok_and(|answer| answer.unwrap_or(false))
+            tokio::time::timeout(timeout, answers(port, &path))
+                .await
+                .is_ok_and(|answer| answer.unwrap_or(false))
         });
         Box::pin(async move { probing.await.unwrap_or(false) })
     }

@@ -22,7 +22,7 @@ use faasnet_actors::{
     },
     world::{Origin, OriginError, Part},
 };
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use sha2::{Digest as _, Sha256};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
@@ -182,7 +182,8 @@ async fn read_origin(
     reporter: &Reporter,
 ) {
     reporter.tell(UpstreamEvent::Opened);
-    let mut reads = FuturesUnordered::new();
+    let mut reads: FuturesUnordered<BoxFuture<'static, (Vec<BlockId>, Result<Bytes, OriginError>)>> =
+        FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;
@@ -203,7 +204,7 @@ async fn read_origin(
                     for blocks in adjacent(target.index.get(), blocks) {
                         let range = blocks_range(target, &blocks);
                         let reading = origin.read(&target.image, Part::Blob, range);
-                        reads.push(async move { (blocks, reading.await) });
+                        reads.push(Box::pin(async move { (blocks, reading.await) }));
                     }
                 }
                 Some(ToParent::Corrupt { .. } | ToParent::Open { .. }) => {}
@@ -273,7 +274,8 @@ fn deliver(
     };
     let mut batch = Vec::new();
     for &block in blocks {
-        let length = target.index.get().and_then(|index| index.entry(block)).map_or(0, |entry| entry.stored_bytes);
+        let length =
+            target.index.get().and_then(|index| index.entry(block)).map_or(0, |entry| entry.stored_bytes);
         let stored = bytes.split_to((length as usize).min(bytes.len()));
         match verified(target.index.get(), block, stored) {
             Ok(stored) => batch.push((block, stored)),

@@ -1,15 +1,9 @@
 //! Where block images are published, behind one trait: an OCI layout folder or a registry.
 
-<<<<<<< HEAD
+pub mod folder;
 mod registry;
 
 pub use registry::RegistryDestination;
-
-use crate::image::{
-    progress::{Cancelled, Progress},
-    source::BlobRef,
-=======
-pub mod folder;
 
 use crate::{
     image::{
@@ -17,7 +11,6 @@ use crate::{
         source::BlobRef,
     },
     settings::Settings,
->>>>>>> 65fa7a6ccd2f2e4011dbe5724b518221c483dc21
 };
 use faasnet_actors::{id::Digest, image::ImageLocation};
 use folder::FolderDestination;

@@ -1,16 +1,11 @@
 //! Where source images are read from, behind one trait: an OCI layout folder or a registry.
 
-<<<<<<< HEAD
+pub mod layout;
 mod registry;
 
 pub use registry::RegistrySource;
 
-use crate::image::progress::Cancelled;
-=======
-pub mod layout;
-
 use crate::{image::progress::Cancelled, settings::Settings};
->>>>>>> 65fa7a6ccd2f2e4011dbe5724b518221c483dc21
 use faasnet_actors::id::Digest;
 use layout::LayoutSource;
 use std::{io, io::Read, path::PathBuf, time::Duration};
