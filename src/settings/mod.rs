@@ -218,6 +218,11 @@ impl Settings {
         Ok(settings)
     }
 
+    /// The text of a settings file that says the same.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("settings are tables of plain values")
+    }
+
     /// Checks what types cannot say.
     fn check(&self) -> Result<(), SettingsError> {
         let rules = [
