@@ -4,6 +4,19 @@
 //! Everything in here blocks and belongs on a blocking thread. Whatever a source hands over is hostile
 //! until its digest, its size and its limits were checked.
 
+pub mod artifact;
+pub mod blocks;
+pub mod convert;
+mod erofs;
+mod layer;
+pub mod manifest;
+mod merge;
 pub mod progress;
 pub mod publish;
+pub mod resolve;
+mod runtime;
 pub mod source;
+mod spool;
+mod tar;
+mod tree;
+mod xattr;

@@ -65,9 +65,12 @@ impl Progress {
         if self.cancelled.load(Ordering::Relaxed) { Err(Cancelled) } else { Ok(()) }
     }
 
-    pub(crate) fn count_layer(&self, plain_bytes: u64, entries: u64) {
+    pub(crate) fn count_layer(&self, plain_bytes: u64) {
         self.layer_plain_bytes.fetch_add(plain_bytes, Ordering::Relaxed);
-        self.entries.fetch_add(entries, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_entry(&self) {
+        self.entries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Asks the conversion to end at its next step.

@@ -10,7 +10,8 @@ use faasnet::{
     image::{
         progress::Progress,
         publish::{
-            ARTIFACT_TYPE, Artifact, Destination, MANIFEST_MEDIA_TYPE, PublishError, RegistryDestination,
+            ARTIFACT_TYPE, Artifact, Destination, MANIFEST_MEDIA_TYPE, PublishError,
+            registry::RegistryDestination,
         },
         source::BlobRef,
     },

@@ -7,7 +7,7 @@ use crate::{
     settings,
 };
 use faasnet::{
-    image::source::{BlobRef, RegistrySource, Source, SourceError},
+    image::source::{BlobRef, Source, SourceError, registry::RegistrySource},
     registry::BlockingClient,
 };
 use std::{fs, io::Read, time::Duration};

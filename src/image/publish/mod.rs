@@ -1,14 +1,19 @@
 //! Where block images are published, behind one trait: an OCI layout folder or a registry.
 
-mod registry;
+pub mod folder;
+pub mod registry;
 
-pub use registry::RegistryDestination;
-
-use crate::image::{
-    progress::{Cancelled, Progress},
-    source::BlobRef,
+use crate::{
+    image::{
+        progress::{Cancelled, Progress},
+        source::BlobRef,
+    },
+    registry::{BlockingClient, RegistryError, jitter_seed},
+    settings::Settings,
 };
 use faasnet_actors::{id::Digest, image::ImageLocation};
+use folder::FolderDestination;
+use registry::RegistryDestination;
 use std::{io, path::PathBuf};
 
 /// A block image ready to be published: an OCI image manifest with `subject`, a configuration and two
@@ -70,4 +75,23 @@ impl PublishError {
             _ => Self::Io { path, error },
         }
     }
+}
+
+/// The destination that a text names: `folder:DIR` or `registry:HOST/REPOSITORY`; empty is a folder in the
+/// manager's data folder.
+pub fn open(destination: &str, settings: &Settings) -> Result<Box<dyn Destination>, PublishError> {
+    if destination.is_empty() {
+        return Ok(Box::new(FolderDestination::new(settings.manager.data.join("images"))));
+    }
+    if let Some(folder) = destination.strip_prefix("folder:") {
+        return Ok(Box::new(FolderDestination::new(folder)));
+    }
+    let invalid = |reason: String| PublishError::Invalid { what: destination.to_owned(), reason };
+    let Some(repository) = destination.strip_prefix("registry:") else {
+        return Err(invalid("use folder:DIR or registry:HOST/REPOSITORY".to_owned()));
+    };
+    let unusable = |error: RegistryError| invalid(error.to_string());
+    let repository = repository.parse().map_err(unusable)?;
+    let client = BlockingClient::new(&settings.origin, jitter_seed()).map_err(unusable)?;
+    Ok(Box::new(RegistryDestination::new(client, repository, settings.image.manifest_bytes_max)))
 }

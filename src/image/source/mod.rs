@@ -1,11 +1,16 @@
 //! Where source images are read from, behind one trait: an OCI layout folder or a registry.
 
-mod registry;
+pub mod layout;
+pub mod registry;
 
-pub use registry::RegistrySource;
-
-use crate::image::progress::Cancelled;
+use crate::{
+    image::progress::Cancelled,
+    registry::{BlockingClient, RegistryError, jitter_seed},
+    settings::Settings,
+};
 use faasnet_actors::id::Digest;
+use layout::LayoutSource;
+use registry::RegistrySource;
 use std::{io, io::Read, path::PathBuf, time::Duration};
 
 /// A manifest or index as received. `digest` is of `bytes`, checked by the source if it was asked for
@@ -78,4 +83,18 @@ impl SourceError {
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::RateLimited { .. } | Self::Truncated { .. } | Self::Unavailable { .. })
     }
+}
+
+/// The source that a reference names: `oci:DIR[:TAG]`, or a repository of a registry.
+pub fn open(reference: &str, settings: &Settings) -> Result<Box<dyn Source>, SourceError> {
+    if let Some(layout) = reference.strip_prefix("oci:") {
+        return Ok(Box::new(LayoutSource::new(layout, settings.image.manifest_bytes_max)?));
+    }
+    let unusable = |error: RegistryError| SourceError::Unusable {
+        what: reference.to_owned(),
+        reason: error.to_string(),
+    };
+    let image = reference.parse().map_err(unusable)?;
+    let client = BlockingClient::new(&settings.origin, jitter_seed()).map_err(unusable)?;
+    Ok(Box::new(RegistrySource::new(client, image, settings.image.manifest_bytes_max)))
 }
