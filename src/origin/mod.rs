@@ -63,6 +63,7 @@ impl Origin for OriginReader {
         range: Range<u64>,
     ) -> BoxFuture<'static, Result<Bytes, OriginError>> {
         let object = match checked(image, part, &range) {
+            Ok(_) if range.is_empty() => return futures::future::ready(Ok(Bytes::new())).boxed(),
             Ok(object) => object,
             Err(error) => return futures::future::ready(Err(error)).boxed(),
         };

@@ -138,3 +138,8 @@ impl RegistryClient {
         transport::checked(call, response, transport.answer_deadline).await
     }
 }
+
+/// A seed for commands that run once: pauses of processes that were started together differ.
+pub fn jitter_seed() -> u64 {
+    u64::from(std::process::id())
+}

@@ -239,7 +239,7 @@ mod tests {
         };
         assert_eq!(read("7"), Some(Duration::from_secs(7)));
         assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        let later = read("Sun, 06 Nov 2094 08:49:37 GMT").expect("a date");
+        let later = read("Sat, 06 Nov 2094 08:49:37 GMT").expect("a date");
         assert!(later > Duration::from_secs(86400 * 365), "{later:?}");
         assert_eq!(read("-1"), None);
         assert_eq!(read("soon"), None);

@@ -1,19 +1,19 @@
 //! Where block images are published, behind one trait: an OCI layout folder or a registry.
 
 pub mod folder;
-mod registry;
-
-pub use registry::RegistryDestination;
+pub mod registry;
 
 use crate::{
     image::{
         progress::{Cancelled, Progress},
         source::BlobRef,
     },
+    registry::{BlockingClient, RegistryError, jitter_seed},
     settings::Settings,
 };
 use faasnet_actors::{id::Digest, image::ImageLocation};
 use folder::FolderDestination;
+use registry::RegistryDestination;
 use std::{io, path::PathBuf};
 
 /// A block image ready to be published: an OCI image manifest with `subject`, a configuration and two
@@ -86,6 +86,12 @@ pub fn open(destination: &str, settings: &Settings) -> Result<Box<dyn Destinatio
     if let Some(folder) = destination.strip_prefix("folder:") {
         return Ok(Box::new(FolderDestination::new(folder)));
     }
-    let reason = "this version publishes only to folders: folder:DIR".to_owned();
-    Err(PublishError::Invalid { what: destination.to_owned(), reason })
+    let invalid = |reason: String| PublishError::Invalid { what: destination.to_owned(), reason };
+    let Some(repository) = destination.strip_prefix("registry:") else {
+        return Err(invalid("use folder:DIR or registry:HOST/REPOSITORY".to_owned()));
+    };
+    let unusable = |error: RegistryError| invalid(error.to_string());
+    let repository = repository.parse().map_err(unusable)?;
+    let client = BlockingClient::new(&settings.origin, jitter_seed()).map_err(unusable)?;
+    Ok(Box::new(RegistryDestination::new(client, repository, settings.image.manifest_bytes_max)))
 }

@@ -5,7 +5,7 @@
 
 use super::{Artifact, Destination, MANIFEST_MEDIA_TYPE, PublishError};
 use crate::{
-    image::progress::Progress,
+    image::progress::{Phase, Progress},
     registry::{BlockingClient, Content, Descriptor, Reference, RegistryClient, RegistryError, Repository},
 };
 use faasnet_actors::{id::Digest, image::ImageLocation};
@@ -80,6 +80,8 @@ impl RegistryDestination {
         artifact: &Artifact,
         progress: &Progress,
     ) -> Result<(), PublishError> {
+        let parts = [&artifact.config_ref, &artifact.index_ref, &artifact.blob_ref];
+        progress.begin(Phase::Publishing, parts.iter().map(|part| part.size).sum());
         let blob = open(&artifact.blob_path, artifact.blob_ref.size)?;
         let parts = [
             (artifact.config_ref.digest, Content::bytes(artifact.config.clone())),

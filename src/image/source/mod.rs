@@ -1,13 +1,16 @@
 //! Where source images are read from, behind one trait: an OCI layout folder or a registry.
 
 pub mod layout;
-mod registry;
+pub mod registry;
 
-pub use registry::RegistrySource;
-
-use crate::{image::progress::Cancelled, settings::Settings};
+use crate::{
+    image::progress::Cancelled,
+    registry::{BlockingClient, RegistryError, jitter_seed},
+    settings::Settings,
+};
 use faasnet_actors::id::Digest;
 use layout::LayoutSource;
+use registry::RegistrySource;
 use std::{io, io::Read, path::PathBuf, time::Duration};
 
 /// A manifest or index as received. `digest` is of `bytes`, checked by the source if it was asked for
@@ -87,6 +90,11 @@ pub fn open(reference: &str, settings: &Settings) -> Result<Box<dyn Source>, Sou
     if let Some(layout) = reference.strip_prefix("oci:") {
         return Ok(Box::new(LayoutSource::new(layout, settings.image.manifest_bytes_max)?));
     }
-    let reason = "this version reads only OCI layout folders: oci:DIR[:TAG]".to_owned();
-    Err(SourceError::Invalid { what: reference.to_owned(), reason })
+    let unusable = |error: RegistryError| SourceError::Unusable {
+        what: reference.to_owned(),
+        reason: error.to_string(),
+    };
+    let image = reference.parse().map_err(unusable)?;
+    let client = BlockingClient::new(&settings.origin, jitter_seed()).map_err(unusable)?;
+    Ok(Box::new(RegistrySource::new(client, image, settings.image.manifest_bytes_max)))
 }
