@@ -16,6 +16,7 @@ use oci_spec::{
         get_default_readonly_paths,
     },
 };
+use rustix::process::{Resource, getrlimit};
 use std::path::Path;
 
 /// Docker's default set (moby `oci/caps/defaults.go`) without `CAP_NET_RAW`.
@@ -34,7 +35,8 @@ const CAPABILITIES: [(&str, Capability); 13] = [
     ("CAP_KILL", Capability::Kill),
     ("CAP_AUDIT_WRITE", Capability::AuditWrite),
 ];
-/// Open files of a container's process; bounds what one container takes of the machine's table.
+/// Open files of a container's process, if the holder itself may have as many; bounds what one
+/// container takes of the machine's table.
 const OPEN_FILES_MAX: u64 = 65_536;
 /// What Docker gives to an image that names no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -137,10 +139,13 @@ fn process(run: &Run) -> Result<oci_spec::runtime::Process, BundleError> {
         .gid(config.gid)
         .additional_gids(config.additional_gids.clone())
         .build()?;
+    // Raising it beyond our own needs a capability that root of a confined VM may lack.
+    let own_max = getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES_MAX);
+    let open_files_max = own_max.min(OPEN_FILES_MAX);
     let open_files = PosixRlimitBuilder::default()
         .typ(PosixRlimitType::RlimitNofile)
-        .hard(OPEN_FILES_MAX)
-        .soft(OPEN_FILES_MAX)
+        .hard(open_files_max)
+        .soft(open_files_max)
         .build()?;
     let process = ProcessBuilder::default()
         .terminal(false)
