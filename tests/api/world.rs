@@ -68,7 +68,7 @@ impl World {
             places: places_changed,
             waiting: vec![],
         };
-        let scheduler = SchedulerHandle::new(control.start().recipient(), 64);
+        let scheduler = SchedulerHandle::new(control.start().recipient(), 1024);
         let mut settings = Settings::load(None).expect("defaults").http;
         settings.workers = 1;
         change(&mut settings);
