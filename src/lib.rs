@@ -1,6 +1,7 @@
 //! FaaSNet: the process. Command line, settings, HTTP, and the adapters that touch the world.
 
 pub mod agent;
+pub mod cli;
 pub mod holder;
 pub mod http;
 pub mod image;

@@ -11,22 +11,32 @@ use std::{borrow::Cow, fmt, time::Duration};
 /// Media type of a problem.
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// A problem as it travels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What is wrong. Clients read it from what servers send.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Problem {
-    /// `urn:faasnet:problem:` and the code.
-    pub r#type: String,
-    pub title: String,
     pub status: u16,
     pub detail: String,
     /// Stable, in snake case.
     pub code: Cow<'static, str>,
     /// Seconds after which the same request may succeed; also in the header `Retry-After`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub retry_after: Option<u64>,
     /// For the header `Allow` of a 405.
     #[serde(skip)]
     allow: Option<String>,
+}
+
+/// A problem as it travels.
+#[derive(Serialize)]
+struct ProblemJson<'a> {
+    /// `urn:faasnet:problem:` and the code.
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
 }
 
 /// Given when the reason of a 503 does not say how long it lasts.
@@ -35,8 +45,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self {
-            r#type: format!("urn:faasnet:problem:{code}"),
-            title: status.canonical_reason().unwrap_or("Error").to_owned(),
             status: status.as_u16(),
             detail: detail.into(),
             code: code.into(),
@@ -53,6 +61,18 @@ impl Problem {
 
     pub fn invalid(detail: impl fmt::Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", detail.to_string())
+    }
+
+    fn json(&self) -> Vec<u8> {
+        let json = ProblemJson {
+            r#type: format!("urn:faasnet:problem:{}", self.code),
+            title: self.status_code().canonical_reason().unwrap_or("Error"),
+            status: self.status,
+            detail: &self.detail,
+            code: &self.code,
+            retry_after: self.retry_after,
+        };
+        serde_json::to_vec(&json).expect("a problem has only text and numbers")
     }
 
     pub(super) fn method_not_allowed(allow: String) -> Self {
@@ -84,7 +104,7 @@ impl ResponseError for Problem {
         if self.status_code() == StatusCode::UNAUTHORIZED {
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"faasnet\""));
         }
-        response.body(serde_json::to_vec(self).expect("a problem has only text and numbers"))
+        response.body(self.json())
     }
 }
 

@@ -100,9 +100,9 @@ async fn what_was_acknowledged_survives_kill_9<A: Adapter>(child_test: &str) {
         .stderr(Stdio::null())
         .spawn()
         .expect("started");
-    let mut output = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let output = BufReader::new(child.stdout.take().expect("piped")).lines();
     let mut acknowledged = Vec::new();
-    while let Some(line) = output.next() {
+    for line in output {
         if let Some((_, key)) = line.expect("text").split_once("committed ") {
             acknowledged.push(key.to_owned());
         }
