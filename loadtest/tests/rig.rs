@@ -37,3 +37,18 @@ fn the_registry_and_the_interface_count_the_same_bytes() {
     let ratio = received as f64 / blob.len() as f64;
     assert!((1.0..1.1).contains(&ratio), "{received} bytes received for {}", blob.len());
 }
+
+#[test]
+fn the_image_is_an_image_to_containerd_and_its_server_answers() {
+    let hosts = vec![HostSpec::new("registry", None), HostSpec::new("vm-1", None)];
+    let bed = Bed::up(BedSpec { hosts }).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::on_bed(bed.state(), "registry", folder.path()).unwrap();
+    let image = Image::cached(&cache(), Variant::Minimal).unwrap();
+    let reference = registry.push(&image, "library/python").unwrap();
+    let measured = faasnet_loadtest::compare::pull_and_run(bed.state(), "vm-1", &reference).unwrap();
+    eprintln!("{measured:?}");
+    assert!(measured.received_bytes >= image.layer_bytes().unwrap(), "{measured:?}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("containerd"), "{mounts}");
+}

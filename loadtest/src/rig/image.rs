@@ -18,7 +18,9 @@ use std::{
 
 const TAG: &str = "latest";
 /// Part of the cached folders' names; raise it when what is built here changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// A file of ours beside the layout's, which OCI allows.
+const UNPACKED_BYTES: &str = "unpacked-bytes";
 const SERVER: &str = include_str!("server.py");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,19 @@ impl Image {
         Ok(bundle.join("rootfs"))
     }
 
+    /// Bytes of all layers as they lie in a registry.
+    pub fn layer_bytes(&self) -> anyhow::Result<u64> {
+        let manifest = self.manifest()?;
+        let layers = manifest["layers"].as_array().context("the manifest has no layers")?;
+        Ok(layers.iter().filter_map(|layer| layer["size"].as_u64()).sum())
+    }
+
+    /// Bytes of all files of the unpacked image.
+    pub fn unpacked_bytes(&self) -> anyhow::Result<u64> {
+        let text = fs::read_to_string(self.layout.join(UNPACKED_BYTES))?;
+        text.parse().context("read the size of the unpacked image")
+    }
+
     /// The image's manifest.
     pub fn manifest(&self) -> anyhow::Result<Value> {
         let read = |path: &str| -> anyhow::Result<Value> {
@@ -120,6 +135,7 @@ fn build(layout: &Path, scratch: &Path, packages: &Path, variant: Variant) -> an
     write_oddities(&rootfs)?;
     run(Command::new("umoci").args(["repack", "--image", &image]).arg(&bundle))?;
 
+    fs::write(layout.join(UNPACKED_BYTES), file_bytes(&rootfs)?.to_string())?;
     let mut config = Command::new("umoci");
     config.args(["config", "--image", &image, "--config.workingdir", "/srv"]);
     for variable in ["PATH=/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"] {
@@ -131,6 +147,13 @@ fn build(layout: &Path, scratch: &Path, packages: &Path, variant: Variant) -> an
     }
     run(&mut config)?;
     Ok(())
+}
+
+/// As `du` counts: each file once, holes not at all.
+fn file_bytes(root: &Path) -> anyhow::Result<u64> {
+    let text = run(Command::new("du").args(["-s", "--block-size=1"]).arg(root))?;
+    let number = text.split_whitespace().next().context("du printed nothing")?;
+    Ok(number.parse()?)
 }
 
 fn write_base(rootfs: &Path) -> anyhow::Result<()> {
