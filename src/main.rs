@@ -3,25 +3,39 @@
 use anyhow::Context;
 use clap::Parser;
 use faasnet::{
-    cli::Cli,
+    cli::{Access, Cli, Command, Verb},
     settings::{LogFormat, LogSettings, Settings},
 };
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 /// As clap's for arguments that are not understood.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let settings = match prepare(&cli) {
+    let Cli { config, json, api, token_file, tenant, verb } = Cli::parse();
+    let settings = match prepare(config.as_deref()) {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("error: {error:#}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let result = actix::System::new().block_on(async { cli.run(&settings, &mut std::io::stdout()).await });
+    match verb {
+        Verb::Process(process) => match process.run(settings, config, json) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Verb::Command(command) => ask(command, Access { json, api, token_file, tenant }, &settings),
+    }
+}
+
+fn ask(command: Command, access: Access, settings: &Settings) -> ExitCode {
+    let result =
+        actix::System::new().block_on(async { command.run(access, settings, &mut std::io::stdout()).await });
     match result {
         Ok(code) => code,
         Err(failure) => {
@@ -33,10 +47,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn prepare(cli: &Cli) -> anyhow::Result<Settings> {
+fn prepare(config: Option<&Path>) -> anyhow::Result<Settings> {
     // The one provider of TLS in this process; the first to install it wins.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let settings = Settings::load(cli.config.as_deref())?;
+    let settings = Settings::load(config)?;
     start_logging(&settings.log)?;
     Ok(settings)
 }

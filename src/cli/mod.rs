@@ -9,16 +9,18 @@ mod function;
 mod invoke;
 mod logs;
 mod output;
+mod process;
 mod start;
 mod stop;
 mod tree;
 mod vm;
 
+pub(crate) use client::Client;
 pub use failure::Failure;
+pub use process::Process;
 
 use crate::settings::Settings;
 use clap::{Parser, Subcommand};
-use client::Client;
 use faasnet_actors::id::TenantId;
 use output::Output;
 use std::{
@@ -52,9 +54,18 @@ pub struct Cli {
     #[arg(long, global = true, env = "FAASNET_TENANT", value_name = "NAME")]
     pub tenant: Option<TenantId>,
     #[command(subcommand)]
-    pub command: Command,
+    pub verb: Verb,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    #[command(flatten)]
+    Process(Process),
+    #[command(flatten)]
+    Command(Command),
+}
+
+/// What a client asks of the manager, over its API.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Deploy, list, show and delete functions
@@ -83,19 +94,33 @@ struct Context<'a> {
     output: Output<'a>,
 }
 
-impl Cli {
+/// What each client verb needs to know beside its own arguments.
+#[derive(Debug)]
+pub struct Access {
+    pub json: bool,
+    pub api: Option<String>,
+    pub token_file: Option<PathBuf>,
+    pub tenant: Option<TenantId>,
+}
+
+impl Command {
     /// Runs the verb; its results go to `out`, everything else to stderr.
-    pub async fn run(self, settings: &Settings, out: &mut (dyn Write + Send)) -> Result<ExitCode, Failure> {
-        if let Command::Completions(completions) = &self.command {
+    pub async fn run(
+        self,
+        access: Access,
+        settings: &Settings,
+        out: &mut (dyn Write + Send),
+    ) -> Result<ExitCode, Failure> {
+        if let Self::Completions(completions) = &self {
             return completions.run(out);
         }
         let client = Client::new(
-            api_url(self.api, settings),
-            token(self.token_file.as_deref(), settings)?,
-            self.tenant,
+            api_url(access.api, settings),
+            token(access.token_file.as_deref(), settings)?,
+            access.tenant,
         )?;
-        let mut context = Context { client, output: Output::new(out, self.json) };
-        match self.command {
+        let mut context = Context { client, output: Output::new(out, access.json) };
+        match self {
             Command::Function(function) => function.run(&mut context).await,
             Command::Start(start) => start.run(&mut context).await,
             Command::Stop(stop) => stop.run(&mut context).await,

@@ -93,7 +93,8 @@ async fn bring_up(settings: &Settings, options: &UpOptions, processes: &mut Proc
     let config = write_settings(settings, options, &data)?;
     tracing::info!(data = %data.display(), "starting the manager");
     let manager = processes.start("manager", &data.join("manager.log"), &["manager"], &config, &[]).await?;
-    let line = tokio::time::timeout(UP_DEADLINE, ready_line(manager)).await.context("waiting for the manager")??;
+    let line =
+        tokio::time::timeout(UP_DEADLINE, ready_line(manager)).await.context("waiting for the manager")??;
     let ready: ManagerReady = serde_json::from_str(&line).context("reading what the manager said")?;
     let token = fs::read_to_string(&ready.token_file).context("reading the API token")?;
     let client = Client::new(ready.api.clone(), token.trim().to_owned(), None)?;

@@ -53,9 +53,9 @@ impl Processes {
 
     /// A process that has ended, if one has.
     pub async fn ended(&mut self) -> Option<String> {
-        self.running
-            .iter_mut()
-            .find_map(|(name, child)| child.try_wait().is_ok_and(|status| status.is_some()).then(|| name.clone()))
+        self.running.iter_mut().find_map(|(name, child)| {
+            child.try_wait().is_ok_and(|status| status.is_some()).then(|| name.clone())
+        })
     }
 
     /// Waits for the first process to end by itself.

@@ -55,18 +55,25 @@ impl TestImage {
         }
         fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("mode");
         fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for name in ["sh", "cat", "sleep", "echo", "httpd", "id", "head", "dd", "mount", "grep", "ls", "tail"] {
+        for name in ["sh", "cat", "sleep", "echo", "httpd", "id", "head", "dd", "mount", "grep", "ls", "tail"]
+        {
             symlink("busybox", root.join("bin").join(name)).expect("link");
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").expect("written");
         fs::write(root.join("data/index.html"), "hello from an instance\n").expect("written");
         // Not compressible and different in each place: a block in the wrong place is noticed.
         let mut big = Vec::new();
-        blake3::Hasher::new().update(b"big").finalize_xof().take(3_000_001).read_to_end(&mut big).expect("reads");
+        blake3::Hasher::new()
+            .update(b"big")
+            .finalize_xof()
+            .take(3_000_001)
+            .read_to_end(&mut big)
+            .expect("reads");
         fs::write(root.join("data/big"), &big).expect("written");
         more(&root);
         let path = folder.path().join("image.erofs");
-        let made = Command::new("mkfs.erofs").arg(&path).arg(&root).output().expect("erofs-utils is installed");
+        let made =
+            Command::new("mkfs.erofs").arg(&path).arg(&root).output().expect("erofs-utils is installed");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let bytes = fs::read(&path).expect("read");
         let id = Digest::from_bytes(*blake3::hash(&bytes).as_bytes());
