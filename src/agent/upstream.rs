@@ -287,3 +287,204 @@ fn deliver(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{
+        identity::{Authority, Identity, new_request},
+        tls::Acceptor,
+    };
+    use actix::prelude::*;
+    use faasnet_actors::{
+        agent::world::IndexCell,
+        id::{Digest, TreeId},
+        image::{BLOCK_BYTES, BlockEntry, Codec, ImageLocation, RuntimeConfig},
+        wire::{control::Capability, peer::Urgency},
+    };
+    use futures::future::BoxFuture;
+    use std::time::SystemTime;
+    use tokio::net::TcpListener;
+
+    const LIMITS: UpstreamLimits = UpstreamLimits {
+        frame: FrameLimits { header_bytes_max: 4096, body_bytes_max: 1 << 20 },
+        handshake: Duration::from_secs(10),
+        commands_max: 16,
+    };
+
+    /// Passes on what the connection tells the transfer.
+    struct Listener(mpsc::UnboundedSender<UpstreamEvent>);
+
+    impl Actor for Listener {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<FromUpstream> for Listener {
+        type Result = ();
+
+        fn handle(&mut self, message: FromUpstream, _: &mut Context<Self>) {
+            let _ = self.0.send(message.event);
+        }
+    }
+
+    struct NoOrigin;
+
+    impl Origin for NoOrigin {
+        fn read(
+            &self,
+            _: &BlockImage,
+            _: Part,
+            _: std::ops::Range<u64>,
+        ) -> BoxFuture<'static, Result<Bytes, OriginError>> {
+            Box::pin(async { Err(OriginError::NotFound("nothing is here".into())) })
+        }
+    }
+
+    fn stored(block: u8) -> Bytes {
+        Bytes::from(vec![block; 100])
+    }
+
+    fn index() -> Index {
+        let entry = |block: u8| BlockEntry {
+            offset: u64::from(block) * 100,
+            stored_bytes: 100,
+            codec: Codec::Zstd,
+            hash: *blake3::hash(&stored(block)).as_bytes(),
+        };
+        Index::new(3 * u64::from(BLOCK_BYTES), 1, (0..3).map(entry).collect()).expect("valid")
+    }
+
+    fn image(index: &Index) -> BlockImage {
+        let encoded = index.encode();
+        BlockImage {
+            id: Digest::from_bytes([1; 32]),
+            source: Digest::from_bytes([2; 32]),
+            index_digest: Digest::from_bytes(Sha256::digest(&encoded).into()),
+            index_bytes: encoded.len() as u64,
+            blob_digest: Digest::from_bytes([3; 32]),
+            blob_bytes: index.blob_bytes(),
+            plain_bytes: index.plain_bytes(),
+            location: ImageLocation::Folder { path: "/nowhere".into() },
+            runtime: RuntimeConfig::default(),
+        }
+    }
+
+    fn identity(authority: &Authority, vm: &VmId) -> Identity {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let (key, request) = new_request().expect("a request");
+        let life = Duration::from_secs(3600);
+        let (certificate, _) =
+            authority.issue_vm(vm, &request, SystemTime::now(), life).expect("a certificate");
+        Identity::store(folder.path(), &key, &certificate, authority.certificate_pem()).expect("stored")
+    }
+
+    /// Opens a connection to a parent that answers as `parent` says; returns what the transfer heard.
+    async fn hear(
+        known: Option<Index>,
+        command: ToParent,
+        parent: impl Fn(ToParent) -> Vec<(FromParent, Bytes)> + Send + 'static,
+        events_wanted: usize,
+    ) -> Vec<UpstreamEvent> {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let authority = Authority::open(folder.path(), SystemTime::now()).expect("a CA");
+        let (child, vm): (VmId, VmId) = ("child".parse().expect("valid"), "parent".parse().expect("valid"));
+        let acceptor =
+            Acceptor::agent(&identity(&authority, &vm), Duration::from_secs(10)).expect("an acceptor");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            let stream =
+                acceptor.accept(listener.accept().await.expect("came").0).await.expect("accepted").stream;
+            let (reading, mut writing) = tokio::io::split(stream);
+            let mut frames = FrameReader::<_, ToParent>::new(reading, LIMITS.frame);
+            while let Ok(Some(frame)) = frames.next().await {
+                for (header, body) in parent(frame.header) {
+                    framed::write(&mut writing, &header, &body).await.expect("the child reads");
+                }
+            }
+        });
+        let dialer = Dialer::new(&identity(&authority, &child), Duration::from_secs(10)).expect("a dialer");
+        let (_dialers, dialer) = watch::channel(dialer);
+        let dialling = Dialling { dialer, origin: Arc::new(NoOrigin), limits: LIMITS };
+        let cell = IndexCell::default();
+        if let Some(known) = known {
+            cell.set(Arc::new(known)).expect("new");
+        }
+        let image = image(&index());
+        let target = UpstreamTarget {
+            upstream: Upstream::Vm { vm, address },
+            link: 1,
+            tree: TreeId { tenant: "acme".parse().expect("valid"), image: image.id },
+            image: Arc::new(image),
+            capability: Capability { claims: Vec::new(), signature: Vec::new() },
+            index: cell,
+        };
+        let (heard, mut events) = mpsc::unbounded_channel();
+        let link = dialling.open(target, Listener(heard).start().recipient());
+        assert!(link.send(command));
+        let mut seen = Vec::new();
+        while seen.len() < events_wanted {
+            seen.push(events.recv().await.expect("the connection tells"));
+        }
+        seen
+    }
+
+    fn want(block: u32) -> ToParent {
+        ToParent::Want { blocks: vec![BlockId(block)], urgency: Urgency::Demand, path: Vec::new() }
+    }
+
+    fn answer(command: &ToParent, block: u32, body: Bytes) -> Vec<(FromParent, Bytes)> {
+        match command {
+            ToParent::Open { .. } => vec![(FromParent::Opened, Bytes::new())],
+            _ => vec![(FromParent::Block { block: BlockId(block) }, body)],
+        }
+    }
+
+    #[actix::test]
+    async fn a_block_comes_verified() {
+        let events = hear(Some(index()), want(1), |command| answer(&command, 1, stored(1)), 2).await;
+        let [UpstreamEvent::Opened, UpstreamEvent::Blocks(blocks)] = &events[..] else {
+            panic!("something else came");
+        };
+        assert_eq!(blocks[..], [(BlockId(1), stored(1))]);
+    }
+
+    #[actix::test]
+    async fn a_block_with_other_bytes_never_reaches_the_transfer() {
+        let events = hear(Some(index()), want(1), |command| answer(&command, 1, stored(2)), 2).await;
+        assert!(matches!(events[1], UpstreamEvent::Corrupt(BlockId(1))));
+    }
+
+    #[actix::test]
+    async fn a_parent_with_another_index_is_left() {
+        let parent = |command: ToParent| match command {
+            ToParent::Open { .. } => vec![(FromParent::Opened, Bytes::new())],
+            _ => {
+                let entries = vec![BlockEntry {
+                    offset: 0,
+                    stored_bytes: 7,
+                    codec: Codec::Zstd,
+                    hash: *blake3::hash(b"a trick").as_bytes(),
+                }];
+                let evil = Index::new(u64::from(BLOCK_BYTES), 1, entries).expect("valid in itself");
+                vec![(FromParent::Index, evil.encode().into())]
+            }
+        };
+        let events = hear(None, ToParent::WantIndex, parent, 2).await;
+        let UpstreamEvent::Closed { reason } = &events[1] else {
+            panic!("the parent was believed");
+        };
+        assert!(reason.contains("digest"), "{reason}");
+    }
+
+    #[test]
+    fn blocks_in_a_row_are_read_by_one_request() {
+        let index = Arc::new(index());
+        let blocks = [2, 0, 1].map(BlockId).to_vec();
+        assert_eq!(adjacent(Some(&index), blocks), [vec![BlockId(0), BlockId(1), BlockId(2)]]);
+        assert_eq!(
+            adjacent(Some(&index), vec![BlockId(2), BlockId(0)]),
+            [vec![BlockId(0)], vec![BlockId(2)]]
+        );
+    }
+}
