@@ -1,5 +1,6 @@
 //! Joining the manager, and the session with it.
 
+use super::renewal::pem;
 use crate::{
     net::{
         framed::{self, FrameReader},
@@ -10,7 +11,6 @@ use crate::{
 };
 use actix::Recipient;
 use anyhow::{Context, bail};
-use base64::{Engine, engine::general_purpose::STANDARD};
 use faasnet_actors::{
     agent::world::{FromManager, ManagerDialer, ManagerEvent, TaskLink},
     id::VmId,
@@ -55,11 +55,7 @@ pub async fn join(
     let (mut stream, _) = frames.into_parts();
     let _ = stream.shutdown().await;
     match answer {
-        JoinAnswer::Joined { certificate } => {
-            let ca =
-                format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", STANDARD.encode(&ca));
-            Ok(Identity::store(folder, &key, &certificate, &ca)?)
-        }
+        JoinAnswer::Joined { certificate } => Ok(Identity::store(folder, &key, &certificate, &pem(&ca))?),
         JoinAnswer::Refused { reason } => bail!("the manager refuses VM {vm}: {reason}"),
     }
 }

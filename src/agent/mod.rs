@@ -5,6 +5,7 @@ mod holder_link;
 mod listener;
 mod manager_link;
 mod prober;
+mod renewal;
 mod upstream;
 
 use crate::{
@@ -38,7 +39,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 
 /// What the command line says of an agent, beside the settings.
@@ -93,8 +94,10 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
     })?;
     let address = listener.local_addr()?;
     let handshake = millis(settings.agent.handshake_ms);
-    let (_acceptors, acceptor) = watch::channel(Acceptor::agent(&identity, handshake)?);
-    let (_dialers, dialer) = watch::channel(Dialer::new(&identity, millis(settings.agent.connect_ms))?);
+    let connect = millis(settings.agent.connect_ms);
+    let (acceptors, acceptor) = watch::channel(Acceptor::agent(&identity, handshake)?);
+    let (dialers, dialer) = watch::channel(Dialer::new(&identity, connect)?);
+    let (certificates, renewed) = mpsc::channel(1);
     let (holder, holder_queue) = holder_link::HolderLink::new();
     let capability_key = watch::Sender::new(Vec::new());
     let cache = Cache::open(data).context("opening the cache")?;
@@ -123,6 +126,7 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
             reports_max: 16 * settings.agent.instances_max,
         }),
         capability_key: capability_key.clone(),
+        certificates,
     };
     let agent = Agent::new(world, trees, instances).start();
     let (leave, leaving) = watch::channel(false);
@@ -138,6 +142,13 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
         requests: Mutex::new(BTreeMap::new()),
     });
     let listening = tokio::spawn(listener::listen(listener, doors));
+    let users = renewal::Users { acceptors, dialers, handshake, connect };
+    let renewing = renewal::keep_fresh(data.join("identity"), identity, agent.clone(), renewed, users);
+    tokio::spawn(async move {
+        if let Err(error) = renewing.await {
+            tracing::error!(%error, "the VM's certificate is not renewed any more");
+        }
+    });
     tracing::info!(vm = %options.name, %address, manager = %options.manager, "the agent is up");
 
     stop_signal(&agent).await?;

@@ -96,6 +96,23 @@ impl Identity {
     }
 }
 
+/// When to ask for a new certificate: after two thirds of its life, so that a manager may be away long.
+pub fn renewal_at(certificate: &CertificateDer<'_>) -> Result<SystemTime, IdentityError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|_| IdentityError::Certificate("the certificate is not X.509".into()))?;
+    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    let (begin, end) = (seconds(parsed.validity().not_before), seconds(parsed.validity().not_after));
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(begin + end.saturating_sub(begin) / 3 * 2))
+}
+
+/// The key that is kept in the folder and a signing request for it, in PEM.
+pub fn renewal_request(folder: &Path) -> Result<(KeyPair, String), IdentityError> {
+    let text = String::from_utf8(read(&folder.join("key.pem"))?).map_err(|_| IdentityError::Request)?;
+    let key = KeyPair::from_pem(&text)?;
+    let request = request_for(&key)?;
+    Ok((key, request))
+}
+
 /// The manager's certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -166,8 +183,12 @@ impl Authority {
 /// A new key and the signing request for it, in PEM.
 pub fn new_request() -> Result<(KeyPair, String), IdentityError> {
     let key = KeyPair::generate()?;
-    let request = CertificateParams::new(Vec::new())?.serialize_request(&key)?.pem()?;
+    let request = request_for(&key)?;
     Ok((key, request))
+}
+
+fn request_for(key: &KeyPair) -> Result<String, IdentityError> {
+    Ok(CertificateParams::new(Vec::new())?.serialize_request(key)?.pem()?)
 }
 
 /// Who is on the other side of a connection, read from its verified certificate.

@@ -23,6 +23,13 @@ pub struct Welcomed {
     pub capability_key: Vec<u8>,
 }
 
+/// The VM's certificate expires: the manager is asked for a new one.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Renew {
+    pub signing_request: String,
+}
+
 /// All that the VM is and has, for a new session.
 #[derive(Message)]
 #[rtype(result = "Hello")]

@@ -6,7 +6,7 @@
 mod messages;
 pub mod world;
 
-pub use messages::{GetHeld, GetHello, GetPort, OpenChildOf, Order, Shutdown, Welcomed};
+pub use messages::{GetHeld, GetHello, GetPort, OpenChildOf, Order, Renew, Shutdown, Welcomed};
 
 use crate::{
     agent_session::{AgentSession, Say, SessionCore},
@@ -38,7 +38,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use world::{Disk, Holder, HolderEvent, InstanceRecord, ManagerDialer, Prober, TreeRecord, Upstreams};
 
 /// The bounds of one agent.
@@ -70,6 +73,8 @@ pub struct AgentWorld {
     pub manager: Arc<dyn ManagerDialer>,
     /// The key with which the manager signs capabilities, for whoever checks them.
     pub capability_key: watch::Sender<Vec<u8>>,
+    /// Takes new certificates of this VM, in PEM.
+    pub certificates: mpsc::Sender<String>,
 }
 
 struct Tree {
@@ -493,9 +498,22 @@ impl Handler<Order> for Agent {
                     self.leave(&tree, ctx);
                 }
             }
+            ToAgent::Renewed { certificate } => {
+                if self.world.certificates.try_send(certificate).is_err() {
+                    tracing::warn!("a new certificate was not taken; it is asked for again");
+                }
+            }
             // The session has dealt with these.
             ToAgent::Welcome { .. } | ToAgent::Refused { .. } => {}
         }
+    }
+}
+
+impl Handler<Renew> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, Renew { signing_request }: Renew, _: &mut Context<Self>) {
+        self.say(ToManager::Renew { signing_request });
     }
 }
 

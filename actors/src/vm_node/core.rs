@@ -197,6 +197,8 @@ impl VmCore {
             // Hello is said once; a second one is a broken agent.
             ToManager::Hello(_) => effects.push(Effect::CloseSession),
             ToManager::Heartbeat { held } => self.held(held, effects),
+            // Answered where the connection ends: it needs the CA, and changes nothing here.
+            ToManager::Renew { .. } => {}
             ToManager::Progress { start, step, elapsed_us } => {
                 effects.push(Effect::News(VmEvent::Progress { start, step, elapsed_us }));
             }
