@@ -120,6 +120,33 @@ fn names_may_be_what_the_formats_allow() {
 }
 
 #[test]
+fn access_lists_arrive_as_the_kernel_wrote_them() {
+    let folder = TempDir::new().unwrap();
+    let root = folder.path().display().to_string();
+    run("setfacl", &["-m", "u:1234:rwx,g:99:r,d:u:77:rx", &root]);
+    let value = |name: &str| {
+        let mut value = vec![0; 1000];
+        let length = rustix::fs::lgetxattr(folder.path(), name, &mut value[..]).unwrap();
+        value.truncate(length);
+        value
+    };
+    let (access, default) = (value("system.posix_acl_access"), value("system.posix_acl_default"));
+    let tar = Archive::default()
+        .pax(&[
+            ("SCHILY.xattr.system.posix_acl_access", &access),
+            ("SCHILY.xattr.system.posix_acl_default", &default),
+        ])
+        .directory("dir")
+        .finish();
+    let mounted = Mounted::new(&Image::new(&[Layer::plain(tar)]).convert().unwrap());
+    let reading = |path: &Path| run("getfacl", &["-pcn", &path.display().to_string()]);
+    let got = String::from_utf8(reading(&mounted.root().join("dir"))).unwrap();
+    assert!(got.contains("user:1234:rwx") && got.contains("default:user:77:r-x"), "{got}");
+    let xattrs = &listing(&mounted.root())[Path::new("dir")].xattrs;
+    assert_eq!(xattrs, &listing(folder.path())[Path::new("")].xattrs);
+}
+
+#[test]
 fn an_image_without_layers_or_files_is_an_empty_file_system() {
     for layers in [vec![], vec![Layer::plain(Vec::new())], vec![Layer::gzip(&Archive::default().finish())]] {
         assert_eq!(mounted(&Image::new(&layers)).len(), 1);

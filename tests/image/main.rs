@@ -9,3 +9,4 @@ mod oci;
 mod published;
 mod random;
 mod roundtrip;
+mod trouble;
