@@ -6,6 +6,7 @@ mod client;
 mod completions;
 mod failure;
 mod function;
+mod image;
 mod invoke;
 mod logs;
 mod output;

@@ -1,5 +1,6 @@
 //! The verbs that are processes of the system themselves.
 
+use super::image::{self, ImageCommand};
 use crate::{
     agent::{self, AgentOptions},
     holder::{self, HolderOptions},
@@ -23,6 +24,9 @@ pub enum Process {
     /// Hold mounts and containers; started by the agent
     #[command(hide = true)]
     Holder(Holder),
+    /// Convert images, and look at what was made of them
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Serve the sample function; the entry point of its image
     #[command(hide = true)]
     SampleServe,
@@ -110,6 +114,7 @@ impl Process {
                 agent::run(settings, AgentOptions { name, manager, join_token, config })
             }
             Self::Holder(Holder { data }) => holder::run(HolderOptions { data, settings: settings.holder }),
+            Self::Image(command) => actix::System::new().block_on(image::run(command, &settings, is_json)),
             Self::SampleServe => sample::serve(ServeOptions::from_env()?),
         }
     }
