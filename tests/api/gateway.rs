@@ -313,6 +313,44 @@ async fn a_response_that_falls_silent_is_cut() {
 }
 
 #[actix_web::test]
+async fn a_client_that_does_not_read_does_not_keep_its_place() {
+    let (endless, _) = raw(START, async |mut stream| {
+        read_head(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+        while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
+    })
+    .await;
+    let world = World::with(vec![endless], |settings| settings.body_idle_ms = 100).await;
+    let mut client = TcpStream::connect(world.address()).await.expect("connected");
+    let head = format!("GET /fn/app/ HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", world.admin);
+    client.write_all(head.as_bytes()).await.expect("sent");
+    world.wait_for_places(1).await;
+    world.wait_for_places(0).await;
+    drop(client);
+}
+
+#[actix_web::test]
+async fn a_response_that_its_instance_cuts_does_not_look_complete() {
+    let heads = [
+        "content-length: 10\r\n\r\nhalf",
+        "transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        "transfer-encoding: chunked\r\n\r\n4\r\nha",
+    ];
+    for head in heads {
+        let (cutting, _) = raw(START, move |mut stream| async move {
+            read_head(&mut stream).await;
+            let response = format!("HTTP/1.1 200 OK\r\n{head}");
+            stream.write_all(response.as_bytes()).await.expect("written");
+        })
+        .await;
+        let world = World::with(vec![cutting], |_| {}).await;
+        let response = world.as_admin("GET", "/fn/app/").send().await.expect("begun");
+        assert!(response.bytes().await.is_err(), "{head:?}");
+        world.wait_for_places(0).await;
+    }
+}
+
+#[actix_web::test]
 async fn what_may_be_repeated_is_repeated_once() {
     let closing = async || raw(START, async |mut stream| read_head(&mut stream).await).await;
     let (located, connections) = closing().await;
