@@ -57,6 +57,15 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    #[command(flatten)]
+    Client(ClientVerb),
+    /// Print a script that completes commands in a shell
+    Completions(completions::Completions),
+}
+
+/// The verbs that go through the API.
+#[derive(Debug, Subcommand)]
+pub enum ClientVerb {
     /// Deploy, list, show and delete functions
     #[command(subcommand)]
     Function(function::Function),
@@ -73,8 +82,6 @@ pub enum Command {
     Vm(vm::Vm),
     /// Draw the tree along which the blocks of a function's image travel
     Tree(tree::Tree),
-    /// Print a script that completes commands in a shell
-    Completions(completions::Completions),
 }
 
 /// What the verbs of clients work with.
@@ -86,24 +93,27 @@ struct Context<'a> {
 impl Cli {
     /// Runs the verb; its results go to `out`, everything else to stderr.
     pub async fn run(self, settings: &Settings, out: &mut (dyn Write + Send)) -> Result<ExitCode, Failure> {
-        if let Command::Completions(completions) = &self.command {
-            return completions.run(out);
-        }
-        let client = Client::new(
-            api_url(self.api, settings),
-            token(self.token_file.as_deref(), settings)?,
-            self.tenant,
-        )?;
-        let mut context = Context { client, output: Output::new(out, self.json) };
         match self.command {
-            Command::Function(function) => function.run(&mut context).await,
-            Command::Start(start) => start.run(&mut context).await,
-            Command::Stop(stop) => stop.run(&mut context).await,
-            Command::Invoke(invoke) => invoke.run(&mut context).await,
-            Command::Logs(logs) => logs.run(&mut context).await,
-            Command::Vm(vm) => vm.run(&mut context).await,
-            Command::Tree(tree) => tree.run(&mut context).await,
-            Command::Completions(_) => unreachable!("it ran above, without the API"),
+            Command::Completions(completions) => completions.run(out),
+            Command::Client(verb) => {
+                let token = token(self.token_file.as_deref(), settings)?;
+                let client = Client::new(api_url(self.api, settings), token, self.tenant)?;
+                verb.run(&mut Context { client, output: Output::new(out, self.json) }).await
+            }
+        }
+    }
+}
+
+impl ClientVerb {
+    async fn run(self, context: &mut Context<'_>) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Function(function) => function.run(context).await,
+            Self::Start(start) => start.run(context).await,
+            Self::Stop(stop) => stop.run(context).await,
+            Self::Invoke(invoke) => invoke.run(context).await,
+            Self::Logs(logs) => logs.run(context).await,
+            Self::Vm(vm) => vm.run(context).await,
+            Self::Tree(tree) => tree.run(context).await,
         }
     }
 }

@@ -148,7 +148,8 @@ impl<T> MessageBody for ResponseBody<T> {
     ) -> Poll<Option<Result<Bytes, Box<dyn Error>>>> {
         loop {
             let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
-            // Looked at behind the poll: without its connection a body may seem to have ended.
+            // Looked at behind the poll: the watchdog may have ended the connection that was polled, and
+            // that is the reason to give, whatever the connection made of it.
             if self.held.occupied.borrow().is_none() {
                 return Poll::Ready(Some(Err(CutBody::Idle(self.idle).into())));
             }
