@@ -27,6 +27,9 @@ use std::{
     process::ExitCode,
 };
 
+/// Sets the options of all verbs apart from those of one.
+const EVERYWHERE: &str = "Options of all commands";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "faasnet",
@@ -37,19 +40,19 @@ use std::{
 )]
 pub struct Cli {
     /// Settings that differ from the defaults
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE)]
     pub config: Option<PathBuf>,
     /// Print the API's JSON instead of tables
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// Where the API is [default: http.listen of the settings]
-    #[arg(long, global = true, env = "FAASNET_API", value_name = "URL")]
+    #[arg(long, global = true, env = "FAASNET_API", value_name = "URL", help_heading = EVERYWHERE)]
     pub api: Option<String>,
     /// File with the API token; FAASNET_TOKEN holds one itself [default: admin.token in manager.data]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE)]
     pub token_file: Option<PathBuf>,
     /// Tenant to act for, with a token for all tenants
-    #[arg(long, global = true, env = "FAASNET_TENANT", value_name = "NAME")]
+    #[arg(long, global = true, env = "FAASNET_TENANT", value_name = "NAME", help_heading = EVERYWHERE)]
     pub tenant: Option<TenantId>,
     #[command(subcommand)]
     pub command: Command,
