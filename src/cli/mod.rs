@@ -30,6 +30,9 @@ use std::{
     process::ExitCode,
 };
 
+/// Sets the options of all verbs apart from those of one.
+const EVERYWHERE: &str = "Options of all commands";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "faasnet",
@@ -40,19 +43,19 @@ use std::{
 )]
 pub struct Cli {
     /// Settings that differ from the defaults
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE)]
     pub config: Option<PathBuf>,
     /// Print the API's JSON instead of tables
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// Where the API is [default: http.listen of the settings]
-    #[arg(long, global = true, env = "FAASNET_API", value_name = "URL")]
+    #[arg(long, global = true, env = "FAASNET_API", value_name = "URL", help_heading = EVERYWHERE)]
     pub api: Option<String>,
     /// File with the API token; FAASNET_TOKEN holds one itself [default: admin.token in manager.data]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE)]
     pub token_file: Option<PathBuf>,
     /// Tenant to act for, with a token for all tenants
-    #[arg(long, global = true, env = "FAASNET_TENANT", value_name = "NAME")]
+    #[arg(long, global = true, env = "FAASNET_TENANT", value_name = "NAME", help_heading = EVERYWHERE)]
     pub tenant: Option<TenantId>,
     #[command(subcommand)]
     pub verb: Verb,
@@ -69,6 +72,15 @@ pub enum Verb {
 /// What a client asks of the manager, over its API.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    #[command(flatten)]
+    Client(ClientVerb),
+    /// Print a script that completes commands in a shell
+    Completions(completions::Completions),
+}
+
+/// The verbs that go through the API.
+#[derive(Debug, Subcommand)]
+pub enum ClientVerb {
     /// Deploy, list, show and delete functions
     #[command(subcommand)]
     Function(function::Function),
@@ -85,8 +97,6 @@ pub enum Command {
     Vm(vm::Vm),
     /// Draw the tree along which the blocks of a function's image travel
     Tree(tree::Tree),
-    /// Print a script that completes commands in a shell
-    Completions(completions::Completions),
 }
 
 /// What the verbs of clients work with.
@@ -112,24 +122,27 @@ impl Command {
         settings: &Settings,
         out: &mut (dyn Write + Send),
     ) -> Result<ExitCode, Failure> {
-        if let Self::Completions(completions) = &self {
-            return completions.run(out);
-        }
-        let client = Client::new(
-            api_url(access.api, settings),
-            token(access.token_file.as_deref(), settings)?,
-            access.tenant,
-        )?;
-        let mut context = Context { client, output: Output::new(out, access.json) };
         match self {
-            Command::Function(function) => function.run(&mut context).await,
-            Command::Start(start) => start.run(&mut context).await,
-            Command::Stop(stop) => stop.run(&mut context).await,
-            Command::Invoke(invoke) => invoke.run(&mut context).await,
-            Command::Logs(logs) => logs.run(&mut context).await,
-            Command::Vm(vm) => vm.run(&mut context).await,
-            Command::Tree(tree) => tree.run(&mut context).await,
-            Command::Completions(_) => unreachable!("it ran above, without the API"),
+            Self::Completions(completions) => completions.run(out),
+            Self::Client(verb) => {
+                let token = token(access.token_file.as_deref(), settings)?;
+                let client = Client::new(api_url(access.api, settings), token, access.tenant)?;
+                verb.run(&mut Context { client, output: Output::new(out, access.json) }).await
+            }
+        }
+    }
+}
+
+impl ClientVerb {
+    async fn run(self, context: &mut Context<'_>) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Function(function) => function.run(context).await,
+            Self::Start(start) => start.run(context).await,
+            Self::Stop(stop) => stop.run(context).await,
+            Self::Invoke(invoke) => invoke.run(context).await,
+            Self::Logs(logs) => logs.run(context).await,
+            Self::Vm(vm) => vm.run(context).await,
+            Self::Tree(tree) => tree.run(context).await,
         }
     }
 }

@@ -18,7 +18,7 @@ use std::{process::ExitCode, time::Duration};
 use tokio::time::Instant;
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true, subcommand_precedence_over_arg = true)]
 pub struct Start {
     #[command(subcommand)]
     look: Option<Look>,

@@ -14,6 +14,7 @@ use actix_web::{
 };
 use futures::{StreamExt, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
+use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -76,22 +77,32 @@ impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let state = request.app_data::<Data<HttpState>>().expect("the application has its state");
         let bytes_max = state.settings.json_bytes_max;
-        let mut payload = payload.take();
+        let deadline = Duration::from_millis(state.settings.request_deadline_ms);
+        let payload = payload.take();
         Box::pin(async move {
-            let mut bytes = Vec::new();
-            while let Some(chunk) = payload.next().await {
-                let chunk =
-                    chunk.map_err(|error| Problem::invalid(format!("the body is cut off: {error}")))?;
-                if bytes.len() + chunk.len() > bytes_max {
-                    return Err(too_large(bytes_max as u64));
-                }
-                bytes.extend_from_slice(&chunk);
-            }
+            let bytes =
+                tokio::time::timeout(deadline, read(payload, bytes_max)).await.map_err(|_| too_slow())??;
             let value = serde_json::from_slice(&bytes)
                 .map_err(|error| Problem::invalid(format!("the body is not what is wanted here: {error}")))?;
             Ok(Self(value))
         })
     }
+}
+
+async fn read(mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|error| Problem::invalid(format!("the body is cut off: {error}")))?;
+        if bytes.len() + chunk.len() > bytes_max {
+            return Err(too_large(bytes_max as u64));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+fn too_slow() -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time")
 }
 
 pub(super) fn too_large(bytes_max: u64) -> Problem {

@@ -247,4 +247,48 @@ mod file {
         let store = RedbMetadata::open(&path).expect("made");
         store.commit(vec![put(Table::Values, "key", b"value")]).await.expect("committed");
     }
+
+    /// A file system of 8 MiB of its own; unmounted when dropped, also by a failing test.
+    struct SmallDisk(TempDir);
+
+    impl SmallDisk {
+        fn mount() -> Self {
+            let folder = TempDir::new().expect("folder");
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", "size=8m", "faasnet-test"]).arg(folder.path());
+            assert!(mount.status().expect("started").success(), "mounting needs root");
+            Self(folder)
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            // Lazily: a test that failed may still have files open.
+            let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_loses_nothing_and_is_survived() {
+        let disk = SmallDisk::mount();
+        let store = RedbMetadata::open(&disk.0.path().join("metadata.redb")).expect("made");
+        let mut acknowledged = Vec::new();
+        let refused = loop {
+            let key = format!("{:03}", acknowledged.len());
+            match store.commit(vec![put(Table::Values, &key, &[7; 100_000])]).await {
+                Ok(()) => acknowledged.push(key),
+                Err(error) => break error,
+            }
+            assert!(acknowledged.len() < 100, "the disk takes more than it has");
+        };
+        assert!(matches!(&refused, MetadataError::Unwritable(_)), "{refused}");
+        assert_eq!(keys(&store, Table::Values).await, acknowledged);
+
+        let more_room = Command::new("mount").args(["-o", "remount,size=64m"]).arg(disk.0.path()).status();
+        assert!(more_room.expect("started").success());
+        store.commit(vec![put(Table::Values, "later", b"")]).await.expect("there is room again");
+        acknowledged.push("later".into());
+        assert_eq!(keys(&store, Table::Values).await, acknowledged);
+        store.close().await;
+    }
 }

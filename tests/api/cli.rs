@@ -165,6 +165,8 @@ async fn a_start_is_a_waterfall() {
         "{shown}"
     );
     assert!(shown.contains("3, 45.0 ms together"), "{shown}");
+    let json = world.prints(&["start", "--json", "show", START]).await;
+    assert_eq!(json, world.prints(&["start", "show", START, "--json"]).await);
     let bars: Vec<_> = shown.lines().filter(|line| line.contains('█')).collect();
     assert_eq!(bars.len(), 8, "{shown}");
     assert!(bars[7].starts_with("probe") && bars[7].ends_with("120.0 ms"), "{shown}");

@@ -230,3 +230,11 @@ async fn readiness_follows_the_manager() {
     world.ready.send(false).expect("the server listens");
     problem(ready().await, 503, "not_ready").await;
 }
+
+#[actix_web::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let world = World::with(vec![], |settings| settings.request_deadline_ms = 100).await;
+    let body = reqwest::Body::wrap_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+    let response = world.as_admin("PUT", "/v1/functions/app").body(body).send().await.expect("answered");
+    problem(response, 408, "body_too_slow").await;
+}

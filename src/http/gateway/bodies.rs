@@ -8,14 +8,15 @@ use bytes::Bytes;
 use futures::Stream;
 use hyper::body::{Body, Frame, Incoming};
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     error::Error,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The caller's body, kept across attempts as long as nothing of it was read. It stays on the
 /// caller's thread.
@@ -103,19 +104,38 @@ pub(super) struct ResponseBody<T> {
     bytes_left: u64,
     bytes_max: u64,
     idle: Duration,
-    idle_end: Pin<Box<Sleep>>,
-    _occupied: T,
+    held: Rc<Held<T>>,
+    _watchdog: AbortOnDropHandle<()>,
 }
 
-impl<T> ResponseBody<T> {
-    /// Cuts the body behind `bytes_max`, and when nothing comes for `idle`.
+/// What a request occupies, until its body ends or makes no progress.
+struct Held<T> {
+    occupied: RefCell<Option<T>>,
+    idle_end: Cell<Instant>,
+}
+
+impl<T: 'static> ResponseBody<T> {
+    /// Cuts the body behind `bytes_max`, and when nothing passes for `idle`: an instance that is
+    /// silent, or a caller that does not read. The latter is not seen from within the body, which is
+    /// then asked for nothing; therefore a watchdog.
     pub fn new(incoming: Incoming, size: BodySize, bytes_max: u64, idle: Duration, occupied: T) -> Self {
-        let idle_end = Box::pin(tokio::time::sleep(idle));
-        Self { incoming, size, bytes_left: bytes_max, bytes_max, idle, idle_end, _occupied: occupied }
+        let idle_end = Cell::new(Instant::now() + idle);
+        let held = Rc::new(Held { occupied: RefCell::new(Some(occupied)), idle_end });
+        let watchdog = AbortOnDropHandle::new(actix_web::rt::spawn(watch(Rc::clone(&held))));
+        Self { incoming, size, bytes_left: bytes_max, bytes_max, idle, held, _watchdog: watchdog }
     }
 }
 
-impl<T: Unpin> MessageBody for ResponseBody<T> {
+/// Gives back what the request occupies when its time is over. The connection goes with it, and that
+/// wakes the body.
+async fn watch<T>(held: Rc<Held<T>>) {
+    while held.idle_end.get() > Instant::now() {
+        tokio::time::sleep_until(held.idle_end.get()).await;
+    }
+    held.occupied.take();
+}
+
+impl<T> MessageBody for ResponseBody<T> {
     type Error = Box<dyn Error>;
 
     fn size(&self) -> BodySize {
@@ -127,22 +147,21 @@ impl<T: Unpin> MessageBody for ResponseBody<T> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, Box<dyn Error>>>> {
         loop {
-            let frame = match Pin::new(&mut self.incoming).poll_frame(context) {
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(frame)) => frame.map_err(|error| CutBody::Incomplete(error.into()))?,
-                Poll::Pending => {
-                    ready!(self.idle_end.as_mut().poll(context));
-                    return Poll::Ready(Some(Err(CutBody::Idle(self.idle).into())));
-                }
-            };
+            let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+            // Looked at behind the poll: the watchdog may have ended the connection that was polled, and
+            // that is the reason to give, whatever the connection made of it.
+            if self.held.occupied.borrow().is_none() {
+                return Poll::Ready(Some(Err(CutBody::Idle(self.idle).into())));
+            }
+            let Some(frame) = frame else { return Poll::Ready(None) };
+            let frame = frame.map_err(|error| CutBody::Incomplete(error.into()))?;
             // Trailers are not passed on.
             let Ok(chunk) = frame.into_data() else { continue };
             let Some(bytes_left) = self.bytes_left.checked_sub(chunk.len() as u64) else {
                 return Poll::Ready(Some(Err(CutBody::TooLarge(self.bytes_max).into())));
             };
             self.bytes_left = bytes_left;
-            let idle_end = Instant::now() + self.idle;
-            self.idle_end.as_mut().reset(idle_end);
+            self.held.idle_end.set(Instant::now() + self.idle);
             return Poll::Ready(Some(Ok(chunk)));
         }
     }
