@@ -15,6 +15,7 @@ use faasnet::{
         source::{self, SourceError},
     },
     origin,
+    registry::{BlockingClient, Reference},
     settings::Settings,
 };
 use faasnet_actors::{
@@ -22,6 +23,7 @@ use faasnet_actors::{
     image::{BlockImage, Index},
     world::{Origin, Part},
 };
+use serde_json::json;
 use std::path::Path;
 
 fn convert_in(settings: &Settings, host: &str, spool: &Path) -> Result<BlockImage, ConvertError> {
@@ -69,6 +71,36 @@ fn an_image_in_a_registry_becomes_a_block_image_in_it() {
     let answers = index.block_count() as usize;
     assert_eq!(registry.response_bytes("GET", &blob, answers), image.blob_bytes);
     assert_eq!(reader.counters().snapshot().bytes, image.blob_bytes + image.index_bytes);
+}
+
+#[test]
+fn docker_manifests_and_indexes_of_several_platforms_are_understood() {
+    let (registry, layout) = (Registry::start(Options::default()), layout());
+    let (settings, spool) = (settings(&[registry.host()]), tempfile::tempdir().expect("folder"));
+    let client = BlockingClient::new(&settings.origin, 1).expect("made");
+    let pushed: Reference = registry.push_as(&layout, "app:docker", "v2s2").parse().expect("valid");
+    let manifest = client.wait(|client| client.manifest(&pushed, 1 << 20)).expect("there");
+    assert_eq!(manifest.media_type, "application/vnd.docker.distribution.manifest.v2+json");
+    let ours = Platform::of_this_machine().architecture;
+    for (kind, foreign) in [
+        ("application/vnd.docker.distribution.manifest.list.v2+json", "s390x"),
+        ("application/vnd.oci.image.index.v1+json", "riscv64"),
+    ] {
+        let entry = |digest: &str, architecture: &str| {
+            json!({
+                "mediaType": manifest.media_type, "digest": digest, "size": manifest.bytes.len(),
+                "platform": { "os": "linux", "architecture": architecture },
+            })
+        };
+        let ours = entry(&manifest.digest.to_string(), &ours);
+        // docker-registry refuses an index that names what it has not.
+        let other = entry(&manifest.digest.to_string(), foreign);
+        let index = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": [other, ours] }).to_string();
+        let tag: Reference = format!("{}/app:1", registry.host()).parse().expect("valid");
+        client.wait(|client| client.push_manifest(&tag, kind, index.into())).expect("pushed");
+        let image = convert_in(&settings, &registry.host(), spool.path()).expect("converted");
+        assert_eq!(image.source, manifest.digest);
+    }
 }
 
 #[test]
