@@ -1,6 +1,6 @@
 //! Reading blobs: a range at once, or the whole as a stream that resumes where it was cut.
 
-use super::{RegistryClient, RegistryError, Repository, auth::Access};
+use super::{RegistryClient, RegistryError, Repository, auth::Access, retry::Attempts};
 use bytes::{Bytes, BytesMut};
 use faasnet_actors::id::Digest;
 use reqwest::{
@@ -13,6 +13,10 @@ use tokio::time::Instant;
 /// What a registry that ignores ranges may send before the wanted bytes, in bytes. More is not worth
 /// reading: it would be sent again for each range.
 const SKIPPED_BYTES_MAX: u64 = 1 << 20;
+
+/// Progress after which a stream that was cut counts its attempts anew. A registry that gives a few bytes
+/// at a time must not hold a reader forever.
+const PROGRESS_BYTES: u64 = 1 << 20;
 
 /// A range that was read, or what had arrived of it.
 #[derive(Debug)]
@@ -113,6 +117,9 @@ impl RegistryClient {
             size,
             position: 0,
             open: None,
+            attempts: self.0.retry.attempts(),
+            cut_at: 0,
+            patience: self.transport().patience(size),
         }
     }
 
@@ -131,8 +138,8 @@ impl RegistryClient {
     }
 }
 
-/// A blob that arrives piece by piece. A stream that is cut short is asked for again from there on; the
-/// attempts are those of the settings, counted anew when bytes arrived in between.
+/// A blob that arrives piece by piece. A stream that is cut short is asked for again from there on, within
+/// the attempts of the settings.
 #[derive(Debug)]
 pub struct BlobStream {
     client: RegistryClient,
@@ -141,36 +148,44 @@ pub struct BlobStream {
     size: u64,
     position: u64,
     open: Option<Response>,
+    attempts: Attempts,
+    /// Where it was cut last.
+    cut_at: u64,
+    /// How long the rest may still be waited for. The time that the reader takes does not count.
+    patience: Duration,
 }
 
 impl BlobStream {
-    /// The next piece; `None` after the last byte. Each piece must arrive within `origin.read_ms`.
+    /// The next piece; `None` after the last byte. Each piece must arrive within `origin.read_ms`, all of
+    /// them within that and the time that the slowest bearable connection takes.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         if self.position == self.size {
             return self.finish().await;
         }
-        let client = self.client.clone();
-        let mut attempts = client.0.retry.attempts();
         loop {
-            match self.piece().await {
+            let began = Instant::now();
+            let piece = self.piece().await;
+            self.patience = self.patience.saturating_sub(began.elapsed());
+            match piece {
+                Ok(_) if self.patience.is_zero() => return Err(self.cut_short()),
                 Ok(piece) => {
                     self.position += piece.len() as u64;
                     return Ok(Some(piece));
                 }
                 Err(error) => {
                     self.open = None;
-                    attempts.wait_after(error).await?;
+                    if self.position - self.cut_at >= PROGRESS_BYTES {
+                        self.attempts.reset();
+                    }
+                    self.cut_at = self.position;
+                    self.attempts.wait_after(error).await?;
                 }
             }
         }
     }
 
     async fn piece(&mut self) -> Result<Bytes, RegistryError> {
-        let cut_short = RegistryError::CutShort {
-            what: name(&self.repository, self.blob),
-            got: self.position,
-            wanted: self.size,
-        };
+        let cut_short = self.cut_short();
         let response = match &mut self.open {
             Some(response) => response,
             None => {
@@ -199,6 +214,11 @@ impl BlobStream {
             Some(_) => Err(self.surplus()),
             None => Ok(None),
         }
+    }
+
+    fn cut_short(&self) -> RegistryError {
+        let what = name(&self.repository, self.blob);
+        RegistryError::CutShort { what, got: self.position, wanted: self.size }
     }
 
     fn surplus(&self) -> RegistryError {

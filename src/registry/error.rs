@@ -5,6 +5,7 @@
 //! error body only the code of the distribution specification is taken.
 
 use faasnet_actors::id::Digest;
+use rustls::CertificateError;
 use std::{error::Error, time::Duration};
 
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,12 @@ impl RegistryError {
                 Self::Tls { registry, reason, hint }
             }
             Some(tls) => {
-                let hint = "if a private authority issued its certificate, add that authority's PEM file to origin.ca_files";
+                let hint = match tls {
+                    rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                        "if a private authority issued its certificate, add that authority's PEM file to origin.ca_files"
+                    }
+                    _ => "check its certificate, the name you use for it, and this machine's clock",
+                };
                 Self::Tls { registry, reason: tls.to_string(), hint: hint.to_owned() }
             }
             None => Self::Unreachable { registry, reason: innermost(&error) },

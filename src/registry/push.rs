@@ -10,11 +10,6 @@ use reqwest::{
     Method,
     header::{CONTENT_TYPE, HeaderValue},
 };
-use std::time::Duration;
-
-/// The slowest upload that is waited for, in bytes a second: the deadline of an upload grows with its
-/// size. Below it a gigabyte takes over an hour.
-const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 256 * 1024;
 
 impl RegistryClient {
     /// Writes a blob unless the repository has it. Says whether it was sent.
@@ -51,7 +46,7 @@ impl RegistryClient {
         put.url = url;
         put.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         put.body = content.clone();
-        put.deadline += Duration::from_secs(content.len() / UPLOAD_BYTES_PER_SECOND_MIN);
+        put.deadline = self.transport().patience(content.len());
         self.send(&put, repository, Access::Push).await.map(drop)
     }
 }

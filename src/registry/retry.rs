@@ -9,12 +9,18 @@ use std::{
     time::Duration,
 };
 
-/// The rule for all calls of one client.
-#[derive(Debug)]
-pub(super) struct RetryPolicy {
+/// How often and after which pauses.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
     attempts_max: u32,
     pause_min: Duration,
     pause_max: Duration,
+}
+
+/// The rule for all calls of one client.
+#[derive(Debug)]
+pub(super) struct RetryPolicy {
+    limits: Limits,
     /// Each call draws its pauses from a generator of its own, made from the seed and the number of
     /// the call: no lock, and the same seed gives the same pauses.
     seed: u64,
@@ -22,8 +28,9 @@ pub(super) struct RetryPolicy {
 }
 
 /// The state of one call.
-pub(super) struct Attempts<'a> {
-    policy: &'a RetryPolicy,
+#[derive(Debug)]
+pub(super) struct Attempts {
+    limits: Limits,
     random: StdRng,
     /// Attempts that failed until now.
     failed: u32,
@@ -31,18 +38,18 @@ pub(super) struct Attempts<'a> {
 
 impl RetryPolicy {
     pub(super) fn new(settings: &OriginSettings, seed: u64) -> Self {
-        Self {
+        let limits = Limits {
             attempts_max: settings.attempts_max,
             pause_min: Duration::from_millis(settings.retry_min_ms),
             pause_max: Duration::from_millis(settings.retry_max_ms),
-            seed,
-            calls: AtomicU64::new(0),
-        }
+        };
+        Self { limits, seed, calls: AtomicU64::new(0) }
     }
 
-    pub(super) fn attempts(&self) -> Attempts<'_> {
+    pub(super) fn attempts(&self) -> Attempts {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        Attempts { policy: self, random: StdRng::seed_from_u64(self.seed.wrapping_add(call)), failed: 0 }
+        let random = StdRng::seed_from_u64(self.seed.wrapping_add(call));
+        Attempts { limits: self.limits, random, failed: 0 }
     }
 
     /// Calls until one succeeds, fails for good, or the attempts are used up. `call` is told how many
@@ -62,7 +69,12 @@ impl RetryPolicy {
     }
 }
 
-impl Attempts<'_> {
+impl Attempts {
+    /// Forgets the failures: there was progress since.
+    pub(super) fn reset(&mut self) {
+        self.failed = 0;
+    }
+
     /// Waits before the next attempt, or gives the error back when there is none.
     pub(super) async fn wait_after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         match self.pause_after(&error) {
@@ -80,15 +92,15 @@ impl Attempts<'_> {
     /// caller learns how long to stay away.
     fn pause_after(&mut self, error: &RegistryError) -> Option<Duration> {
         self.failed += 1;
-        if !error.is_retryable() || self.failed >= self.policy.attempts_max {
+        if !error.is_retryable() || self.failed >= self.limits.attempts_max {
             return None;
         }
         let asked = error.retry_after().unwrap_or_default();
-        if asked > self.policy.pause_max {
+        if asked > self.limits.pause_max {
             return None;
         }
-        let doubled = self.policy.pause_min.saturating_mul(1 << (self.failed - 1).min(20));
-        let longest = doubled.min(self.policy.pause_max);
+        let doubled = self.limits.pause_min.saturating_mul(1 << (self.failed - 1).min(20));
+        let longest = doubled.min(self.limits.pause_max);
         // From half to all of it, so that VMs that failed together do not come back together.
         Some(longest.mul_f64(self.random.random_range(0.5..=1.0)).max(asked))
     }

@@ -18,6 +18,9 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 /// Idle connections kept to one registry. As many ranges as an agent has in flight at once.
 const IDLE_CONNECTIONS_MAX: usize = 16;
+/// The slowest transfer of a whole blob that is waited for, in bytes a second. Below it a gigabyte takes
+/// over an hour.
+const BLOB_BYTES_PER_SECOND_MIN: u64 = 256 * 1024;
 /// Bytes read of an error's body to find its code.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 
@@ -73,6 +76,11 @@ impl Transport {
     /// `http` for the registries named in `origin.plain_http_registries`, `https` for all others.
     pub(super) fn scheme(&self, authority: &str) -> &'static str {
         if self.plain_http.contains(authority) { "http" } else { "https" }
+    }
+
+    /// How long the transfer of a whole blob may take: an answer's time, and more for more bytes.
+    pub(super) fn patience(&self, bytes: u64) -> Duration {
+        self.answer_deadline + Duration::from_secs(bytes / BLOB_BYTES_PER_SECOND_MIN)
     }
 
     /// Sends the call and gives the first answer that is no redirect, whatever its status.

@@ -5,7 +5,7 @@ use crate::{
     proxy::{Fault, Proxy},
     registry::{Options, PASSWORD, Registry, USER},
     settings,
-    token::TokenServer,
+    token::{IDENTITY_TOKEN, TokenServer},
     write_docker_config,
 };
 use faasnet::{
@@ -112,6 +112,37 @@ async fn a_token_is_fetched_once_kept_and_renewed() {
     settings.docker_config = docker_config(&registry.host(), "wrong-pass");
     let error = pull(&settings, &reference.to_string()).await.expect_err("not let in");
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_token_is_exchanged() {
+    let server = TokenServer::start().await;
+    let token = Some(server.registry_section());
+    let registry = Registry::start(Options { token, ..Options::default() });
+    let reference = registry.push(&layout(), "app:1");
+    let mut settings = settings([registry.host(), server.host()]);
+    for (identity_token, is_let_in) in [(IDENTITY_TOKEN, true), ("another-token", false)] {
+        let config = serde_json::json!({ "auths": { registry.host(): { "identitytoken": identity_token } } });
+        settings.docker_config = write_docker_config(config.to_string());
+        let pulled = pull(&settings, &reference).await;
+        assert_eq!(pulled.is_ok(), is_let_in, "{pulled:?}");
+        assert!(!format!("{pulled:?}").contains(identity_token), "{pulled:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_server_without_tls_is_not_told_a_secret() {
+    let server = TokenServer::start().await;
+    let token = Some(server.registry_section());
+    let registry = Registry::start(Options { token, ..Options::default() });
+    let reference = registry.push(&layout(), "app:1");
+    let mut settings = settings([registry.host()]);
+    settings.docker_config = good_docker_config(&registry.host());
+    let given = || server.scopes.lock().expect("not poisoned").len();
+    let before = given();
+    let error = pull(&settings, &reference).await.expect_err("no TLS").to_string();
+    assert!(error.contains(&format!("{:?} to origin.plain_http_registries", server.host())), "{error}");
+    assert_eq!(given(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

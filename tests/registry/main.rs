@@ -2,6 +2,7 @@
 //! pushed by skopeo. Faults come from a proxy before it.
 
 mod client;
+mod convert;
 mod destination;
 mod origin;
 #[path = "../support/proxy.rs"]
@@ -35,8 +36,9 @@ fn noise(len: usize) -> Vec<u8> {
     bytes
 }
 
+/// An image with one file. Whole sectors: `umoci insert` does not pad the last file of its archives.
 fn layout() -> Layout {
-    Layout::make(&[("data", &noise(3_000_000))])
+    Layout::make(&[("data", &noise(6000 * 512))])
 }
 
 fn empty_docker_config() -> PathBuf {

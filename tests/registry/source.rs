@@ -90,6 +90,16 @@ fn a_layer_that_is_cut_is_resumed_where_it_stopped() {
 }
 
 #[test]
+fn a_layer_that_comes_by_crumbs_is_given_up() {
+    let world = world();
+    let (blob, _) = world.layer();
+    let proxy = world.proxy(|request, _| if request.is_blob() { Fault::Cut(10) } else { Fault::None });
+    let error = read_all(&source(&proxy.host(), "app:1"), &blob).expect_err("given up");
+    assert!(matches!(error, SourceError::Truncated { got: 40, .. }), "{error:?}");
+    assert_eq!(proxy.requests().len(), 4);
+}
+
+#[test]
 fn each_failing_answer_is_told_apart() {
     let world = world();
     let (blob, bytes) = world.layer();

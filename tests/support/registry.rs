@@ -96,9 +96,14 @@ impl Registry {
 
     /// Copies an image of an OCI layout into the registry and gives its reference.
     pub fn push(&self, layout: &Layout, name: &str) -> String {
+        self.push_as(layout, name, "oci")
+    }
+
+    /// The same, with manifest and media types of that format: `oci`, or `v2s2` for Docker's.
+    pub fn push_as(&self, layout: &Layout, name: &str, format: &str) -> String {
         let target = format!("{}/{name}", self.host());
         let mut copy = Command::new("skopeo");
-        copy.args(["--insecure-policy", "copy", "--quiet"]);
+        copy.args(["--insecure-policy", "copy", "--quiet", "--format", format]);
         match self.options.tls {
             true => copy.arg("--dest-cert-dir").arg(self.folder.path().join("tls")),
             false => copy.arg("--dest-tls-verify=false"),

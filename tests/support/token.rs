@@ -26,6 +26,8 @@ use tokio::{
 
 const ISSUER: &str = "test issuer";
 const SERVICE: &str = "test registry";
+/// The OAuth refresh token that is as good as the password.
+pub const IDENTITY_TOKEN: &str = "identity&token=";
 
 pub struct TokenServer {
     pub address: SocketAddr,
@@ -87,21 +89,34 @@ impl Drop for TokenServer {
 }
 
 async fn answer(mut client: TcpStream, signer: &Signer, given: &Mutex<Vec<String>>, life: u64) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if client.read_buf(&mut head).await.unwrap_or(0) == 0 {
+    let mut bytes = Vec::new();
+    let (head, body) = loop {
+        let text = String::from_utf8(bytes.clone()).expect("ASCII");
+        if let Some((head, body)) = text.split_once("\r\n\r\n")
+            && body.len() >= content_length(head)
+        {
+            break (head.to_owned(), body.to_owned());
+        }
+        if client.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
             return;
         }
-    }
-    let head = String::from_utf8(head).expect("ASCII");
+    };
     let target = head.split(' ').nth(1).expect("a target");
-    let url = reqwest::Url::parse("http://x").expect("constant").join(target).expect("a target");
-    let query =
+    let mut url = reqwest::Url::parse("http://x").expect("constant").join(target).expect("a target");
+    if head.starts_with("POST") {
+        url.set_query(Some(&body));
+    }
+    let field =
         |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
-    let scope = query("scope").unwrap_or_default();
+    let scope = field("scope").unwrap_or_default();
     let password = format!("Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")));
-    let is_known = head.lines().any(|line| line.split_once(": ").is_some_and(|(_, value)| value == password));
-    let (status, body) = match is_known && query("service").as_deref() == Some(SERVICE) {
+    let has_password =
+        head.lines().any(|line| line.split_once(": ").is_some_and(|(_, value)| value == password));
+    let has_identity_token = head.starts_with("POST")
+        && field("grant_type").as_deref() == Some("refresh_token")
+        && field("refresh_token").as_deref() == Some(IDENTITY_TOKEN);
+    let is_known = has_password || has_identity_token;
+    let (status, body) = match is_known && field("service").as_deref() == Some(SERVICE) {
         true => (200, json!({ "token": signer.token(&scope), "expires_in": life })),
         false => (401, json!({ "details": "who are you?" })),
     };
@@ -113,6 +128,12 @@ async fn answer(mut client: TcpStream, signer: &Signer, given: &Mutex<Vec<String
         format!("HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let _ = client.write_all(text.as_bytes()).await;
     let _ = client.shutdown().await;
+}
+
+fn content_length(head: &str) -> usize {
+    let mut lines = head.lines().filter_map(|line| line.split_once(':'));
+    let length = lines.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    length.map_or(0, |(_, value)| value.trim().parse().expect("a number"))
 }
 
 impl Signer {
