@@ -278,3 +278,6 @@ fn read_up_to(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 fn write_zeros(out: &mut dyn Write, bytes: u64) -> io::Result<()> {
     io::copy(&mut io::repeat(0).take(bytes), out).map(drop)
 }
+
+#[cfg(test)]
+mod tests;
