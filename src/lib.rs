@@ -1,5 +1,6 @@
 //! FaaSNet: the process. Command line, settings, HTTP, and the adapters that touch the world.
 
+pub mod cli;
 pub mod image;
 pub mod origin;
 pub mod registry;

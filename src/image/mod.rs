@@ -8,6 +8,7 @@ pub mod artifact;
 pub mod blocks;
 pub mod convert;
 mod erofs;
+pub mod inspect;
 mod layer;
 pub mod manifest;
 mod merge;

@@ -15,10 +15,13 @@ pub enum Phase {
     Packing,
     /// Handing the artifact to its destination. Counts stored bytes.
     Publishing,
+    /// Reading a published block image again. Counts stored bytes.
+    Verifying,
     Done,
 }
 
-const PHASES: [Phase; 5] = [Phase::Resolving, Phase::Reading, Phase::Packing, Phase::Publishing, Phase::Done];
+const PHASES: [Phase; 6] =
+    [Phase::Resolving, Phase::Reading, Phase::Packing, Phase::Publishing, Phase::Verifying, Phase::Done];
 
 /// The conversion was asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

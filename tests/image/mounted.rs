@@ -49,10 +49,6 @@ impl Mounted {
     pub fn root(&self) -> PathBuf {
         self.folder.path().join("root")
     }
-
-    pub fn file(&self) -> PathBuf {
-        self.folder.path().join("image")
-    }
 }
 
 impl Drop for Mounted {
@@ -96,7 +92,8 @@ pub struct Facts {
     pub size: u64,
     /// Names of the same inode, by the first of them.
     pub same_as: PathBuf,
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Digests of the values, so that differences stay readable.
+    pub xattrs: BTreeMap<String, Digest>,
     /// Of a file's bytes or a symbolic link's target.
     pub content: Option<Digest>,
 }
@@ -156,17 +153,16 @@ fn facts(path: &Path, name: &Path, inodes: &mut BTreeMap<u64, PathBuf>) -> Facts
     }
 }
 
-fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+fn xattrs(path: &Path) -> BTreeMap<String, Digest> {
     let mut names = vec![0; 65536];
     let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
     let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let value = |name: &[u8]| {
         let mut value = vec![0; 65536];
         let length = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
-        value.truncate(length);
-        value
+        digest_of(&value[..length])
     };
-    names.map(|name| (name.to_vec(), value(name))).collect()
+    names.map(|name| (String::from_utf8_lossy(name).into_owned(), value(name))).collect()
 }
 
 /// Compares two file systems and shows what differs.

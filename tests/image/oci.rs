@@ -55,9 +55,12 @@ impl Image {
     }
 
     pub fn with_config(layers: &[Layer], process: Value) -> Self {
+        Self::with_architecture(layers, process, &Platform::of_this_machine().architecture)
+    }
+
+    pub fn with_architecture(layers: &[Layer], process: Value, architecture: &str) -> Self {
         let image = Self { folder: TempDir::new().unwrap() };
         let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
-        let architecture = Platform::of_this_machine().architecture;
         let config = json!({
             "architecture": architecture, "os": "linux", "config": process,
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
@@ -95,6 +98,16 @@ impl Image {
     pub fn convert(&self) -> Result<Converted, ConvertError> {
         convert_layout(self.folder.path(), &settings())
     }
+
+    pub fn convert_for(&self, platform: &str, settings: &ImageSettings) -> Result<Converted, ConvertError> {
+        let folder = TempDir::new().unwrap();
+        let image = convert_into(self.folder.path(), folder.path(), platform.parse().unwrap(), settings)?;
+        Ok(Converted { image, folder })
+    }
+
+    pub fn convert_into(&self, folder: &Path) -> Result<BlockImage, ConvertError> {
+        convert_into(self.folder.path(), folder, Platform::of_this_machine(), &settings())
+    }
 }
 
 /// A block image in a folder of its own.
@@ -109,15 +122,25 @@ pub fn settings() -> ImageSettings {
 }
 
 pub fn convert_layout(layout: &Path, settings: &ImageSettings) -> Result<Converted, ConvertError> {
-    let (folder, spool) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let folder = TempDir::new().unwrap();
+    let image = convert_into(layout, folder.path(), Platform::of_this_machine(), settings)?;
+    Ok(Converted { image, folder })
+}
+
+fn convert_into(
+    layout: &Path,
+    folder: &Path,
+    platform: Platform,
+    settings: &ImageSettings,
+) -> Result<BlockImage, ConvertError> {
+    let spool = TempDir::new().unwrap();
     let source = LayoutSource::new(&format!("{}:test", layout.display()), settings.manifest_bytes_max)?;
-    let options = ConvertOptions {
-        platform: Platform::of_this_machine(),
-        settings: settings.clone(),
-        spool: spool.path().to_owned(),
-    };
-    let converted = convert(&source, &FolderDestination::new(folder.path()), &options, &Progress::default());
+    let options = ConvertOptions { platform, settings: settings.clone(), spool: spool.path().to_owned() };
+    let converted = convert(&source, &FolderDestination::new(folder), &options, &Progress::default());
     let left = fs::read_dir(spool.path()).unwrap().count();
     assert_eq!(left, 0, "a conversion leaves nothing in its spool");
-    Ok(Converted { image: converted?, folder })
+    if converted.is_err() {
+        assert!(!folder.join("index.json").exists(), "a failed conversion publishes nothing");
+    }
+    converted
 }

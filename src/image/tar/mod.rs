@@ -104,12 +104,14 @@ impl<R: Read> Reader<R> {
     /// The next entry, or `None` at the end of the archive.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let (mut local, mut long_name, mut long_link) = (Records::default(), None, None);
+        let mut is_described = false;
         loop {
             self.skip(self.left + self.padding)?;
             (self.left, self.padding, self.extents) = (0, 0, None);
             let Some(header) = self.read_header()? else {
-                return Ok(None);
+                return if is_described { Err(TarError::Truncated) } else { Ok(None) };
             };
+            is_described |= matches!(header.kind(), b'x' | b'L' | b'K');
             match header.kind() {
                 b'x' => local = Records::parse(&self.read_extension(&header, "extended header")?)?,
                 b'g' => self.global = Records::parse(&self.read_extension(&header, "extended header")?)?,
@@ -276,3 +278,6 @@ fn read_up_to(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 fn write_zeros(out: &mut dyn Write, bytes: u64) -> io::Result<()> {
     io::copy(&mut io::repeat(0).take(bytes), out).map(drop)
 }
+
+#[cfg(test)]
+mod tests;
