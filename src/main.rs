@@ -6,7 +6,7 @@ use faasnet::{
     holder::{self, HolderOptions},
     settings::Settings,
 };
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 #[derive(Parser)]
 #[command(name = "faasnet", version, about)]
@@ -27,14 +27,29 @@ enum Verb {
         #[arg(long)]
         data: PathBuf,
     },
+    /// One call of the holder that may hang on its own mounts.
+    #[command(hide = true, name = holder::STEP_VERB)]
+    HolderStep {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if let Verb::HolderStep { arguments } = &arguments.verb {
+        if let Err(error) = holder::run_step(arguments) {
+            // The holder passes it on as the reason.
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+        return Ok(());
+    }
     let settings = Settings::load(arguments.config.as_deref()).context("reading the settings")?;
     let filter = tracing_subscriber::EnvFilter::try_new(&settings.log.filter).context("reading log.filter")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match arguments.verb {
+        Verb::HolderStep { .. } => Ok(()),
         Verb::Holder { data } => holder::run(HolderOptions { data, settings: settings.holder }),
     }
 }

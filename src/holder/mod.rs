@@ -12,8 +12,8 @@
 //!
 //! All mounts are in a mount namespace of its own and vanish with it. Threads: the desk (`desk`, with
 //! the pure `core`), the socket (`agent`), per image FUSE threads and one that answers late reads
-//! (`file`), one for each mount call (`mount`), one for each container (`instance`). Threads that
-//! serve reads never touch a mount.
+//! (`file`), one for each mount (`mount`), one for each container (`instance`). Nothing in this process
+//! makes a call that may read one of its mounts: those are processes of their own (`step`, `runc`).
 
 mod agent;
 mod bundle;
@@ -29,9 +29,11 @@ mod reads;
 pub(crate) mod runc;
 mod seccomp;
 mod spawn;
+mod step;
 mod wait;
 
 pub use spawn::{SpawnError, connect, spawn, spawn_program};
+pub use step::{VERB as STEP_VERB, run as run_step};
 
 use crate::settings::HolderSettings;
 use anyhow::Context;

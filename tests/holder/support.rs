@@ -187,6 +187,22 @@ impl Holder {
         self.child.wait().expect("waited")
     }
 
+    /// Mounts in the holder's namespace below its folder.
+    pub fn mounts(&self) -> usize {
+        let data = self.data.path().canonicalize().expect("is there");
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap_or_default();
+        mounts.lines().filter(|line| line.contains(data.to_str().expect("text"))).count()
+    }
+
+    /// What is left of containers: control groups, mounts and folders. Mounts of images are not counted.
+    pub fn remains(&self) -> Vec<String> {
+        let groups = self.cgroups().into_iter().flat_map(|group| fs::read_dir(group).into_iter().flatten().flatten());
+        let groups = groups.map(|entry| entry.path()).filter(|path| path.is_dir());
+        let folders = ["instances", "runc"].map(|name| self.data.path().join(name));
+        let folders = folders.into_iter().flat_map(|path| fs::read_dir(path).into_iter().flatten().flatten());
+        groups.chain(folders.map(|entry| entry.path())).map(|path| path.display().to_string()).collect()
+    }
+
     /// The parent control group of this holder's containers, in every hierarchy.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let data = self.data.path().canonicalize().expect("is there");
@@ -341,6 +357,17 @@ impl<'a> Agent<'a> {
             FromHolder::RunFailed { reason, .. } => Some(Err(reason.clone())),
             _ => None,
         })
+    }
+
+    /// Whether the holder ended the connection.
+    pub fn hung_up(&mut self) -> bool {
+        loop {
+            match self.messages.recv_timeout(PATIENCE) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
     }
 
     pub fn exit(&mut self) -> faasnet_actors::wire::holder::Exit {
