@@ -1,4 +1,5 @@
 //! FaaSNet: the process. Command line, settings, HTTP, and the adapters that touch the world.
 
+pub mod cli;
 pub mod holder;
 pub mod settings;

@@ -3,10 +3,11 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use faasnet::{
+    cli,
     holder::{self, HolderOptions},
     settings::Settings,
 };
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 #[derive(Parser)]
 #[command(name = "faasnet", version, about)]
@@ -20,6 +21,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Checks whether this machine can run functions, and says how to mend what is missing.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Holds mounts and containers; started by the agent.
     #[command(hide = true)]
     Holder {
@@ -35,7 +42,7 @@ enum Verb {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if let Verb::HolderStep { arguments } = &arguments.verb {
         if let Err(error) = holder::run_step(arguments) {
@@ -43,13 +50,16 @@ fn main() -> anyhow::Result<()> {
             eprintln!("{error}");
             std::process::exit(1);
         }
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let settings = Settings::load(arguments.config.as_deref()).context("reading the settings")?;
-    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log.filter).context("reading log.filter")?;
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(&settings.log.filter).context("reading log.filter")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match arguments.verb {
-        Verb::HolderStep { .. } => Ok(()),
-        Verb::Holder { data } => holder::run(HolderOptions { data, settings: settings.holder }),
+        Verb::HolderStep { .. } => {}
+        Verb::Doctor { json } => return Ok(cli::doctor::run(&settings, json)?),
+        Verb::Holder { data } => holder::run(HolderOptions { data, settings: settings.holder })?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -10,9 +10,10 @@ use oci_spec::{
     OciSpecError,
     runtime::{
         Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder,
-        LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResourcesBuilder,
-        Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
-        UserBuilder, get_default_maskedpaths, get_default_mounts, get_default_readonly_paths,
+        LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
+        LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder,
+        RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths, get_default_mounts,
+        get_default_readonly_paths,
     },
 };
 use rustix::process::{Resource, getrlimit};
@@ -95,7 +96,10 @@ pub fn spec(run: &Run, folder: &Path, cgroups: &Cgroups) -> Result<Spec, BundleE
 
 fn namespaces() -> Result<Vec<oci_spec::runtime::LinuxNamespace>, OciSpecError> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Pid, Uts};
-    [Pid, Ipc, Uts, Mount, Cgroup].map(|kind| LinuxNamespaceBuilder::default().typ(kind).build()).into_iter().collect()
+    [Pid, Ipc, Uts, Mount, Cgroup]
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .into_iter()
+        .collect()
 }
 
 fn mounts(folder: &Path) -> Result<Vec<Mount>, OciSpecError> {
@@ -162,9 +166,8 @@ fn environment(run: &Run) -> Result<Vec<String>, BundleError> {
     merged.extend(run.env.clone());
     merged.entry("PATH".to_owned()).or_insert_with(|| DEFAULT_PATH.to_owned());
     merged.insert("PORT".to_owned(), run.port.to_string());
-    let is_usable = |name: &str, value: &str| {
-        !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
-    };
+    let is_usable =
+        |name: &str, value: &str| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
     if let Some((name, _)) = merged.iter().find(|(name, value)| !is_usable(name, value)) {
         return Err(BundleError::Environment(name.chars().take(80).collect()));
     }

@@ -52,8 +52,12 @@ impl Cgroups {
 
     /// What version and controllers there are, for people.
     pub fn describe(&self) -> String {
-        let version_1: Vec<&str> =
-            self.hierarchies.iter().flat_map(|hierarchy| &hierarchy.controllers).map(String::as_str).collect();
+        let version_1: Vec<&str> = self
+            .hierarchies
+            .iter()
+            .flat_map(|hierarchy| &hierarchy.controllers)
+            .map(String::as_str)
+            .collect();
         let unified = self.hierarchies.iter().any(|hierarchy| hierarchy.unified);
         match (version_1.is_empty(), unified) {
             (true, true) => format!("version 2: {}", self.unified_controllers().join(" ")),
@@ -84,7 +88,8 @@ impl Cgroups {
     pub fn oom_kills(&self, name: &str) -> u64 {
         let Some(memory) = self.memory() else { return 0 };
         let file = if memory.unified { "memory.events" } else { "memory.oom_control" };
-        let text = fs::read_to_string(memory.path.join(&self.parent).join(name).join(file)).unwrap_or_default();
+        let text =
+            fs::read_to_string(memory.path.join(&self.parent).join(name).join(file)).unwrap_or_default();
         let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
         count.unwrap_or(0)
     }

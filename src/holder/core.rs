@@ -41,15 +41,35 @@ pub enum Event {
     /// The agent gave an order.
     Order(ToHolder),
     /// A read of the kernel found blocks missing.
-    ReadWaits { image: ImageId, read: ReadId, blocks: RangeInclusive<u32> },
-    MountEnded { image: ImageId, result: Result<(), String> },
-    UnmountEnded { image: ImageId },
-    Started { start: StartId, pid: u32 },
-    StartFailed { start: StartId, reason: String },
+    ReadWaits {
+        image: ImageId,
+        read: ReadId,
+        blocks: RangeInclusive<u32>,
+    },
+    MountEnded {
+        image: ImageId,
+        result: Result<(), String>,
+    },
+    UnmountEnded {
+        image: ImageId,
+    },
+    Started {
+        start: StartId,
+        pid: u32,
+    },
+    StartFailed {
+        start: StartId,
+        reason: String,
+    },
     /// The time of grace is over and the container was killed. A process that waits for a read ends
     /// only with that read.
-    Killed { start: StartId },
-    Ended { start: StartId, exit: Exit },
+    Killed {
+        start: StartId,
+    },
+    Ended {
+        start: StartId,
+        exit: Exit,
+    },
     /// The time of `HolderCore::next_deadline` has come.
     Tick,
 }
@@ -63,7 +83,10 @@ pub enum Effect {
     Mount(Mount),
     Unmount(ImageId),
     Start(Box<Run>),
-    Stop { start: StartId, grace_ms: u64 },
+    Stop {
+        start: StartId,
+        grace_ms: u64,
+    },
     /// Everything is stopped and unmounted: the process ends.
     Exit,
 }
@@ -326,7 +349,9 @@ impl HolderCore {
     fn tell(&mut self, message: FromHolder, effects: &mut Vec<Effect>) {
         match (&message, self.has_agent) {
             (_, true) => effects.push(Effect::Tell(message)),
-            (FromHolder::RunFailed { .. }, false) if self.untold.len() < UNTOLD_MAX => self.untold.push(message),
+            (FromHolder::RunFailed { .. }, false) if self.untold.len() < UNTOLD_MAX => {
+                self.untold.push(message)
+            }
             // The rest is in `State`, or is asked for again.
             _ => {}
         }

@@ -289,8 +289,9 @@ fn mount_image(
     desk: &SyncSender<Input>,
     settings: &HolderSettings,
 ) -> Result<MountedImage, String> {
-    let cache = File::open(&mount.plain_path)
-        .map_err(|error| format!("the cache file {} cannot be opened: {error}", mount.plain_path.display()))?;
+    let cache = File::open(&mount.plain_path).map_err(|error| {
+        format!("the cache file {} cannot be opened: {error}", mount.plain_path.display())
+    })?;
     let cache = Arc::new(cache);
     let file = ImageFile {
         image: mount.image,

@@ -121,7 +121,8 @@ impl<'a> Container<'a> {
     fn start_process(host: &Host, id: &str, folder: &Path, output: File) -> Result<(Pid, OwnedFd), String> {
         let pid_file = folder.join("pid");
         host.runc.run(id, folder, &pid_file, output).map_err(|error| error.to_string())?;
-        let pid = fs::read_to_string(&pid_file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
+        let pid =
+            fs::read_to_string(&pid_file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
         let pid = pid.ok_or("the OCI runtime did not say which process it started")?;
         let process = pidfd_open(pid, PidfdFlags::empty())
             .map_err(|error| format!("the container's process cannot be watched: {error}"))?;

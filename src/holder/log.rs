@@ -77,8 +77,11 @@ mod tests {
         }
         assert_eq!(read_tail(&path, 100).expect("reads"), b"6777888999");
         assert_eq!(read_tail(&path, 4).expect("reads"), b"8999");
-        let kept: u64 =
-            fs::read_dir(folder.path()).expect("lists").flatten().map(|e| e.metadata().expect("is there").len()).sum();
+        let kept: u64 = fs::read_dir(folder.path())
+            .expect("lists")
+            .flatten()
+            .map(|e| e.metadata().expect("is there").len())
+            .sum();
         assert!(kept <= 10, "{kept}");
     }
 }

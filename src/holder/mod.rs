@@ -23,8 +23,8 @@ mod desk;
 mod file;
 mod instance;
 mod log;
-mod mount;
-mod overlay;
+pub(crate) mod mount;
+pub(crate) mod overlay;
 mod reads;
 pub(crate) mod runc;
 mod seccomp;
@@ -35,9 +35,9 @@ mod wait;
 pub use spawn::{SpawnError, connect, spawn, spawn_program};
 pub use step::{VERB as STEP_VERB, run as run_step};
 
+use self::core::Event;
 use crate::settings::HolderSettings;
 use anyhow::Context;
-use self::core::Event;
 use cgroup::Cgroups;
 use desk::{Desk, INPUTS_MAX, Input};
 use faasnet_actors::{id::StartId, wire::holder::ToHolder};
@@ -121,8 +121,9 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     Ok(lock)
 }
 
+/// Gives this thread, and threads and processes it starts, mounts of their own.
 #[allow(unsafe_code)]
-fn enter_mount_namespace() -> io::Result<()> {
+pub(crate) fn enter_mount_namespace() -> io::Result<()> {
     // SAFETY: only `UnshareFlags::FILES` makes it unsound, by giving threads different descriptors.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;

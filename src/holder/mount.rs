@@ -32,7 +32,9 @@ pub enum MountError {
     Fuse(io::Error),
     #[error("this kernel has no EROFS; load it with `modprobe erofs`")]
     NoErofs,
-    #[error("this kernel cannot mount EROFS from a file; Linux 6.12 or later with EROFS_FS_BACKED_BY_FILE can")]
+    #[error(
+        "this kernel cannot mount EROFS from a file; Linux 6.12 or later with EROFS_FS_BACKED_BY_FILE can"
+    )]
     NoFileBacked,
     #[error("the image is not a valid EROFS file system")]
     Invalid,
@@ -73,7 +75,8 @@ impl MountedImage {
         File::create(&file_path)?;
         let mounted = Self { folder, deadline: options.deadline };
         let done = mount_fuse(&file_path, file, options.threads).and_then(|()| {
-            step::mount_erofs(&file_path, &fs_path, options.direct_io, options.deadline).map_err(MountError::Step)
+            step::mount_erofs(&file_path, &fs_path, options.direct_io, options.deadline)
+                .map_err(MountError::Step)
         });
         if let Err(error) = done {
             mounted.unmount();
@@ -110,8 +113,7 @@ fn mount_fuse(path: &Path, file: ImageFile, threads: usize) -> Result<(), MountE
     let device = File::options().read(true).write(true).open("/dev/fuse").map_err(MountError::Device)?;
     let device = OwnedFd::from(device);
     // The root of this mount is a regular file (S_IFREG), readable by its owner.
-    let options =
-        format!("fd={},rootmode=100400,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    let options = format!("fd={},rootmode=100400,user_id=0,group_id=0,allow_other", device.as_raw_fd());
     let options = CString::new(options).expect("digits and words contain no NUL");
     let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
     mount("faasnet", path, "fuse", flags, options.as_c_str()).map_err(|error| match error {
@@ -129,7 +131,8 @@ fn mount_fuse(path: &Path, file: ImageFile, threads: usize) -> Result<(), MountE
 /// In a process of its own: reads the file.
 pub fn mount_erofs(file: &Path, target: &Path, direct_io: bool) -> Result<(), MountError> {
     let options = direct_io.then_some(c"directio");
-    mount(file, target, "erofs", MountFlags::RDONLY | MountFlags::NODEV, options).map_err(|error| match error {
+    mount(file, target, "erofs", MountFlags::RDONLY | MountFlags::NODEV, options).map_err(|error| match error
+    {
         Errno::NODEV => MountError::NoErofs,
         Errno::NOTBLK => MountError::NoFileBacked,
         Errno::INVAL | Errno::UCLEAN | Errno::BADMSG => MountError::Invalid,

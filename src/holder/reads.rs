@@ -120,9 +120,12 @@ impl Reads {
 
     /// Blocks that a bitmap of the agent has beyond ours.
     pub fn merge(&mut self, present: &[u8], effects: &mut Vec<ReadEffect>) {
-        let has = |block: u32| present.get(block as usize / 8).is_some_and(|byte| byte & (1 << (block % 8)) != 0);
-        let new: Vec<BlockId> =
-            (0..self.block_count).filter(|block| has(*block) && !self.is_present(*block)).map(BlockId).collect();
+        let has =
+            |block: u32| present.get(block as usize / 8).is_some_and(|byte| byte & (1 << (block % 8)) != 0);
+        let new: Vec<BlockId> = (0..self.block_count)
+            .filter(|block| has(*block) && !self.is_present(*block))
+            .map(BlockId)
+            .collect();
         self.present(&new, effects);
     }
 

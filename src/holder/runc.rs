@@ -84,7 +84,10 @@ impl Runc {
             _ => error.into(),
         })?;
         let pid = Pid::from_child(&child);
-        let ended = wait::readable(&pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?, Some(self.deadline));
+        let ended = wait::readable(
+            &pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?,
+            Some(self.deadline),
+        );
         if !ended {
             let _ = kill_process_group(pid, Signal::KILL);
             step::reap(child);
@@ -146,7 +149,8 @@ mod tests {
     #[test]
     fn a_call_that_hangs_is_killed_at_its_deadline() {
         let runc = Runc { program: "sleep".into(), root: "/".into(), deadline: Duration::from_millis(50) };
-        let late = runc.call("sleeping", Command::new("sleep").arg("60").process_group(0), Path::new("/dev/null"));
+        let late =
+            runc.call("sleeping", Command::new("sleep").arg("60").process_group(0), Path::new("/dev/null"));
         assert!(matches!(late, Err(RuncError::Late { deadline_ms: 50, .. })));
     }
 }

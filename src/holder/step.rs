@@ -115,7 +115,8 @@ fn command(arguments: &[&OsStr]) -> Command {
 fn call(arguments: &[&OsStr], deadline: Duration) -> Result<(), String> {
     let text = |error: io::Error| format!("a process for it cannot be started: {error}");
     let mut child = command(arguments).stderr(Stdio::piped()).spawn().map_err(text)?;
-    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(|error| text(error.into()))?;
+    let process =
+        pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(|error| text(error.into()))?;
     if !wait::readable(&process, Some(deadline)) {
         let _ = child.kill();
         reap(child);

@@ -82,8 +82,11 @@ fn a_container_finds_what_image_and_function_say() {
     };
     let (exit, log) = finished(change, script);
     assert_eq!(exit, Exit::Code(0), "{log}");
-    let wanted = ["port=8123 image=a both=c", "\n1000\n1001\n1001 1002\n", "cwd=/data\nstart-1\n127.0.0.1 localhost"];
-    for part in wanted.into_iter().chain(["/dev/pts\n/dev/shm\n/proc/self\n/sys/fs/cgroup", "/usr/local/bin:"]) {
+    let wanted =
+        ["port=8123 image=a both=c", "\n1000\n1001\n1001 1002\n", "cwd=/data\nstart-1\n127.0.0.1 localhost"];
+    for part in
+        wanted.into_iter().chain(["/dev/pts\n/dev/shm\n/proc/self\n/sys/fs/cgroup", "/usr/local/bin:"])
+    {
         assert!(log.contains(part), "{part:?} is not in {log}");
     }
 }
@@ -104,7 +107,8 @@ fn a_container_is_confined() {
                   [ \"$(ls /proc | grep -c '^[0-9]')\" -lt 6 ] || echo 10
                   chroot / true || echo 11
                   dd if=/dev/fuse count=0 && echo 12; true";
-    let busybox = |run: &mut Run| run.runtime.entrypoint = ["/bin/busybox", "sh", "-c"].map(Into::into).to_vec();
+    let busybox =
+        |run: &mut Run| run.runtime.entrypoint = ["/bin/busybox", "sh", "-c"].map(Into::into).to_vec();
     let (exit, log) = finished(busybox, script);
     assert_eq!(exit, Exit::Code(0), "{log}");
     // Docker's default set, a80425fb, without CAP_NET_RAW (bit 13).
@@ -140,14 +144,15 @@ fn a_container_that_waits_for_a_block_is_stopped_at_once() {
     let image = TestImage::new();
     let holder = Holder::start();
     let mut agent = holder.agent(&image);
-    agent.mount(image.mount(&[])).expect("mounts");
-    agent.run(image.run("start-1", "echo ready; cat /data/big")).expect("runs");
-    agent.serve_until(|| holder.log("start-1").contains("ready").then_some(()));
     agent.serves = false;
-    // Whatever is read next waits: of `cat`, or of the file.
+    let missing = image.block_of(2_000_000);
+    agent.mount(image.mount_without(missing)).expect("mounts");
+    // `cat` is in sendfile(2), and holds the lock of the pipe to its log.
+    agent.run(image.run("start-1", "exec cat /data/big")).expect("runs");
+    agent.until_asked(missing);
     agent.order(&ToHolder::Stop { start: "start-1".parse().expect("name"), grace_ms: 0 });
-    let exit = agent.exit();
-    assert!(matches!(exit, Exit::Signal(9) | Exit::Code(_)), "{exit:?}");
+    assert_eq!(agent.exit(), Exit::Signal(9));
+    assert_eq!(holder.remains(), Vec::<String>::new());
 }
 
 #[test]

@@ -28,7 +28,8 @@ fn a_shutdown_leaves_only_logs() {
     let mut agent = holder.agent(&image);
     agent.mount(image.mount_whole()).expect("mounts");
     let forking = agent.run(image.run("start-1", "sleep 1000 & sleep 1000")).expect("runs");
-    let polite = agent.run(image.run("start-2", "trap 'exit 0' TERM; while :; do sleep 0.05; done")).expect("runs");
+    let polite =
+        agent.run(image.run("start-2", "trap 'exit 0' TERM; while :; do sleep 0.05; done")).expect("runs");
     assert!(!holder.cgroups().is_empty());
     assert!(holder.mounts() >= 6, "{}", holder.mounts());
     agent.order(&ToHolder::Shutdown { grace_ms: 300 });
@@ -49,7 +50,9 @@ fn signals_end_it_as_a_shutdown_does() {
         let mut holder = Holder::start();
         let mut agent = holder.agent(&image);
         agent.mount(image.mount_whole()).expect("mounts");
-        let pid = agent.run(image.run("start-1", "trap 'exit 0' TERM; while :; do sleep 0.05; done")).expect("runs");
+        let pid = agent
+            .run(image.run("start-1", "trap 'exit 0' TERM; while :; do sleep 0.05; done"))
+            .expect("runs");
         drop(agent);
         kill_process(Pid::from_child(&holder.child), signal).expect("sent");
         assert!(holder.ended().success());
@@ -65,7 +68,8 @@ fn an_end_without_an_agent_is_told_to_the_next_once() {
     let holder = Holder::start();
     let mut agent = holder.agent(&image);
     agent.mount(image.mount_whole()).expect("mounts");
-    let mut run = image.run("start-1", "read line < /dev/shm/x || while [ ! -e /tmp/go ]; do sleep 0.01; done; exit 4");
+    let mut run =
+        image.run("start-1", "read line < /dev/shm/x || while [ ! -e /tmp/go ]; do sleep 0.01; done; exit 4");
     run.port = 77;
     let pid = agent.run(run).expect("runs");
     drop(agent);
@@ -88,7 +92,7 @@ fn the_next_holder_clears_what_a_killed_one_left() {
     let mut holder = Holder::start();
     let mut agent = holder.agent(&image);
     agent.mount(image.mount_whole()).expect("mounts");
-    let pid = agent.run(image.run("start-1", "while :; do sleep 1; done")).expect("runs");
+    let pid = agent.run(image.run("start-1", "exec sleep 1000")).expect("runs");
     drop(agent);
     holder.child.kill().expect("killed");
     holder.ended();
@@ -118,9 +122,11 @@ fn a_killed_holder_is_gone_whatever_hangs_on_its_reads() {
 
     holder.child = Holder::launch(&mut Holder::command(holder.data.path(), &[]));
     let mut agent = holder.agent(&image);
-    agent.mount(image.mount(&[])).expect("mounts");
-    agent.run(image.run("start-1", "echo ready; cat /data/big")).expect("runs");
-    agent.serve_until(|| holder.log("start-1").contains("ready").then_some(()));
+    agent.serves = false;
+    let missing = image.block_of(2_000_000);
+    agent.mount(image.mount_without(missing)).expect("mounts");
+    agent.run(image.run("start-1", "exec cat /data/big")).expect("runs");
+    agent.until_asked(missing);
     drop(agent);
     holder.child.kill().expect("killed");
     holder.ended();
@@ -171,7 +177,8 @@ fn without_fuse_the_reason_says_so() {
     let image = TestImage::new();
     let data = tempfile::tempdir().expect("folder");
     let mut command = Command::new("unshare");
-    let hidden = "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9 && exec \"$@\"";
+    let hidden =
+        "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9 && exec \"$@\"";
     command.args(["--mount", "sh", "-c", hidden, "sh", PROGRAM, "holder", "--data"]).arg(data.path());
     let child = Holder::launch(&mut command);
     let holder = Holder { data, child };
@@ -186,11 +193,13 @@ fn what_is_not_understood_ends_the_connection_only() {
     let image = TestImage::new();
     let holder = Holder::start();
     let long = [255; 64];
-    let not_hello = faasnet_actors::wire::frame::encode_head(&ToHolder::Shutdown { grace_ms: 0 }, 0).expect("encodes");
-    let too_new = faasnet_actors::wire::frame::encode_head(&ToHolder::Hello { version: 99 }, 0).expect("encodes");
+    let not_hello =
+        faasnet_actors::wire::frame::encode_head(&ToHolder::Shutdown { grace_ms: 0 }, 0).expect("encodes");
+    let too_new =
+        faasnet_actors::wire::frame::encode_head(&ToHolder::Hello { version: 99 }, 0).expect("encodes");
     for bytes in [&long[..], &not_hello, &too_new] {
-        let mut stream =
-            std::os::unix::net::UnixStream::connect(holder.data.path().join("holder.sock")).expect("connects");
+        let mut stream = std::os::unix::net::UnixStream::connect(holder.data.path().join("holder.sock"))
+            .expect("connects");
         stream.write_all(bytes).expect("written");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("is hung up on");

@@ -55,18 +55,25 @@ impl TestImage {
         }
         fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("mode");
         fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for name in ["sh", "cat", "sleep", "echo", "httpd", "id", "head", "dd", "mount", "grep", "ls", "tail"] {
+        for name in ["sh", "cat", "sleep", "echo", "httpd", "id", "head", "dd", "mount", "grep", "ls", "tail"]
+        {
             symlink("busybox", root.join("bin").join(name)).expect("link");
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").expect("written");
         fs::write(root.join("data/index.html"), "hello from an instance\n").expect("written");
         // Not compressible and different in each place: a block in the wrong place is noticed.
         let mut big = Vec::new();
-        blake3::Hasher::new().update(b"big").finalize_xof().take(3_000_001).read_to_end(&mut big).expect("reads");
+        blake3::Hasher::new()
+            .update(b"big")
+            .finalize_xof()
+            .take(3_000_001)
+            .read_to_end(&mut big)
+            .expect("reads");
         fs::write(root.join("data/big"), &big).expect("written");
         more(&root);
         let path = folder.path().join("image.erofs");
-        let made = Command::new("mkfs.erofs").arg(&path).arg(&root).output().expect("erofs-utils is installed");
+        let made =
+            Command::new("mkfs.erofs").arg(&path).arg(&root).output().expect("erofs-utils is installed");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let bytes = fs::read(&path).expect("read");
         let id = Digest::from_bytes(*blake3::hash(&bytes).as_bytes());
@@ -75,6 +82,18 @@ impl TestImage {
 
     pub fn block_count(&self) -> u32 {
         self.bytes.len().div_ceil(BLOCK_BYTES as usize) as u32
+    }
+
+    /// The block in which the byte of `data/big` lies.
+    pub fn block_of(&self, place: usize) -> u32 {
+        let needle = &self.big[place..place + 64];
+        let at = self.bytes.windows(64).position(|window| window == needle).expect("is stored plain");
+        (at / BLOCK_BYTES as usize) as u32
+    }
+
+    /// An order to mount it with all blocks but one.
+    pub fn mount_without(&self, block: u32) -> Mount {
+        self.mount(&(0..self.block_count()).filter(|each| *each != block).collect::<Vec<_>>())
     }
 
     pub fn cache_path(&self) -> PathBuf {
@@ -169,7 +188,7 @@ impl Holder {
 
     pub fn log(&self, start: &str) -> String {
         let tail = faasnet::holder::read_log_tail(self.data.path(), &start.parse().expect("a name"), 1 << 20);
-        String::from_utf8(tail.expect("reads")).expect("text")
+        String::from_utf8_lossy(&tail.expect("reads")).into_owned()
     }
 
     /// The mounted file system, seen through the holder's mount namespace.
@@ -196,7 +215,8 @@ impl Holder {
 
     /// What is left of containers: control groups, mounts and folders. Mounts of images are not counted.
     pub fn remains(&self) -> Vec<String> {
-        let groups = self.cgroups().into_iter().flat_map(|group| fs::read_dir(group).into_iter().flatten().flatten());
+        let groups =
+            self.cgroups().into_iter().flat_map(|group| fs::read_dir(group).into_iter().flatten().flatten());
         let groups = groups.map(|entry| entry.path()).filter(|path| path.is_dir());
         let folders = ["instances", "runc"].map(|name| self.data.path().join(name));
         let folders = folders.into_iter().flat_map(|path| fs::read_dir(path).into_iter().flatten().flatten());
@@ -337,6 +357,13 @@ impl<'a> Agent<'a> {
             self.next(Duration::from_millis(5));
         }
         panic!("it did not come true in time");
+    }
+
+    /// Waits until the holder asked for that block, or has already.
+    pub fn until_asked(&mut self, block: u32) {
+        while !self.asked.contains(&block) {
+            self.until(|message| matches!(message, FromHolder::Miss { .. }).then_some(()));
+        }
     }
 
     /// Mounts the image and waits for the answer.
