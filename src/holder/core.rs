@@ -148,7 +148,7 @@ impl HolderCore {
                 match self.images.get_mut(&image) {
                     Some(held) => {
                         let mut reads = Vec::new();
-                        held.reads.wait(read, blocks, deadline, &mut reads);
+                        held.reads.wait(read, blocks, now, deadline, &mut reads);
                         self.reads(image, reads, effects);
                     }
                     None => effects.push(Effect::Fail(image, read)),
@@ -166,7 +166,7 @@ impl HolderCore {
                 self.instances.remove(&start);
                 self.tell(FromHolder::RunFailed { start, reason }, effects);
             }
-            Event::Killed { start } => self.killed(&start, effects),
+            Event::Killed { start } => self.killed(&start, now, effects),
             Event::Ended { start, exit } => self.ended(start, exit, effects),
             Event::Tick => {}
         }
@@ -326,12 +326,12 @@ impl HolderCore {
     }
 
     /// Fails the reads that a killed container may hang on, if no other container needs them.
-    fn killed(&mut self, start: &StartId, effects: &mut Vec<Effect>) {
+    fn killed(&mut self, start: &StartId, now: Instant, effects: &mut Vec<Effect>) {
         let Some(image) = self.instances.get(start).map(|instance| instance.image) else { return };
         let others = self.instances.iter().filter(|(other, _)| *other != start);
         let needed = others.into_iter().any(|(_, other)| other.image == image && other.exit.is_none());
         if !needed || self.closing {
-            self.with_reads(image, effects, Reads::fail_all);
+            self.with_reads(image, effects, |reads, out| reads.fail_all(now, out));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Calls of the OCI runtime, each with a deadline.
 
-use super::wait;
+use super::{step, wait};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::{
     ffi::OsStr,
@@ -90,7 +90,7 @@ impl Runc {
         );
         if !ended {
             let _ = kill_process_group(pid, Signal::KILL);
-            child.wait()?;
+            step::reap(child);
             return Err(RuncError::Late { verb, deadline_ms: self.deadline.as_millis() });
         }
         if child.wait()?.success() {
