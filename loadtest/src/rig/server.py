@@ -1,5 +1,10 @@
 """HTTP server of the test image: answers, lists the file system, reads files. Python 3, no packages."""
-import hashlib, http.server, json, os, stat, sys, urllib.parse
+import hashlib, http.server, json, os, signal, stat, sys, urllib.parse
+
+if "EXIT_AT_START" in os.environ:
+    sys.exit(int(os.environ["EXIT_AT_START"]))
+if "NEVER_ANSWER" in os.environ:
+    signal.pause()
 
 for module in sys.argv[1:]:
     __import__(module)
@@ -71,7 +76,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif url.path == "/exit":
             os._exit(int(query["code"]))
         else:
-            self.answer([json.dumps(dict(hostname=os.uname().nodename, pid=os.getpid())).encode()])
+            answer = dict(hostname=os.uname().nodename, pid=os.getpid(), port=int(os.environ["PORT"]))
+            self.answer([json.dumps(answer).encode()])
 
     def answer(self, pieces):
         self.send_response(200)
