@@ -7,5 +7,6 @@ mod agent_restart;
 mod bad_input;
 mod burst;
 mod corruption;
+mod listing;
 mod sample;
 mod support;

@@ -6,9 +6,6 @@ if "EXIT_AT_START" in os.environ:
 if "NEVER_ANSWER" in os.environ:
     signal.pause()
 
-for module in sys.argv[1:]:
-    __import__(module)
-
 KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe",
          stat.S_IFSOCK: "socket", stat.S_IFCHR: "char", stat.S_IFBLK: "block"}
 
@@ -86,5 +83,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(piece)
 
 
+if sys.argv[1:] == ["--list"]:
+    sys.stdout.buffer.writelines(listing())
+    sys.exit()
+for module in sys.argv[1:]:
+    __import__(module)
 print("listening", flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
