@@ -27,19 +27,26 @@ fn settled(cluster: &Cluster, function: &str) -> serde_json::Value {
     cluster.api.settled(&id, READY).unwrap()
 }
 
+/// The text with another letter at that place.
+fn altered(text: &str, place: usize) -> String {
+    let other = if &text[place..=place] == "a" { "b" } else { "a" };
+    format!("{}{other}{}", &text[..place], &text[place + 1..])
+}
+
 #[test]
 fn agents_that_may_not_join_are_told_why_and_disturb_nobody() {
     let cluster = Cluster::up(spec(2)).unwrap();
     let token = cluster.cli(&["vm", "join-token"]).unwrap();
 
     let log = refused_agent(&cluster, "vm-2", "vm-1", token.trim());
-    assert!(log.contains("vm-1"), "the name that is taken is named: {log}");
+    assert!(log.contains("another VM has this name"), "{log}");
 
-    let mut wrong = token.trim().to_owned();
-    let last = wrong.pop().unwrap();
-    wrong.push(if last == 'a' { 'b' } else { 'a' });
-    let log = refused_agent(&cluster, "vm-2", "vm-3", &wrong);
-    assert!(log.contains("token"), "{log}");
+    // A token is the hash of the manager's authority and a secret behind it; and one that is neither.
+    let token = token.trim();
+    for wrong in [altered(token, 10), altered(token, token.len() - 10), "nonsense".to_owned()] {
+        let log = refused_agent(&cluster, "vm-2", "vm-3", &wrong);
+        assert!(log.contains("join token"), "{wrong}: {log}");
+    }
 
     let vms = cluster.vms().unwrap();
     assert_eq!(vms.keys().collect::<Vec<_>>(), ["vm-1", "vm-2"]);
@@ -96,7 +103,7 @@ fn images_that_cannot_be_had_fail_their_deployment_and_no_other() {
         (format!("{registry}/library/python:unknown"), "unknown"),
         (format!("{registry}/library/python@sha256:{}", "0".repeat(64)), "0000"),
         (nobody_listens, "10.77.0.1:1"),
-        ("not a reference".to_owned(), "reference"),
+        ("not a reference".to_owned(), "does not name an image"),
         ("oci:/nowhere".to_owned(), "layout_roots"),
     ] {
         let mut command = cluster.command("manager").unwrap();
