@@ -1,9 +1,20 @@
 //! What actors need of the world, as traits. The process brings adapters, tests bring small ones.
 
-use crate::image::BlockImage;
+use crate::{
+    id::{TreeId, VmId},
+    image::BlockImage,
+    wire::control::Capability,
+};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 /// Which part of a block image is read from the origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,5 +56,169 @@ impl OriginError {
             Self::NotFound(_) | Self::Unauthorized(_) => false,
             Self::Busy { .. } | Self::Truncated { .. } | Self::Failed(_) => true,
         }
+    }
+}
+
+/// A row of the metadata store: a table, a key, and bytes that only the writer understands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub table: Table,
+    pub key: String,
+    pub value: Vec<u8>,
+}
+
+/// What the manager keeps for good (invariant 9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// `tenant/name` to the function's description and block image.
+    Functions,
+    /// Block images that our converter made, by their digest.
+    Images,
+    /// API tokens by the hash of their text.
+    Tokens,
+    /// Join tokens by the hash of their secret.
+    JoinTokens,
+    /// VMs by name, with the hash of their key.
+    Vms,
+    /// Accepted starts that have not ended.
+    Starts,
+    /// Single values: the term, for instance.
+    Values,
+}
+
+impl Table {
+    pub const ALL: [Self; 7] = [
+        Self::Functions,
+        Self::Images,
+        Self::Tokens,
+        Self::JoinTokens,
+        Self::Vms,
+        Self::Starts,
+        Self::Values,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Functions => "functions",
+            Self::Images => "images",
+            Self::Tokens => "tokens",
+            Self::JoinTokens => "join_tokens",
+            Self::Vms => "vms",
+            Self::Starts => "starts",
+            Self::Values => "values",
+        }
+    }
+}
+
+/// One change of the metadata store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Put(Row),
+    Delete { table: Table, key: String },
+}
+
+/// The metadata store.
+pub trait Metadata: Send + Sync {
+    /// All rows of a table, in the order of their keys.
+    fn scan(&self, table: Table) -> BoxFuture<'static, Result<Vec<Row>, MetadataError>>;
+    /// Applies all writes or none; done when they survive a crash.
+    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'static, Result<(), MetadataError>>;
+}
+
+/// Why the metadata store did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    #[error("the metadata store is full or cannot be written: {0}")]
+    Unwritable(String),
+    #[error("the metadata store is damaged or of another version: {0}")]
+    Damaged(String),
+}
+
+/// SHA-256 of the public key in a VM's certificate: the VM's identity beside its name.
+pub type KeyHash = Arc<[u8]>;
+
+/// Signs what a VM shows to its parent.
+pub trait CapabilityIssuer: Send + Sync {
+    /// The word of the manager that the holder of that key may read the tree, valid from now on.
+    fn issue(&self, tree: &TreeId, vm: &VmId, key_hash: &[u8]) -> Capability;
+}
+
+/// Makes block images of source images.
+pub trait Converter: Send + Sync {
+    /// Done when the block image is published. May be called for the same image again.
+    fn convert(
+        &self,
+        image: &str,
+        progress: Arc<ConversionProgress>,
+    ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>>;
+}
+
+/// Why there is no block image, in words for the function's owner.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConvertFailure(pub String);
+
+/// How far a conversion is; written by the converter, read by whoever shows it.
+#[derive(Debug, Default)]
+pub struct ConversionProgress {
+    phase: AtomicU8,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+/// What a conversion is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConversionPhase {
+    /// Other conversions are before it.
+    Waiting,
+    /// Reads the source image.
+    Reading,
+    /// Writes the file system and its blocks.
+    Writing,
+    /// Brings the block image to its origin.
+    Publishing,
+}
+
+impl ConversionPhase {
+    const ALL: [Self; 4] = [Self::Waiting, Self::Reading, Self::Writing, Self::Publishing];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Reading => "reading",
+            Self::Writing => "writing",
+            Self::Publishing => "publishing",
+        }
+    }
+}
+
+impl ConversionProgress {
+    /// Begins a phase of `total` bytes; 0 when that is not known.
+    pub fn begin(&self, phase: ConversionPhase, total: u64) {
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    pub fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Sets both counts, for a converter that keeps its own.
+    pub fn set(&self, done: u64, total: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    pub fn phase(&self) -> ConversionPhase {
+        ConversionPhase::ALL[usize::from(self.phase.load(Ordering::Relaxed))]
+    }
+
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
     }
 }

@@ -61,6 +61,8 @@ pub enum ToManager {
     Ready { start: StartId, report: StartReport },
     /// The start did not become ready, or its instance has ended.
     Ended { start: StartId, reason: EndReason, report: StartReport },
+    /// Asks for a new certificate before the present one expires, for the same key.
+    Renew { signing_request: String },
     /// An upstream of this VM does not serve; the manager decides the new place.
     UpstreamLost { tree: TreeId, epoch: Epoch, vm: VmId },
 }
@@ -194,6 +196,8 @@ pub enum ToAgent {
     },
     /// The connection is closed behind it.
     Refused { reason: JoinRefusal },
+    /// The answer to `Renew`: the VM's certificate in PEM.
+    Renewed { certificate: String },
     /// Make an instance.
     Start(Box<StartOrder>),
     /// End an instance.

@@ -1,0 +1,65 @@
+//! What a function tree and its parent are told.
+
+use super::core::Event;
+use crate::{
+    id::{FunctionName, StartId, TreeId, VmId},
+    image::BlockImage,
+    model::TreeView,
+    scheduler::Reply,
+    support::Slot,
+};
+use actix::prelude::*;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// For one tree. Joins and reports make the tree when it is not there; anything else is dropped then.
+/// Bounded by the starts that the scheduler lets in and by the slots of agents' sessions.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ToTree {
+    pub tree: TreeId,
+    pub event: Event,
+    pub slot: Slot,
+}
+
+/// For the parent of all trees.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub enum ToForest {
+    /// What a tree looks like now.
+    View { tree: TreeId, reply: Reply<TreeView> },
+    /// The VM is gone from all trees, and nobody knows from which.
+    VmGone { vm: VmId },
+}
+
+/// An event, from the parent to the tree it looked up.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Happened {
+    pub event: Event,
+    pub slot: Slot,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct GetView(pub Reply<TreeView>);
+
+/// From a tree to its parent before anything of that epoch is sent, so that a rebuilt tree continues
+/// behind it. Bounded by what the tree itself is told.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct EpochRaised {
+    pub tree: TreeId,
+    pub counter: u64,
+}
+
+/// A start as the scheduler decided it; the tree adds the place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StartDraft {
+    pub start: StartId,
+    pub function: FunctionName,
+    pub image: Arc<BlockImage>,
+    pub env: BTreeMap<String, String>,
+    pub memory_bytes: u64,
+    pub probe_path: String,
+    pub ready_deadline_ms: u64,
+}

@@ -1,0 +1,129 @@
+//! Function trees: one actor for each tree, and the `Forest` that owns them all.
+//!
+//! A start comes from the scheduler as `Join`; the tree gives the VM a place, raises the epoch, has
+//! the capability signed and sends one order to the VM through the fleet. What agents report about
+//! the tree comes back the same way. Trees are soft: a rebuilt tree asks the VMs what they hold.
+
+mod core;
+mod forest;
+mod messages;
+#[cfg(test)]
+mod tests;
+
+pub use self::core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits};
+pub use forest::{Forest, ForestSettings};
+pub use messages::{StartDraft, ToForest, ToTree};
+
+use crate::{
+    id::{TreeId, VmId},
+    support::{Budget, ExitNotice, Link},
+    vm_node::{Order, ToFleet, ToVm, VmMessage},
+    wire::control::{Place, StartOrder},
+    world::{CapabilityIssuer, KeyHash},
+};
+use actix::{WeakRecipient, prelude::*};
+use messages::{EpochRaised, GetView, Happened};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// The shell of one tree.
+struct FunctionTree {
+    tree: TreeId,
+    core: TreeCore,
+    capabilities: Arc<dyn CapabilityIssuer>,
+    vms: Link<ToVm>,
+    fleet: Link<ToFleet>,
+    parent: WeakRecipient<EpochRaised>,
+    tick: Duration,
+    budget: Budget,
+    exit: ExitNotice<TreeId>,
+}
+
+impl Actor for FunctionTree {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        if self.exit.generation() > 0 {
+            self.fleet.send(ToFleet::Rejoin { tree: Some(self.tree.clone()) });
+        }
+        ctx.run_interval(self.tick, |tree, ctx| {
+            if !tree.exit.parent_is_up() {
+                return ctx.stop();
+            }
+            tree.happened(Event::Tick);
+        });
+    }
+}
+
+impl FunctionTree {
+    fn happened(&mut self, event: Event) {
+        let (before, mut effects) = (self.core.epoch(), Vec::new());
+        self.core.apply(event, Instant::now(), &mut effects);
+        let epoch = self.core.epoch();
+        if epoch > before
+            && let Some(parent) = self.parent.upgrade()
+        {
+            parent.do_send(EpochRaised { tree: self.tree.clone(), counter: epoch.counter });
+        }
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&self, effect: Effect) {
+        let (vm, order) = match effect {
+            Effect::Start { vm, key_hash, placing, start } => {
+                let place = self.place(&vm, &key_hash, placing);
+                (vm, Order::Start(Box::new(order(*start, place))))
+            }
+            Effect::Place { vm, key_hash, placing } => {
+                let place = self.place(&vm, &key_hash, placing);
+                (vm, Order::Place(place))
+            }
+            Effect::Leave { vm, epoch } => (vm, Order::Leave { tree: self.tree.clone(), epoch }),
+        };
+        self.vms.send(ToVm { vm, message: VmMessage::Order(order) });
+    }
+
+    fn place(&self, vm: &VmId, key_hash: &KeyHash, placing: Placing) -> Place {
+        let capability = self.capabilities.issue(&self.tree, vm, key_hash);
+        Place { tree: self.tree.clone(), epoch: placing.epoch, stripes: placing.stripes, capability }
+    }
+}
+
+fn order(start: StartDraft, place: Place) -> StartOrder {
+    StartOrder {
+        start: start.start,
+        function: start.function,
+        image: start.image.as_ref().clone(),
+        place,
+        env: start.env,
+        memory_bytes: start.memory_bytes,
+        probe_path: start.probe_path,
+        ready_deadline_ms: start.ready_deadline_ms,
+    }
+}
+
+impl Handler<Happened> for FunctionTree {
+    type Result = ();
+
+    fn handle(&mut self, Happened { event, slot }: Happened, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        let dissolves = matches!(event, Event::Dissolve);
+        self.happened(event);
+        drop(slot);
+        if dissolves {
+            ctx.stop();
+        }
+    }
+}
+
+impl Handler<GetView> for FunctionTree {
+    type Result = ();
+
+    fn handle(&mut self, GetView(reply): GetView, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        // Whoever asked may be gone; then nobody wants the view.
+        let _gone = reply.send(Ok(self.core.view(self.tree.image)));
+    }
+}

@@ -1,0 +1,278 @@
+use super::{
+    core::{Contact, Effect, Event, TreeCore, TreeLimits},
+    messages::StartDraft,
+};
+use crate::{
+    id::{Digest, Epoch, TreeId, VmId},
+    image::{BlockImage, ImageLocation, RuntimeConfig},
+    tree::Complete,
+    wire::control::{BytesBySource, HeldTree, Upstream},
+};
+use proptest::prelude::*;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+const LIMITS: TreeLimits = TreeLimits {
+    ancestors_max: 3,
+    capability_ttl: Duration::from_secs(3600),
+    complaint_pause: Duration::from_secs(3),
+};
+
+fn vm(number: u16) -> VmId {
+    format!("vm-{number}").parse().expect("name")
+}
+
+fn contact(number: u16) -> Contact {
+    Contact { address: ([127, 0, 0, 1], 1000 + number).into(), key_hash: vec![number as u8].into() }
+}
+
+fn tree_id() -> TreeId {
+    TreeId { tenant: "acme".parse().expect("name"), image: Digest::from_bytes([1; 32]) }
+}
+
+fn image() -> Arc<BlockImage> {
+    let digest = Digest::from_bytes([1; 32]);
+    Arc::new(BlockImage {
+        id: digest,
+        source: digest,
+        index_digest: digest,
+        index_bytes: 80,
+        blob_digest: digest,
+        blob_bytes: 100,
+        plain_bytes: 1000,
+        location: ImageLocation::Folder { path: "/images".into() },
+        runtime: RuntimeConfig::default(),
+    })
+}
+
+fn draft(number: usize) -> Box<StartDraft> {
+    Box::new(StartDraft {
+        start: format!("start-{number}").parse().expect("name"),
+        function: "api".parse().expect("name"),
+        image: image(),
+        env: BTreeMap::new(),
+        memory_bytes: 1 << 28,
+        probe_path: "/".into(),
+        ready_deadline_ms: 1000,
+    })
+}
+
+fn join(number: u16) -> Event {
+    Event::Join { vm: vm(number), contact: contact(number), start: draft(usize::from(number)) }
+}
+
+fn held(epoch: Epoch, blocks_present: u32) -> HeldTree {
+    HeldTree { tree: tree_id(), epoch, blocks_present, blocks_total: 10, bytes: BytesBySource::default() }
+}
+
+/// A tree and the agents of its VMs, which do what they are told.
+struct World {
+    core: TreeCore,
+    now: Instant,
+    /// What each VM was told last.
+    places: BTreeMap<VmId, (Epoch, Vec<Vec<Upstream>>)>,
+    starts: usize,
+    /// Places sent by the last event.
+    sent: Vec<VmId>,
+}
+
+impl World {
+    fn new() -> Self {
+        let core = TreeCore::new(LIMITS, Box::new(Complete::new(2)), Epoch { term: 1, counter: 0 });
+        Self { core, now: Instant::now(), places: BTreeMap::new(), starts: 0, sent: Vec::new() }
+    }
+
+    fn with(members: u16) -> Self {
+        let mut world = Self::new();
+        (0..members).for_each(|number| world.apply(join(number)));
+        world
+    }
+
+    fn apply(&mut self, event: Event) {
+        let refresh = matches!(event, Event::Tick | Event::Reported { .. } | Event::Join { .. });
+        let mut effects = Vec::new();
+        self.core.apply(event, self.now, &mut effects);
+        self.sent.clear();
+        for effect in effects {
+            match effect {
+                Effect::Start { vm, placing, .. } => {
+                    self.starts += 1;
+                    self.places.insert(vm, (placing.epoch, placing.stripes));
+                }
+                Effect::Place { vm, placing, .. } => {
+                    let before = self.places.insert(vm.clone(), (placing.epoch, placing.stripes.clone()));
+                    if let Some((epoch, stripes)) = before {
+                        assert!(placing.epoch >= epoch, "invariant 4");
+                        assert!(refresh || stripes != placing.stripes, "{vm} was told what it knew");
+                    }
+                    self.sent.push(vm);
+                }
+                Effect::Leave { vm, epoch } => {
+                    let (before, _) = self.places.remove(&vm).expect("only members leave");
+                    assert!(epoch > before, "invariant 4");
+                }
+            }
+        }
+        self.core.check();
+    }
+
+    fn upstreams(&self, number: u16) -> Vec<String> {
+        let name = |upstream: &Upstream| match upstream {
+            Upstream::Vm { vm, .. } => vm.to_string(),
+            Upstream::Origin => "origin".into(),
+        };
+        self.places[&vm(number)].1[0].iter().map(name).collect()
+    }
+}
+
+#[test]
+fn the_first_vm_reads_the_origin_and_the_others_their_ancestors() {
+    let world = World::with(4);
+    assert_eq!(world.upstreams(0), ["origin"]);
+    assert_eq!(world.upstreams(1), ["vm-0"]);
+    assert_eq!(world.upstreams(3), ["vm-1", "vm-0"]);
+    assert_eq!(world.core.epoch(), Epoch { term: 1, counter: 4 });
+}
+
+#[test]
+fn a_second_start_on_a_vm_reuses_its_place() {
+    let mut world = World::with(4);
+    let epoch = world.core.epoch();
+    world.apply(join(3));
+    assert_eq!((world.starts, world.core.epoch()), (5, epoch));
+    assert!(world.sent.is_empty());
+}
+
+#[test]
+fn when_a_vm_goes_the_last_takes_its_place_and_only_those_concerned_are_told() {
+    let mut world = World::with(8);
+    world.apply(Event::Gone { vm: vm(1) });
+    assert_eq!(world.sent, [vm(3), vm(4), vm(7)]);
+    assert_eq!(world.upstreams(7), ["vm-0"]);
+    assert_eq!(world.upstreams(3), ["vm-7", "vm-0"]);
+    assert_eq!(world.upstreams(5), ["vm-2", "vm-0"]);
+}
+
+#[test]
+fn a_lost_root_is_replaced_and_the_new_one_reads_the_origin() {
+    let mut world = World::with(3);
+    world.apply(Event::Gone { vm: vm(0) });
+    assert_eq!(world.upstreams(2), ["origin"]);
+    assert_eq!(world.upstreams(1), ["vm-2"]);
+}
+
+#[test]
+fn a_ready_vm_near_the_root_is_named_as_third_upstream_and_stays() {
+    let mut world = World::with(8);
+    world.apply(Event::Ready { vm: vm(2) });
+    world.apply(join(8));
+    assert_eq!(world.upstreams(8), ["vm-3", "vm-1", "vm-2"]);
+    world.apply(Event::Tick);
+    assert_eq!(world.upstreams(7), ["vm-3", "vm-1", "vm-2"]);
+    assert_eq!(world.upstreams(5), ["vm-2", "vm-0"], "its own ancestor is no help");
+    world.apply(Event::Tick);
+    assert!(world.sent.is_empty());
+}
+
+#[test]
+fn a_capability_is_renewed_at_half_of_its_life_and_not_before() {
+    let mut world = World::with(3);
+    world.now += Duration::from_secs(1799);
+    world.apply(Event::Tick);
+    assert!(world.sent.is_empty());
+    world.now += Duration::from_secs(1);
+    let epoch = world.core.epoch();
+    world.apply(Event::Tick);
+    assert_eq!((world.sent.len(), world.core.epoch()), (3, epoch));
+    world.apply(Event::Tick);
+    assert!(world.sent.is_empty());
+}
+
+#[test]
+fn a_vm_that_does_not_serve_half_of_its_children_loses_them() {
+    let mut world = World::with(7);
+    let epoch = world.core.epoch();
+    world.apply(Event::UpstreamLost { by: vm(3), epoch, vm: vm(1) });
+    assert_eq!(world.upstreams(1), ["vm-2", "vm-0"], "moved to the end");
+    assert_eq!(world.upstreams(3), ["vm-6", "vm-0"]);
+    let told = world.core.epoch();
+    world.apply(Event::UpstreamLost { by: vm(3), epoch, vm: vm(6) });
+    assert_eq!(world.core.epoch(), told, "invariant 4, and a pause between complaints");
+}
+
+#[test]
+fn the_root_is_replaced_only_on_the_word_of_all_its_children() {
+    let mut world = World::with(3);
+    let epoch = world.core.epoch();
+    world.apply(Event::UpstreamLost { by: vm(1), epoch, vm: vm(0) });
+    assert_eq!(world.upstreams(0), ["origin"]);
+    world.apply(Event::UpstreamLost { by: vm(2), epoch, vm: vm(0) });
+    assert_eq!(world.upstreams(2), ["origin"]);
+    assert_eq!(world.upstreams(0), ["vm-2"]);
+}
+
+#[test]
+fn a_vm_with_a_new_address_is_told_to_those_who_use_it() {
+    let mut world = World::with(4);
+    world.apply(Event::Reported { vm: vm(1), contact: contact(99), held: held(world.core.epoch(), 3) });
+    assert_eq!(world.sent, [vm(1), vm(3)]);
+    let Upstream::Vm { address, .. } = &world.places[&vm(3)].1[0][0] else { panic!("a VM is above") };
+    assert_eq!(*address, contact(99).address);
+}
+
+#[test]
+fn a_vm_that_missed_its_place_gets_it_again_when_it_reports() {
+    let mut world = World::with(2);
+    let old = Epoch { term: 1, counter: 1 };
+    world.apply(Event::Reported { vm: vm(1), contact: contact(1), held: held(old, 3) });
+    assert_eq!(world.sent, [vm(1)]);
+    world.apply(Event::Reported { vm: vm(1), contact: contact(1), held: held(world.core.epoch(), 3) });
+    assert!(world.sent.is_empty());
+}
+
+#[test]
+fn a_tree_that_dissolves_tells_everyone_to_leave() {
+    let mut world = World::with(5);
+    world.apply(Event::Dissolve);
+    assert!(world.places.is_empty() && world.core.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_happens_every_vm_knows_its_present_place(
+        history in proptest::collection::vec((0_u8..8, 0_u16..30, 0_u16..30), 1..300),
+    ) {
+        let mut world = World::new();
+        for (what, number, other) in history {
+            let epoch = world.core.epoch();
+            world.apply(match what {
+                0..=2 => join(number),
+                3 => Event::Gone { vm: vm(number) },
+                4 => Event::Leave { vm: vm(number) },
+                5 => Event::Ready { vm: vm(number) },
+                6 => Event::UpstreamLost { by: vm(number), epoch, vm: vm(other) },
+                _ => Event::Reported { vm: vm(number), contact: contact(other), held: held(epoch, 10) },
+            });
+            if what == 3 {
+                world.places.remove(&vm(number));
+            }
+            world.now += Duration::from_secs(1);
+            let view = world.core.view(tree_id().image);
+            prop_assert_eq!(view.members.len(), world.places.len());
+            for member in &view.members {
+                let told = &world.places[&member.vm].1[0];
+                let parent = match &told[0] {
+                    Upstream::Vm { vm, .. } => Some(vm.clone()),
+                    Upstream::Origin => None,
+                };
+                prop_assert_eq!(&parent, &member.parent, "{} has another parent", member.vm);
+                prop_assert!(told.len() <= LIMITS.ancestors_max);
+            }
+            // A second look finds nothing to tell, once helpers were named.
+            world.apply(Event::Tick);
+            world.apply(Event::Tick);
+            prop_assert!(world.sent.is_empty());
+        }
+    }
+}

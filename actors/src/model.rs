@@ -1,0 +1,270 @@
+//! What users see: functions, starts, VMs and trees, as the API gives them and the actors keep them.
+
+use crate::{
+    id::{Digest, Epoch, FunctionName, ImageId, StartId, VmId},
+    wire::control::{BytesBySource, EndReason, Step},
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::SocketAddr};
+
+/// What a user says of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FunctionSpec {
+    /// The source image: a registry reference, or `oci:DIR[:TAG]` below a permitted folder.
+    pub image: String,
+    /// Memory of one instance, in MiB.
+    #[serde(default = "default_memory_mib")]
+    pub memory_mib: u64,
+    /// Requests that one instance serves at once.
+    #[serde(default = "default_concurrency")]
+    pub concurrency: u32,
+    /// An instance is ready when a GET of this path answers with a status below 400.
+    #[serde(default = "default_probe_path")]
+    pub probe_path: String,
+    /// Environment, on top of the image's.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+const fn default_memory_mib() -> u64 {
+    256
+}
+
+/// Cloud Run's default of requests per instance.
+const fn default_concurrency() -> u32 {
+    80
+}
+
+fn default_probe_path() -> String {
+    "/".into()
+}
+
+/// What is wrong with a description of a function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    #[error("image must name a source image, with at most 512 characters")]
+    Image,
+    #[error("memory_mib must be 16 to 1048576")]
+    Memory,
+    #[error("concurrency must be 1 to 1000")]
+    Concurrency,
+    #[error("probe_path must begin with / and have at most 1024 visible ASCII characters")]
+    ProbePath,
+    #[error(
+        "env may have 256 entries with names of letters, digits and _, and 64 KiB in all; PORT is set by the system"
+    )]
+    Env,
+}
+
+impl FunctionSpec {
+    /// Checks the limits that are the same everywhere.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let visible = |byte: u8| (0x21..=0x7e).contains(&byte);
+        if !(1..=512).contains(&self.image.len()) {
+            return Err(SpecError::Image);
+        }
+        if !(16..=1 << 20).contains(&self.memory_mib) {
+            return Err(SpecError::Memory);
+        }
+        if !(1..=1000).contains(&self.concurrency) {
+            return Err(SpecError::Concurrency);
+        }
+        let path = &self.probe_path;
+        if !path.starts_with('/') || path.len() > 1024 || !path.bytes().all(visible) {
+            return Err(SpecError::ProbePath);
+        }
+        let name_ok = |name: &str| {
+            name != "PORT"
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+                && name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit())
+        };
+        let bytes: usize = self.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let env_ok = self.env.len() <= 256
+            && bytes <= 64 * 1024
+            && self.env.iter().all(|(name, value)| name_ok(name) && !value.contains('\0'));
+        if env_ok { Ok(()) } else { Err(SpecError::Env) }
+    }
+}
+
+/// Where a function's block image stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum ImageState {
+    /// The converter reads the source image. Both counts are bytes; `total` is 0 until it is known.
+    Converting {
+        phase: String,
+        done: u64,
+        total: u64,
+    },
+    Ready {
+        id: ImageId,
+        source: Digest,
+        plain_bytes: u64,
+        stored_bytes: u64,
+    },
+    Failed {
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionView {
+    pub name: FunctionName,
+    #[serde(flatten)]
+    pub spec: FunctionSpec,
+    pub image_state: ImageState,
+    /// Instances that are ready.
+    pub ready: u32,
+    /// Starts under way.
+    pub starting: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartState {
+    /// No VM has been chosen.
+    Waiting,
+    /// A VM has the order.
+    Starting,
+    Ready,
+    Ended,
+}
+
+/// One start: the answer to "why did it take that long?".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartView {
+    pub id: StartId,
+    pub function: FunctionName,
+    pub vm: Option<VmId>,
+    pub state: StartState,
+    pub reason: Option<EndReason>,
+    pub timeline_us: Timeline,
+    pub bytes: BytesBySource,
+    pub stalls: u32,
+    pub stalled_us: u64,
+}
+
+/// Duration of each phase of a start in microseconds, as far as it has come. `ready` is the whole,
+/// from the acceptance of the start until the manager heard that the probe had answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    pub waiting: Option<u64>,
+    pub placing: Option<u64>,
+    pub connecting: Option<u64>,
+    pub index: Option<u64>,
+    pub metadata: Option<u64>,
+    pub mount: Option<u64>,
+    pub run: Option<u64>,
+    pub probe: Option<u64>,
+    pub ready: Option<u64>,
+}
+
+impl Timeline {
+    /// Turns the points in time of a VM's report into the length of each phase. Steps overlap where
+    /// the work did (a container runs while blocks arrive); a phase begins when the one before ended.
+    pub fn set_steps(&mut self, steps_us: &BTreeMap<Step, u64>) {
+        let mut before = 0;
+        for step in Step::ALL {
+            let length = steps_us.get(&step).map(|&at| {
+                let length = at.saturating_sub(before);
+                before = before.max(at);
+                length
+            });
+            let phase = match step {
+                Step::Connecting => &mut self.connecting,
+                Step::Index => &mut self.index,
+                Step::Metadata => &mut self.metadata,
+                Step::Mount => &mut self.mount,
+                Step::Run => &mut self.run,
+                Step::Probe => &mut self.probe,
+            };
+            *phase = length;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Has a session and a lease.
+    Up,
+    /// Known, but silent.
+    Lost,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmView {
+    pub id: VmId,
+    pub address: Option<SocketAddr>,
+    pub state: VmState,
+    pub memory_bytes: u64,
+    pub memory_used_bytes: u64,
+    pub instances: Vec<StartId>,
+    pub trees: Vec<HeldImageView>,
+}
+
+/// What a VM holds of one block image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldImageView {
+    pub image: ImageId,
+    pub blocks_present: u32,
+    pub blocks_total: u32,
+    pub bytes: BytesBySource,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeView {
+    pub image: ImageId,
+    pub epoch: Epoch,
+    /// Edges on the longest way from the root; 0 for a tree of one.
+    pub height: u32,
+    /// In the order of places: the root first.
+    pub members: Vec<MemberView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    pub vm: VmId,
+    pub place: u32,
+    pub parent: Option<VmId>,
+    pub children: Vec<VmId>,
+    pub ready: bool,
+    pub blocks_present: u32,
+    pub blocks_total: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_the_gaps_between_steps_and_add_up() {
+        let steps =
+            BTreeMap::from([(Step::Connecting, 10), (Step::Index, 30), (Step::Mount, 25), (Step::Run, 50)]);
+        let mut timeline = Timeline::default();
+        timeline.set_steps(&steps);
+        assert_eq!((timeline.connecting, timeline.index), (Some(10), Some(20)));
+        assert_eq!((timeline.metadata, timeline.mount, timeline.run), (None, Some(0), Some(20)));
+    }
+
+    #[test]
+    fn what_a_function_may_not_be_is_said() {
+        let spec = with_probe;
+        assert_eq!(spec("/ok").check(), Ok(()));
+        assert_eq!(spec("no-slash").check(), Err(SpecError::ProbePath));
+        let mut reserved = spec("/");
+        reserved.env.insert("PORT".into(), "1".into());
+        assert_eq!(reserved.check(), Err(SpecError::Env));
+    }
+
+    fn with_probe(probe_path: &str) -> FunctionSpec {
+        FunctionSpec {
+            image: "registry.example/app:1".into(),
+            memory_mib: default_memory_mib(),
+            concurrency: default_concurrency(),
+            probe_path: probe_path.into(),
+            env: BTreeMap::new(),
+        }
+    }
+}

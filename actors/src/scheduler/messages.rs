@@ -1,0 +1,167 @@
+//! All that can be asked of the scheduler, with the type of each answer.
+
+use crate::{
+    id::{FunctionName, StartId, TenantId, VmId},
+    model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+};
+use actix::prelude::*;
+use std::{net::SocketAddr, time::Duration};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::Instant,
+};
+
+/// Where an answer goes. A receiver that was dropped means that nobody waits any more.
+pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+
+/// A question or command for the scheduler. The permit bounds what waits in the mailbox.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Request {
+    pub ask: Ask,
+    pub permit: OwnedSemaphorePermit,
+}
+
+pub enum Ask {
+    /// Creates or replaces a function. Answered when it is durable; the image is converted after it.
+    PutFunction {
+        tenant: TenantId,
+        name: FunctionName,
+        spec: FunctionSpec,
+        reply: Reply<FunctionView>,
+    },
+    GetFunction {
+        tenant: TenantId,
+        name: FunctionName,
+        reply: Reply<FunctionView>,
+    },
+    ListFunctions {
+        tenant: TenantId,
+        reply: Reply<Vec<FunctionView>>,
+    },
+    /// Removes a function and stops its instances. Answered when it is durable.
+    DeleteFunction {
+        tenant: TenantId,
+        name: FunctionName,
+        reply: Reply<()>,
+    },
+    /// Accepts `count` starts. Answered when their ids are durable, before they are placed.
+    Start {
+        tenant: TenantId,
+        name: FunctionName,
+        count: u32,
+        reply: Reply<Vec<StartId>>,
+    },
+    GetStart {
+        tenant: TenantId,
+        start: StartId,
+        reply: Reply<StartView>,
+    },
+    /// Starts of one function, the newest first, at most `limit`.
+    ListStarts {
+        tenant: TenantId,
+        name: FunctionName,
+        limit: usize,
+        reply: Reply<Vec<StartView>>,
+    },
+    /// Ends an instance.
+    Stop {
+        tenant: TenantId,
+        start: StartId,
+        reply: Reply<()>,
+    },
+    /// Where the VM of an instance is reached.
+    Locate {
+        tenant: TenantId,
+        start: StartId,
+        reply: Reply<Located>,
+    },
+    /// A place at an instance for one request; starts an instance when none is there.
+    Acquire {
+        tenant: TenantId,
+        name: FunctionName,
+        on: Option<StartId>,
+        deadline: Instant,
+        reply: Reply<Acquired>,
+    },
+    ListVms {
+        reply: Reply<Vec<VmView>>,
+    },
+    /// Forgets a VM that is lost, so that its name is free again.
+    RemoveVm {
+        vm: VmId,
+        reply: Reply<()>,
+    },
+    GetTree {
+        tenant: TenantId,
+        name: FunctionName,
+        reply: Reply<TreeView>,
+    },
+}
+
+/// A request at an instance is over. Bounded by the requests that `Acquire` let in.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Release {
+    pub start: StartId,
+}
+
+/// An instance and the agent that forwards requests to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    pub start: StartId,
+    pub vm: VmId,
+    pub address: SocketAddr,
+}
+
+/// A place for one request at one instance; dropped, it is free again, wherever that happens.
+pub struct Acquired {
+    located: Located,
+    releases: Recipient<Release>,
+}
+
+impl Acquired {
+    pub fn new(located: Located, releases: Recipient<Release>) -> Self {
+        Self { located, releases }
+    }
+
+    pub fn located(&self) -> &Located {
+        &self.located
+    }
+}
+
+impl Drop for Acquired {
+    fn drop(&mut self) {
+        self.releases.do_send(Release { start: self.located.start.clone() });
+    }
+}
+
+/// Why the control plane does not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    #[error("there is no {0}")]
+    NotFound(&'static str),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Conflict(String),
+    /// A limit of one function or tenant is reached.
+    #[error("too many {what} wait already")]
+    TooMany { what: &'static str, retry_after: Duration },
+    /// A limit of the whole manager is reached.
+    #[error("the manager has no capacity for it now")]
+    Overloaded { retry_after: Duration },
+    #[error("the function's image is being converted")]
+    ImageNotReady { retry_after: Duration },
+    #[error("the function's image could not be converted: {0}")]
+    ImageFailed(String),
+    /// The start that a request waited for did not become ready.
+    #[error("no instance became ready: {0}")]
+    StartFailed(String),
+    #[error("it took longer than its deadline")]
+    DeadlineExceeded,
+    #[error("what was asked could not be made durable: {0}")]
+    Metadata(String),
+    #[error("the manager is shutting down")]
+    Closed,
+}

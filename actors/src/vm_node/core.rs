@@ -1,0 +1,328 @@
+//! Decides whether a VM is there, and what that means for those who use it.
+//!
+//! ```text
+//!            opened                    closed, or silent for a lease
+//!   down ---------------> up ------------------------------------------> down
+//!    |                    ^ |
+//!    | a lease later      +-+ opened, after a lease of silence
+//!    v
+//!   lost (said once)
+//! ```
+
+use super::messages::{Order, SessionId, VmEvent, VmFacts};
+use crate::{
+    function_tree::{Contact, Event as TreeEvent},
+    id::{StartId, TreeId, VmId},
+    wire::{
+        PROTOCOL_VERSION,
+        control::{HeldTree, Hello, JoinRefusal, RunningInstance, StartOrder, ToAgent, ToManager},
+    },
+    world::KeyHash,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+pub enum Event {
+    Opened {
+        session: SessionId,
+        key_hash: KeyHash,
+        hello: Hello,
+    },
+    Heard {
+        session: SessionId,
+        message: ToManager,
+    },
+    Closed {
+        session: SessionId,
+    },
+    Order(Order),
+    /// The session's queue has no room for what was to be sent, that start for instance.
+    QueueFull {
+        start: Option<StartId>,
+    },
+    /// The tree, or every tree, wants to know what this VM holds.
+    Rejoin(Option<TreeId>),
+    /// The scheduler wants to know everything.
+    Report,
+    /// The VM is removed.
+    Forgotten,
+    Tick,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    Accept {
+        session: SessionId,
+    },
+    Refuse {
+        session: SessionId,
+        reason: JoinRefusal,
+    },
+    Send(ToAgent),
+    /// A start to send; what follows depends on whether the queue takes it.
+    SendStart {
+        start: StartId,
+        message: ToAgent,
+    },
+    CloseSession,
+    News(VmEvent),
+    Tree {
+        tree: TreeId,
+        event: TreeEvent,
+    },
+}
+
+/// What one VM may hold and run at most, as it says itself; more is a broken or hostile agent.
+const HELD_MAX: usize = 4096;
+const INSTANCES_MAX: usize = 4096;
+
+struct Session {
+    id: SessionId,
+    heard_at: Instant,
+    facts: VmFacts,
+}
+
+pub struct VmCore {
+    vm: VmId,
+    lease: Duration,
+    session: Option<Session>,
+    /// While down: when the lease is over. None once that was said.
+    lost_at: Option<Instant>,
+    /// Trees that count the VM as a member.
+    trees: BTreeSet<TreeId>,
+    /// The tree of each start that was ordered on this session or that the agent told of.
+    starts: BTreeMap<StartId, TreeId>,
+}
+
+impl VmCore {
+    /// A VM that nobody has heard of yet; a lease from now it is lost.
+    pub fn new(vm: VmId, lease: Duration, now: Instant) -> Self {
+        let lost_at = Some(now + lease);
+        Self { vm, lease, session: None, lost_at, trees: BTreeSet::new(), starts: BTreeMap::new() }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.session.is_some()
+    }
+
+    pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Opened { session, key_hash, hello } => self.opened(session, key_hash, hello, now, effects),
+            Event::Heard { session, message } => {
+                if let Some(present) = self.session.as_mut().filter(|present| present.id == session) {
+                    present.heard_at = now;
+                    self.heard(message, effects);
+                }
+            }
+            Event::Closed { session } => {
+                if self.session.as_ref().is_some_and(|present| present.id == session) {
+                    self.down(now, effects);
+                }
+            }
+            Event::Order(order) => self.order(order, effects),
+            // An agent that does not read must not miss an order for good: with a new session it tells
+            // what it has, and everything is decided anew.
+            Event::QueueFull { start } => {
+                let undeliverable = start.map(|start| Effect::News(VmEvent::Undeliverable { start }));
+                effects.extend(undeliverable);
+                self.down(now, effects);
+            }
+            Event::Rejoin(tree) => self.rejoin(tree.as_ref(), effects),
+            Event::Report => effects.push(Effect::News(match &self.session {
+                Some(session) => VmEvent::Up(Box::new(session.facts.clone())),
+                None => VmEvent::Down,
+            })),
+            Event::Forgotten => self.down(now, effects),
+            Event::Tick => self.tick(now, effects),
+        }
+        debug_assert!(self.session.is_none() || self.lost_at.is_none(), "a VM that is up is not lost");
+    }
+
+    fn opened(
+        &mut self,
+        id: SessionId,
+        key_hash: KeyHash,
+        hello: Hello,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(reason) = self.refusal(&hello, now) {
+            return effects.push(Effect::Refuse { session: id, reason });
+        }
+        if self.session.is_some() {
+            self.down(now, effects);
+        }
+        let Hello { memory_bytes, address, held, instances, .. } = hello;
+        let tree_of = |one: &RunningInstance| TreeId { tenant: one.tenant.clone(), image: one.image };
+        self.starts = instances.iter().map(|one| (one.start.clone(), tree_of(one))).collect();
+        let facts = VmFacts { address, key_hash, memory_bytes, held, instances };
+        effects.push(Effect::Accept { session: id });
+        effects.push(Effect::News(VmEvent::Up(Box::new(facts.clone()))));
+        self.session = Some(Session { id, heard_at: now, facts });
+        self.lost_at = None;
+        self.rejoin(None, effects);
+    }
+
+    fn refusal(&self, hello: &Hello, now: Instant) -> Option<JoinRefusal> {
+        if hello.version != PROTOCOL_VERSION {
+            return Some(JoinRefusal::Version);
+        }
+        if hello.held.len() > HELD_MAX || hello.instances.len() > INSTANCES_MAX {
+            return Some(JoinRefusal::Request);
+        }
+        let alive = self.session.as_ref().is_some_and(|session| now < session.heard_at + self.lease);
+        alive.then_some(JoinRefusal::NameTaken)
+    }
+
+    /// Tells trees that the VM holds them.
+    fn rejoin(&mut self, only: Option<&TreeId>, effects: &mut Vec<Effect>) {
+        let Some(session) = &self.session else { return };
+        let contact = Contact { address: session.facts.address, key_hash: session.facts.key_hash.clone() };
+        for held in &session.facts.held {
+            if only.is_some_and(|tree| *tree != held.tree) {
+                continue;
+            }
+            self.trees.insert(held.tree.clone());
+            let event =
+                TreeEvent::Reported { vm: self.vm.clone(), contact: contact.clone(), held: held.clone() };
+            effects.push(Effect::Tree { tree: held.tree.clone(), event });
+        }
+    }
+
+    fn heard(&mut self, message: ToManager, effects: &mut Vec<Effect>) {
+        match message {
+            // Hello is said once; a second one is a broken agent.
+            ToManager::Hello(_) => effects.push(Effect::CloseSession),
+            ToManager::Heartbeat { held } => self.held(held, effects),
+            // Answered where the connection ends: it needs the CA, and changes nothing here.
+            ToManager::Renew { .. } => {}
+            ToManager::Progress { start, step, elapsed_us } => {
+                effects.push(Effect::News(VmEvent::Progress { start, step, elapsed_us }));
+            }
+            ToManager::Ready { start, report } => {
+                if let Some(tree) = self.starts.get(&start) {
+                    let event = TreeEvent::Ready { vm: self.vm.clone() };
+                    effects.push(Effect::Tree { tree: tree.clone(), event });
+                }
+                self.keep(|facts| {
+                    facts
+                        .instances
+                        .iter_mut()
+                        .filter(|one| one.start == start)
+                        .for_each(|one| one.ready = true);
+                });
+                effects.push(Effect::News(VmEvent::Ready { start, report }));
+            }
+            ToManager::Ended { start, reason, report } => {
+                self.starts.remove(&start);
+                self.keep(|facts| facts.instances.retain(|one| one.start != start));
+                effects.push(Effect::News(VmEvent::Ended { start, reason, report }));
+            }
+            ToManager::UpstreamLost { tree, epoch, vm } => {
+                let event = TreeEvent::UpstreamLost { by: self.vm.clone(), epoch, vm };
+                effects.push(Effect::Tree { tree, event });
+            }
+        }
+    }
+
+    fn keep(&mut self, change: impl FnOnce(&mut VmFacts)) {
+        if let Some(session) = &mut self.session {
+            change(&mut session.facts);
+        }
+    }
+
+    fn held(&mut self, mut held: Vec<HeldTree>, effects: &mut Vec<Effect>) {
+        held.truncate(HELD_MAX);
+        let session = self.session.as_mut().expect("only a session is heard");
+        if session.facts.held == held {
+            return;
+        }
+        let vm = &self.vm;
+        for gone in &session.facts.held {
+            if held.iter().all(|still| still.tree != gone.tree) && self.trees.remove(&gone.tree) {
+                let event = TreeEvent::Gone { vm: vm.clone() };
+                effects.push(Effect::Tree { tree: gone.tree.clone(), event });
+            }
+        }
+        for now in held.iter().filter(|now| !session.facts.held.contains(now)) {
+            // A tree that the manager did not send the VM to is none of its business.
+            if self.trees.contains(&now.tree) {
+                let event = TreeEvent::Held { vm: vm.clone(), held: now.clone() };
+                effects.push(Effect::Tree { tree: now.tree.clone(), event });
+            }
+        }
+        session.facts.held = held.clone();
+        effects.push(Effect::News(VmEvent::Held(held)));
+    }
+
+    fn order(&mut self, order: Order, effects: &mut Vec<Effect>) {
+        if self.session.is_none() {
+            // The tree hears of it as well: it may have placed the VM after it was told of its end.
+            match order {
+                Order::Start(start) => {
+                    effects.push(Effect::News(VmEvent::Undeliverable { start: start.start }));
+                    self.leave(start.place.tree, effects);
+                }
+                Order::Place(place) => self.leave(place.tree, effects),
+                // A VM that comes back tells what it runs and holds.
+                Order::Stop { .. } | Order::Leave { .. } => {}
+            }
+            return;
+        }
+        match order {
+            Order::Start(order) => {
+                self.trees.insert(order.place.tree.clone());
+                self.starts.insert(order.start.clone(), order.place.tree.clone());
+                self.keep(|facts| facts.instances.push(running(&order)));
+                effects
+                    .push(Effect::SendStart { start: order.start.clone(), message: ToAgent::Start(order) });
+            }
+            Order::Stop { start } => effects.push(Effect::Send(ToAgent::Stop { start })),
+            Order::Place(place) => effects.push(Effect::Send(ToAgent::Place(place))),
+            Order::Leave { tree, epoch } => {
+                self.trees.remove(&tree);
+                effects.push(Effect::Send(ToAgent::Leave { tree, epoch }));
+            }
+        }
+    }
+
+    fn leave(&self, tree: TreeId, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Tree { tree, event: TreeEvent::Gone { vm: self.vm.clone() } });
+    }
+
+    fn down(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(session) = self.session.take() else { return };
+        self.lost_at = Some((session.heard_at + self.lease).max(now));
+        effects.push(Effect::CloseSession);
+        effects.push(Effect::News(VmEvent::Down));
+        for tree in std::mem::take(&mut self.trees) {
+            self.leave(tree, effects);
+        }
+        self.starts.clear();
+    }
+
+    fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.session.as_ref().is_some_and(|session| now >= session.heard_at + self.lease) {
+            self.down(now, effects);
+        }
+        if self.lost_at.is_some_and(|at| now >= at) {
+            self.lost_at = None;
+            effects.push(Effect::News(VmEvent::LeaseOver));
+        }
+    }
+}
+
+/// An instance as the agent would tell of it right after the order.
+fn running(order: &StartOrder) -> RunningInstance {
+    RunningInstance {
+        start: order.start.clone(),
+        tenant: order.place.tree.tenant.clone(),
+        function: order.function.clone(),
+        image: order.place.tree.image,
+        memory_bytes: order.memory_bytes,
+        ready: false,
+    }
+}

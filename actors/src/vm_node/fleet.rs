@@ -1,0 +1,256 @@
+//! The parent of all VM nodes: who is registered, which node is whose, and how nodes are rebuilt.
+
+use super::{
+    Order, SessionId, ToFleet, ToVm, VmCore, VmEvent, VmMessage, VmNews, VmNode,
+    messages::{Forgotten, Opened, Opening, Rejoin, Report, ToNode},
+    undeliverable, welcome,
+};
+use crate::{
+    function_tree::{ToForest, ToTree},
+    id::VmId,
+    journal::JournalHandle,
+    support::{AfterExit, Budget, ChildExited, Children, ExitNotice, Link},
+    wire::control::{JoinRefusal, ToAgent},
+    world::{KeyHash, Metadata, MetadataError, Row, Table, Write},
+};
+use actix::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{sync::oneshot, time::Instant};
+
+/// What all VM nodes have in common.
+#[derive(Clone)]
+pub struct FleetSettings {
+    /// Silence after which a VM counts as lost.
+    pub lease: Duration,
+    pub heartbeat: Duration,
+    /// Ed25519, as agents check capabilities with it.
+    pub capability_key: Vec<u8>,
+    /// How often nodes look at their leases.
+    pub tick: Duration,
+    pub metadata: Arc<dyn Metadata>,
+    pub journal: JournalHandle,
+    pub news: Link<VmNews>,
+    pub trees: Link<ToTree>,
+    pub forest: Link<ToForest>,
+}
+
+/// A row of `Table::Vms`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmRecord {
+    #[serde(with = "serde_bytes")]
+    pub key_hash: Vec<u8>,
+}
+
+impl VmRecord {
+    fn row(vm: &VmId, key_hash: &KeyHash) -> Row {
+        let record = Self { key_hash: key_hash.to_vec() };
+        let value = rmp_serde::to_vec_named(&record).expect("a record of bytes is encodable");
+        Row { table: Table::Vms, key: vm.as_str().to_owned(), value }
+    }
+
+    /// All registered VMs with their keys.
+    pub async fn load(metadata: &dyn Metadata) -> Result<BTreeMap<VmId, KeyHash>, MetadataError> {
+        let rows = metadata.scan(Table::Vms).await?;
+        let damaged = |row: &Row| MetadataError::Damaged(format!("the record of VM {:?}", row.key));
+        rows.iter()
+            .map(|row| {
+                let vm = row.key.parse().map_err(|_| damaged(row))?;
+                let record: Self = rmp_serde::from_slice(&row.value).map_err(|_| damaged(row))?;
+                Ok((vm, record.key_hash.into()))
+            })
+            .collect()
+    }
+}
+
+pub struct Fleet {
+    settings: FleetSettings,
+    registered: BTreeMap<VmId, KeyHash>,
+    /// Registrations that are on their way to the disk.
+    registering: BTreeMap<VmId, KeyHash>,
+    nodes: Children<VmId, VmNode>,
+    sessions: u64,
+    welcome: ToAgent,
+    budget: Budget,
+    exit: Option<ExitNotice<&'static str>>,
+}
+
+impl Fleet {
+    pub fn new(settings: FleetSettings, exit: Option<ExitNotice<&'static str>>) -> Self {
+        let welcome = welcome(settings.heartbeat, &settings.capability_key);
+        Self {
+            settings,
+            registered: BTreeMap::new(),
+            registering: BTreeMap::new(),
+            nodes: Children::default(),
+            sessions: 0,
+            welcome,
+            budget: Budget::default(),
+            exit,
+        }
+    }
+
+    fn start_node(&mut self, vm: &VmId, ctx: &mut Context<Self>) {
+        let settings = &self.settings;
+        self.nodes.start(vm, ctx.address().downgrade().recipient(), |exit| {
+            VmNode {
+                vm: vm.clone(),
+                core: VmCore::new(vm.clone(), settings.lease, Instant::now()),
+                orders: None,
+                news: settings.news.clone(),
+                trees: settings.trees.clone(),
+                welcome: self.welcome.clone(),
+                tick: settings.tick,
+                budget: Budget::default(),
+                exit,
+            }
+            .start()
+        });
+    }
+
+    fn register(
+        &mut self,
+        vm: VmId,
+        key_hash: KeyHash,
+        reply: oneshot::Sender<Result<(), JoinRefusal>>,
+        ctx: &mut Context<Self>,
+    ) {
+        let other_key = |known: &BTreeMap<VmId, KeyHash>| known.get(&vm).is_some_and(|key| *key != key_hash);
+        if other_key(&self.registered) || other_key(&self.registering) {
+            let _gone = reply.send(Err(JoinRefusal::NameTaken));
+            return;
+        }
+        self.registering.insert(vm.clone(), key_hash.clone());
+        let journal = self.settings.journal.clone();
+        let row = VmRecord::row(&vm, &key_hash);
+        let written = async move { journal.commit(vec![Write::Put(row)]).await };
+        ctx.spawn(written.into_actor(self).map(move |written, fleet, _ctx| {
+            fleet.registering.remove(&vm);
+            let answer = match written {
+                Ok(()) => {
+                    fleet.registered.insert(vm, key_hash);
+                    Ok(())
+                }
+                Err(error) => {
+                    tracing::error!(%vm, %error, "register VM");
+                    Err(JoinRefusal::Request)
+                }
+            };
+            // The agent may be gone; it asks again.
+            let _gone = reply.send(answer);
+        }));
+    }
+
+    fn open(&mut self, opening: Opening, ctx: &mut Context<Self>) {
+        let vm = opening.vm.clone();
+        let refusal = match self.registered.get(&vm) {
+            // Removed: the name must be registered again, which needs a join token.
+            None => Some(JoinRefusal::Token),
+            Some(key) if *key != opening.key_hash => Some(JoinRefusal::NameTaken),
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            let _gone = opening.reply.send(Err(refusal));
+            return;
+        }
+        if !self.nodes.knows(&vm) {
+            self.start_node(&vm, ctx);
+        }
+        // While the node is being rebuilt the reply is dropped: the agent tries again.
+        if let Some(node) = self.nodes.get(&vm) {
+            self.sessions += 1;
+            node.do_send(Opened { session: SessionId(self.sessions), opening });
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn node(&self, vm: &VmId) -> Option<Addr<VmNode>> {
+        self.nodes.get(vm).cloned()
+    }
+}
+
+impl Actor for Fleet {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        let metadata = Arc::clone(&self.settings.metadata);
+        let load = async move { VmRecord::load(metadata.as_ref()).await };
+        ctx.wait(load.into_actor(self).map(|loaded, fleet, ctx| match loaded {
+            Ok(registered) => {
+                fleet.registered = registered;
+                let rebuilt = fleet.exit.as_ref().is_some_and(|exit| exit.generation() > 0);
+                for vm in fleet.registered.keys().filter(|_| rebuilt) {
+                    // Nodes of the fleet before this one are gone with their sessions.
+                    fleet.settings.news.send(VmNews { vm: vm.clone(), event: VmEvent::Down, slot: None });
+                    fleet.settings.forest.send(ToForest::VmGone { vm: vm.clone() });
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "load registered VMs");
+                ctx.stop();
+            }
+        }));
+    }
+}
+
+impl Handler<ToVm> for Fleet {
+    type Result = ();
+
+    fn handle(&mut self, ToVm { vm, message }: ToVm, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        if let Some(node) = self.nodes.get(&vm) {
+            node.do_send(ToNode(message));
+        } else if let VmMessage::Order(Order::Start(order)) = message {
+            self.settings.news.send(undeliverable(vm, order.start));
+        }
+    }
+}
+
+impl Handler<ToFleet> for Fleet {
+    type Result = ();
+
+    fn handle(&mut self, message: ToFleet, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        match message {
+            ToFleet::Register { vm, key_hash, reply } => self.register(vm, key_hash, reply, ctx),
+            ToFleet::Open(opening) => self.open(opening, ctx),
+            ToFleet::Forget { vm } => {
+                self.registered.remove(&vm);
+                if let Some(node) = self.nodes.remove(&vm) {
+                    node.do_send(Forgotten);
+                }
+            }
+            ToFleet::Rejoin { tree } => {
+                self.nodes.iter().for_each(|(_, node)| node.do_send(Rejoin(tree.clone())));
+            }
+            ToFleet::ReportAll => self.nodes.iter().for_each(|(_, node)| node.do_send(Report)),
+        }
+    }
+}
+
+impl Handler<ChildExited<VmId>> for Fleet {
+    type Result = ();
+
+    fn handle(&mut self, exit: ChildExited<VmId>, ctx: &mut Context<Self>) {
+        match self.nodes.exited(&exit, Instant::now()) {
+            AfterExit::Ignore | AfterExit::Gone => {}
+            AfterExit::Rebuild { pause } => {
+                let vm = exit.child;
+                tracing::error!(%vm, "VM node panicked and is rebuilt");
+                // Its session is closed; nobody else can say so.
+                self.settings.news.send(VmNews { vm: vm.clone(), event: VmEvent::Down, slot: None });
+                self.settings.forest.send(ToForest::VmGone { vm: vm.clone() });
+                ctx.run_later(pause, move |fleet, ctx| {
+                    if fleet.nodes.knows(&vm) {
+                        fleet.start_node(&vm, ctx);
+                    }
+                });
+            }
+            AfterExit::GiveUp => {
+                tracing::error!(vm = %exit.child, "VM node panics again and again");
+                ctx.stop();
+            }
+        }
+    }
+}

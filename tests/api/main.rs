@@ -1,0 +1,10 @@
+//! The API, the gateway and the client verbs over real sockets. Behind them stands a small control
+//! plane that holds what a test puts into it.
+
+mod bodies;
+mod cli;
+mod control;
+mod gateway;
+mod instances;
+mod routes;
+mod world;
