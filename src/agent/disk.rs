@@ -6,7 +6,7 @@
 //!                   /stored   sparse: stored bytes at their place in the blob, for children
 //!                   /plain    sparse: plain bytes at their place in the file system, for the holder
 //!                   /present  a byte for each block: 1 when both forms were written
-//! instances/START             an instance that was ordered
+//! orders/START                an instance that was ordered
 //! ```
 //!
 //! A block is marked present after both forms were written, without waiting for the disk. After a
@@ -49,7 +49,7 @@ fn failed(error: io::Error) -> DiskError {
 impl Cache {
     pub fn open(data: &Path) -> io::Result<Self> {
         fs::create_dir_all(data.join("images"))?;
-        fs::create_dir_all(data.join("instances"))?;
+        fs::create_dir_all(data.join("orders"))?;
         Ok(Self { data: Arc::new(data.to_owned()) })
     }
 
@@ -66,7 +66,7 @@ impl Cache {
             }
         }
         let mut instances = Vec::new();
-        for file in fs::read_dir(self.data.join("instances"))? {
+        for file in fs::read_dir(self.data.join("orders"))? {
             if let Some(record) = read_record::<InstanceRecord>(&file?.path()) {
                 instances.push((record.order.start.clone(), record));
             }
@@ -222,7 +222,7 @@ impl Disk for Cache {
         start: &StartId,
         record: Option<InstanceRecord>,
     ) -> BoxFuture<'static, Result<(), DiskError>> {
-        let path = self.data.join("instances").join(start.as_str());
+        let path = self.data.join("orders").join(start.as_str());
         blocking(move || save_record(&path, record.as_ref()))
     }
 }

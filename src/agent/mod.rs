@@ -9,6 +9,7 @@ mod renewal;
 mod upstream;
 
 use crate::{
+    holder,
     net::{
         identity::{Identity, Peer},
         tls::{Acceptor, Dialer},
@@ -159,6 +160,8 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
     let ending = async {
         let _ = agent.send(Shutdown).await;
         let _ = (&mut keeping).await;
+        let folder = data.clone();
+        let _ = tokio::task::spawn_blocking(move || holder::wait_ended(&folder)).await;
     };
     if tokio::time::timeout(deadline, ending).await.is_err() {
         tracing::error!("the holder did not end in time");

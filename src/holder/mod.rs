@@ -31,7 +31,7 @@ mod seccomp;
 mod spawn;
 mod wait;
 
-pub use spawn::{SpawnError, connect, spawn, spawn_program};
+pub use spawn::{SpawnError, connect, spawn, spawn_program, wait_ended};
 
 use self::core::Event;
 use crate::settings::HolderSettings;

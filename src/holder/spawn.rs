@@ -1,7 +1,7 @@
 //! Starting a holder and reaching it, from the agent's side.
 
 use super::agent::socket_path;
-use rustix::fs::{FileType, fstat, ftruncate};
+use rustix::fs::{FileType, FlockOperation, flock, fstat, ftruncate};
 use std::{
     fs::{DirBuilder, File},
     io::{self, BufRead, BufReader},
@@ -27,6 +27,13 @@ pub enum SpawnError {
 /// as `holder --data DIR [--config FILE]`, in a session of its own.
 pub fn spawn(data: &Path, config: Option<&Path>) -> Result<(), SpawnError> {
     spawn_program(&std::env::current_exe()?, data, config)
+}
+
+/// Blocks until no holder serves `data`: it holds a lock for as long as its process lives.
+pub fn wait_ended(data: &Path) -> io::Result<()> {
+    let lock = File::open(data.join("logs"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    Ok(())
 }
 
 /// As [`spawn`], with another program that has the verb `holder`.

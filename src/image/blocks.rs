@@ -183,3 +183,6 @@ fn collect(blob: File, outputs: &[Receiver<io::Result<Packed>>]) -> io::Result<B
     let digest = Digest::from_bytes(sha256.finalize().into());
     Ok(Blob { entries, digest, bytes: offset })
 }
+
+#[cfg(test)]
+mod tests;

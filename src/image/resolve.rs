@@ -220,3 +220,6 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, SourceError
 fn invalid(what: String, reason: String) -> SourceError {
     SourceError::Invalid { what, reason }
 }
+
+#[cfg(test)]
+mod tests;

@@ -192,3 +192,6 @@ fn stop_signal(stated: &str) -> Result<i32, RuntimeError> {
     let number = number.filter(|number| (1..=31).contains(number) || REAL_TIME.contains(number));
     number.ok_or_else(|| RuntimeError::StopSignal(stated.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;

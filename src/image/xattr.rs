@@ -104,3 +104,6 @@ pub fn count(xattrs: &[(Vec<u8>, Vec<u8>)]) -> u16 {
         bytes => ((bytes - HEADER_BYTES) / 4 + 1) as u16,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -224,3 +224,24 @@ fn a_configuration_that_cannot_be_run_is_refused() {
         assert!(error.contains(word), "{error}");
     }
 }
+
+#[test]
+fn the_api_names_layout_folders_only_below_the_allowed_roots() {
+    let image = Image::new(&[]);
+    let root = tempfile::TempDir::new().unwrap();
+    let mut settings = faasnet::settings::Settings::load(None).unwrap();
+    let reference = |folder: &std::path::Path| format!("oci:{}:test", folder.display());
+    let is_refused = |folder: &std::path::Path, settings: &_| {
+        faasnet::image::source::open_for_api(&reference(folder), settings).is_err()
+    };
+    assert!(is_refused(image.folder.path(), &settings), "none is allowed at first");
+    settings.image.layout_roots = vec![root.path().to_owned()];
+    assert!(is_refused(image.folder.path(), &settings));
+    let link = root.path().join("link");
+    std::os::unix::fs::symlink(image.folder.path(), &link).unwrap();
+    assert!(is_refused(&link, &settings), "a link leads out");
+    assert!(is_refused(&root.path().join(".."), &settings));
+    let inside = root.path().join("inside");
+    fs::rename(image.folder.path(), &inside).unwrap();
+    assert!(!is_refused(&inside, &settings));
+}

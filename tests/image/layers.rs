@@ -154,6 +154,16 @@ fn an_image_without_layers_or_files_is_an_empty_file_system() {
 }
 
 #[test]
+fn archives_may_end_without_padding_and_without_a_mark() {
+    let mut tar = Archive::default().file("first", b"1").file("last", &[7; 700]).finish();
+    tar.truncate(512 * 3 + 700);
+    let got = mounted(&Image::new(&[Layer::gzip(&tar)]));
+    assert_eq!(got[Path::new("last")].size, 700);
+    tar.pop();
+    assert!(Image::new(&[Layer::gzip(&tar)]).convert().is_err());
+}
+
+#[test]
 fn a_directory_of_a_hundred_thousand_names_is_found_name_by_name() {
     let mut archive = Archive::default();
     for number in 0..100_000 {

@@ -1,12 +1,12 @@
 //! Who we are, whom we trust, and what is said when that fails.
 
 use crate::{
-    docker_config, good_docker_config, layout,
+    layout, log_in,
     proxy::{Fault, Proxy},
     registry::{Options, PASSWORD, Registry, USER},
     settings,
     token::{IDENTITY_TOKEN, TokenServer},
-    write_docker_config,
+    use_docker_config,
 };
 use faasnet::{
     registry::{Content, Reference, RegistryClient, RegistryError},
@@ -28,14 +28,14 @@ async fn a_password_is_taken_from_dockers_configuration_and_never_shown() {
     let registry = Registry::start(Options { password: true, ..Options::default() });
     let reference = registry.push(&layout(), "app:1");
     let mut settings = settings([registry.host()]);
-    for config in [settings.docker_config.clone(), docker_config(&registry.host(), "wrong-pass")] {
-        settings.docker_config = config;
+    for password in [None, Some("wrong-pass")] {
+        let _config = password.map(|password| log_in(&mut settings, &registry.host(), password));
         let error = pull(&settings, &reference).await.expect_err("not let in");
         assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
         assert!(error.to_string().contains("docker login"), "{error}");
         assert!(!format!("{error} {error:?}").contains("wrong-pass"), "{error:?}");
     }
-    settings.docker_config = good_docker_config(&registry.host());
+    let _config = log_in(&mut settings, &registry.host(), PASSWORD);
     pull(&settings, &reference).await.expect("let in");
     let client = RegistryClient::new(&settings, 1).expect("made");
     client.manifest(&reference.parse().expect("valid"), 1 << 20).await.expect("let in");
@@ -74,7 +74,7 @@ async fn with_helper_in_path() {
     let reference = registry.push(&layout(), "app:1");
     let mut settings = settings([registry.host()]);
     let helpers = serde_json::json!({ "credHelpers": { registry.host(): "test" } });
-    settings.docker_config = write_docker_config(helpers.to_string());
+    let _config = use_docker_config(&mut settings, &helpers);
     pull(&settings, &reference).await.expect("let in");
 }
 
@@ -87,7 +87,7 @@ async fn a_token_is_fetched_once_kept_and_renewed() {
     let given = || server.scopes.lock().expect("not poisoned").clone();
     let before = given().len();
     let mut settings = settings([registry.host(), server.host()]);
-    settings.docker_config = good_docker_config(&registry.host());
+    let _config = log_in(&mut settings, &registry.host(), PASSWORD);
     let client = RegistryClient::new(&settings, 1).expect("made");
     let reference: Reference = reference.parse().expect("valid");
     let repository = &reference.repository;
@@ -109,7 +109,7 @@ async fn a_token_is_fetched_once_kept_and_renewed() {
         client.manifest(&reference, 1 << 20).await.expect("let in");
     }
     assert_eq!(given().len() - before, 3);
-    settings.docker_config = docker_config(&registry.host(), "wrong-pass");
+    let _config = log_in(&mut settings, &registry.host(), "wrong-pass");
     let error = pull(&settings, &reference.to_string()).await.expect_err("not let in");
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
 }
@@ -123,7 +123,7 @@ async fn an_identity_token_is_exchanged() {
     let mut settings = settings([registry.host(), server.host()]);
     for (identity_token, is_let_in) in [(IDENTITY_TOKEN, true), ("another-token", false)] {
         let config = serde_json::json!({ "auths": { registry.host(): { "identitytoken": identity_token } } });
-        settings.docker_config = write_docker_config(config.to_string());
+        let _config = use_docker_config(&mut settings, &config);
         let pulled = pull(&settings, &reference).await;
         assert_eq!(pulled.is_ok(), is_let_in, "{pulled:?}");
         assert!(!format!("{pulled:?}").contains(identity_token), "{pulled:?}");
@@ -137,7 +137,7 @@ async fn a_token_server_without_tls_is_not_told_a_secret() {
     let registry = Registry::start(Options { token, ..Options::default() });
     let reference = registry.push(&layout(), "app:1");
     let mut settings = settings([registry.host()]);
-    settings.docker_config = good_docker_config(&registry.host());
+    let _config = log_in(&mut settings, &registry.host(), PASSWORD);
     let given = || server.scopes.lock().expect("not poisoned").len();
     let before = given();
     let error = pull(&settings, &reference).await.expect_err("no TLS").to_string();
@@ -162,7 +162,7 @@ async fn a_token_that_is_refused_is_replaced() {
     })
     .await;
     let mut settings = settings([proxy.host(), server.host()]);
-    settings.docker_config = good_docker_config(&proxy.host());
+    let _config = log_in(&mut settings, &proxy.host(), PASSWORD);
     let client = RegistryClient::new(&settings, 1).expect("made");
     let reference: Reference = format!("{}/app:1", proxy.host()).parse().expect("valid");
     let before = server.scopes.lock().expect("not poisoned").len();
@@ -215,7 +215,7 @@ async fn a_file_is_uploaded_once_and_again_after_a_failure() {
     })
     .await;
     let mut settings = settings([proxy.host()]);
-    settings.docker_config = good_docker_config(&proxy.host());
+    let _config = log_in(&mut settings, &proxy.host(), PASSWORD);
     let client = RegistryClient::new(&settings, 1).expect("made");
     let reference: Reference = format!("{}/app", proxy.host()).parse().expect("valid");
     for (number, len) in [20_000_000, 700_000].into_iter().enumerate() {

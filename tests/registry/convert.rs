@@ -2,9 +2,9 @@
 //! blocks is read from there.
 
 use crate::{
-    good_docker_config, layout,
+    layout, log_in,
     proxy::{Fault, Proxy},
-    registry::{Options, Registry},
+    registry::{Options, PASSWORD, Registry},
 };
 use faasnet::{
     image::{
@@ -41,7 +41,6 @@ fn settings(hosts: &[String]) -> Settings {
     let mut settings = Settings::load(None).expect("defaults");
     settings.origin = crate::settings([]);
     settings.origin.plain_http_registries = hosts.to_vec();
-    settings.origin.docker_config = good_docker_config(&hosts[0]);
     settings
 }
 
@@ -50,7 +49,8 @@ fn an_image_in_a_registry_becomes_a_block_image_in_it() {
     let registry = Registry::start(Options { password: true, ..Options::default() });
     let layout = layout();
     registry.push(&layout, "app:1");
-    let settings = settings(&[registry.host()]);
+    let mut settings = settings(&[registry.host()]);
+    let _config = log_in(&mut settings.origin, &registry.host(), PASSWORD);
     let spool = tempfile::tempdir().expect("folder");
     let image = convert_in(&settings, &registry.host(), spool.path()).expect("converted");
     assert_eq!(image.source.to_string(), layout.manifest().0);

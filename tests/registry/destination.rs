@@ -1,9 +1,9 @@
 //! Block images published to a registry.
 
 use crate::{
-    good_docker_config, noise,
+    log_in, noise,
     proxy::{Fault, Proxy},
-    registry::{Layout, Options, Registry},
+    registry::{Layout, Options, PASSWORD, Registry},
     settings,
 };
 use faasnet::{
@@ -65,7 +65,7 @@ fn destination(settings: &OriginSettings, host: &str) -> RegistryDestination {
 fn a_published_block_image_is_whole_listed_and_readable_as_origin() {
     let registry = Registry::start(Options { password: true, ..Options::default() });
     let mut settings = settings([registry.host()]);
-    settings.docker_config = good_docker_config(&registry.host());
+    let _config = log_in(&mut settings, &registry.host(), PASSWORD);
     let (destination, folder) =
         (destination(&settings, &registry.host()), tempfile::tempdir().expect("folder"));
     let source = Layout::make(&[("x", b"x")]).manifest().0.parse().expect("valid");
@@ -138,7 +138,7 @@ fn what_keeps_a_block_image_from_being_published_is_said() {
     };
     let error = publish(&settings, &artifact);
     assert!(matches!(error, PublishError::Unauthorized { .. }), "{error:?}");
-    settings.docker_config = good_docker_config(&registry.host());
+    let _config = log_in(&mut settings, &registry.host(), PASSWORD);
     let cancelled = Progress::default();
     cancelled.cancel();
     let error =

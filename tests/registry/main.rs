@@ -16,8 +16,8 @@ mod token;
 
 use faasnet::settings::{OriginSettings, Settings};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use registry::{Layout, PASSWORD, USER};
-use std::path::PathBuf;
+use registry::{Layout, USER};
+use tempfile::NamedTempFile;
 
 /// Settings that speak to these hosts without TLS, with short pauses and no credentials of the machine.
 fn settings<const N: usize>(plain_http: [String; N]) -> OriginSettings {
@@ -25,7 +25,8 @@ fn settings<const N: usize>(plain_http: [String; N]) -> OriginSettings {
     settings.plain_http_registries = plain_http.to_vec();
     settings.retry_min_ms = 1;
     settings.retry_max_ms = 2000;
-    settings.docker_config = empty_docker_config();
+    settings.docker_config =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/registry/no-credentials.json").into();
     settings
 }
 
@@ -41,28 +42,16 @@ fn layout() -> Layout {
     Layout::make(&[("data", &noise(6000 * 512))])
 }
 
-fn empty_docker_config() -> PathBuf {
-    write_docker_config("{}".to_owned())
-}
-
-/// A docker configuration with the password for that host.
-fn docker_config(host: &str, password: &str) -> PathBuf {
+/// Logs in at that host; the configuration lasts as long as the file that is returned.
+fn log_in(settings: &mut OriginSettings, host: &str, password: &str) -> NamedTempFile {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let auth = BASE64_STANDARD.encode(format!("{USER}:{password}"));
-    write_docker_config(serde_json::json!({ "auths": { host: { "auth": auth } } }).to_string())
+    use_docker_config(settings, &serde_json::json!({ "auths": { host: { "auth": auth } } }))
 }
 
-fn good_docker_config(host: &str) -> PathBuf {
-    docker_config(host, PASSWORD)
-}
-
-/// Writes it where it lasts as long as the process.
-fn write_docker_config(text: String) -> PathBuf {
-    static FOLDER: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
-    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let folder = FOLDER.get_or_init(|| tempfile::tempdir().expect("temporary folder"));
-    let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let path = folder.path().join(format!("{number}.json"));
-    std::fs::write(&path, text).expect("written");
-    path
+fn use_docker_config(settings: &mut OriginSettings, config: &serde_json::Value) -> NamedTempFile {
+    let file = NamedTempFile::new().expect("temporary file");
+    std::fs::write(file.path(), config.to_string()).expect("written");
+    settings.docker_config = file.path().to_owned();
+    file
 }

@@ -1,9 +1,9 @@
 //! The origin over a registry.
 
 use crate::{
-    good_docker_config, layout,
+    layout, log_in,
     proxy::{Fault, Proxy},
-    registry::{Layout, Options, Registry},
+    registry::{Layout, Options, PASSWORD, Registry},
     settings,
 };
 use faasnet::{
@@ -195,7 +195,7 @@ async fn a_redirect_takes_no_credentials_along() {
     .await;
     let (image, blob) = image(&layout, &proxy.host());
     let mut settings = settings([proxy.host(), elsewhere.host()]);
-    settings.docker_config = good_docker_config(&proxy.host());
+    let _config = log_in(&mut settings, &proxy.host(), PASSWORD);
     let reader = origin::open(&settings, 1).expect("opened");
     let bytes = reader.read(&image, Part::Blob, 7..70).await.expect("read over the redirect");
     assert_eq!(bytes, blob[7..70]);

@@ -103,6 +103,7 @@ pub struct Agent {
     former: Vec<(StartId, InstanceRecord)>,
     is_holder_known: bool,
     shutdown: Option<tokio::sync::oneshot::Sender<()>>,
+    is_shut_down: bool,
 }
 
 const STORE: &str = "block store";
@@ -129,6 +130,7 @@ impl Agent {
             former: instances,
             is_holder_known: false,
             shutdown: None,
+            is_shut_down: false,
         }
     }
 
@@ -556,13 +558,13 @@ impl Handler<HolderEvent> for Agent {
                 if let Some(waiting) = self.shutdown.take() {
                     let _ = waiting.send(());
                 }
+                self.is_shut_down = true;
             }
-            HolderEvent::Lost => {
-                tracing::error!("the holder is gone; its instances are lost");
-                if let Some(waiting) = self.shutdown.take() {
-                    let _ = waiting.send(());
-                }
-            }
+            HolderEvent::Lost => match self.shutdown.take() {
+                Some(waiting) => drop(waiting.send(())),
+                None if self.is_shut_down => {}
+                None => tracing::error!("the connection to the holder is lost"),
+            },
         }
     }
 }

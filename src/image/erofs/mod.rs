@@ -31,3 +31,6 @@ pub enum LayoutError {
     )]
     TooLarge { bytes: u64, limit: u64 },
 }
+
+#[cfg(test)]
+mod tests;

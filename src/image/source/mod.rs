@@ -11,7 +11,12 @@ use crate::{
 use faasnet_actors::id::Digest;
 use layout::LayoutSource;
 use registry::RegistrySource;
-use std::{io, io::Read, path::PathBuf, time::Duration};
+use std::{
+    io,
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// A manifest or index as received. `digest` is of `bytes`, checked by the source if it was asked for
 /// by digest.
@@ -97,4 +102,25 @@ pub fn open(reference: &str, settings: &Settings) -> Result<Box<dyn Source>, Sou
     let image = reference.parse().map_err(unusable)?;
     let client = BlockingClient::new(&settings.origin, jitter_seed()).map_err(unusable)?;
     Ok(Box::new(RegistrySource::new(client, image, settings.image.manifest_bytes_max)))
+}
+
+/// As [`open`], for references that others send: layout folders only below `image.layout_roots`.
+pub fn open_for_api(reference: &str, settings: &Settings) -> Result<Box<dyn Source>, SourceError> {
+    if let Some(layout) = reference.strip_prefix("oci:") {
+        let source = LayoutSource::new(layout, settings.image.manifest_bytes_max)?;
+        check_allowed(source.folder(), &settings.image.layout_roots)?;
+    }
+    open(reference, settings)
+}
+
+/// Links are followed before the comparison, so that none leads out.
+fn check_allowed(folder: &Path, roots: &[PathBuf]) -> Result<(), SourceError> {
+    let what = || format!("layout folder {}", folder.display());
+    let real = folder.canonicalize().map_err(|_| SourceError::NotFound { what: what() })?;
+    let is_allowed = |root: &PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
+    if roots.iter().any(is_allowed) {
+        return Ok(());
+    }
+    let reason = "it does not lie below one of image.layout_roots".to_owned();
+    Err(SourceError::Invalid { what: what(), reason })
 }
