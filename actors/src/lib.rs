@@ -2,6 +2,7 @@
 //!
 //! Nothing in here opens a socket or a file: the world is reached through the traits of [`world`].
 
+pub mod block_transfer;
 pub mod function_tree;
 pub mod id;
 pub mod image;

@@ -1,0 +1,767 @@
+//! Decides which blocks are asked of whom, and who is told when they come.
+//!
+//! ```text
+//!              demand, read-ahead, child           Arrived             Kept
+//!   absent ------------------------------> wanted ---------> writing ---------> present
+//!                                           |   ^
+//!                                  Ask      v   | Lost, Corrupt, NotServed
+//!                                         in flight
+//! ```
+//!
+//! A want leaves `wanted` in one of two ways: its block arrives, or everybody who waits is told that
+//! it cannot be had. Invariants 5, 7 and 11 of the design are kept here.
+
+use super::{
+    links::{Link, LinkState, Links},
+    read_ahead::ReadAhead,
+};
+use crate::{
+    id::{BlockId, Epoch, VmId},
+    image::{BLOCKS_MAX, Index},
+    wire::{
+        control::{BytesBySource, Step, Upstream},
+        peer::{NotServed, Urgency},
+    },
+};
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// The bounds of one transfer.
+#[derive(Debug, Clone, Copy)]
+pub struct TransferLimits {
+    /// Blocks asked of one upstream and not there yet.
+    pub in_flight_blocks_max: usize,
+    /// Blocks that one child may wait for.
+    pub queued_blocks_max: usize,
+    pub children_max: usize,
+    pub read_ahead_blocks_max: u32,
+    /// VMs that a demand may pass.
+    pub hops_max: usize,
+    /// Silence of an upstream after which the next is tried.
+    pub stall: Duration,
+    pub retry_min: Duration,
+    pub retry_max: Duration,
+    /// After it a want is given up.
+    pub read_deadline: Duration,
+}
+
+/// A child's connection. A child that comes back gets a new number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChildId(pub u64);
+
+#[derive(Debug)]
+pub enum Event {
+    /// A new place in the tree, or the first.
+    Placed {
+        epoch: Epoch,
+        stripes: Vec<Vec<Upstream>>,
+    },
+    Opened {
+        upstream: Upstream,
+    },
+    /// The connection could not be made, was refused, or ended.
+    Lost {
+        upstream: Upstream,
+    },
+    /// The index is there; its digest was checked.
+    IndexArrived {
+        index: Arc<Index>,
+    },
+    /// The bytes were checked against the index (invariant 5).
+    Arrived {
+        upstream: Upstream,
+        block: BlockId,
+        stored: Bytes,
+    },
+    /// What came did not have the hash of the index.
+    Corrupt {
+        upstream: Upstream,
+        block: BlockId,
+    },
+    NotServed {
+        upstream: Upstream,
+        block: BlockId,
+        reason: NotServed,
+    },
+    /// The upstream lives, but waits itself.
+    UpstreamWaits {
+        upstream: Upstream,
+    },
+    /// Plain and stored bytes are in the cache.
+    Kept {
+        block: BlockId,
+    },
+    /// The cache could not take the block, or lost it.
+    Dropped {
+        block: BlockId,
+    },
+    /// Reads on this VM wait for these blocks.
+    Demanded {
+        blocks: Vec<BlockId>,
+    },
+    ChildOpened {
+        child: ChildId,
+        vm: VmId,
+    },
+    ChildWantsIndex {
+        child: ChildId,
+    },
+    ChildWanted {
+        child: ChildId,
+        blocks: Vec<BlockId>,
+        urgency: Urgency,
+        path: Vec<VmId>,
+    },
+    ChildLost {
+        child: ChildId,
+    },
+    Tick,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    Connect(Upstream),
+    Disconnect(Upstream),
+    AskIndex(Upstream),
+    Ask {
+        upstream: Upstream,
+        blocks: Vec<BlockId>,
+        urgency: Urgency,
+        path: Vec<VmId>,
+    },
+    /// Tells an upstream VM that its copy of the block is bad.
+    TellCorrupt {
+        upstream: Upstream,
+        block: BlockId,
+    },
+    Keep {
+        block: BlockId,
+        stored: Bytes,
+    },
+    /// Without bytes: they are in the cache.
+    Serve {
+        child: ChildId,
+        block: BlockId,
+        urgency: Urgency,
+        stored: Option<Bytes>,
+    },
+    ServeIndex {
+        child: ChildId,
+    },
+    NotServed {
+        child: ChildId,
+        block: BlockId,
+        reason: NotServed,
+    },
+    TellWaiting {
+        child: ChildId,
+        silent: Duration,
+    },
+    RefuseChild {
+        child: ChildId,
+    },
+    /// The holder's reads of these blocks can go on.
+    Present {
+        blocks: Vec<BlockId>,
+    },
+    /// The holder's reads of these blocks fail.
+    Unavailable {
+        blocks: Vec<BlockId>,
+    },
+    Step(Step),
+    /// Everything that a mount reads is there.
+    Mount,
+    /// The manager is told that an upstream does not serve.
+    ReportLost {
+        vm: VmId,
+    },
+}
+
+/// Somebody waits for a block, or will.
+#[derive(Debug)]
+struct Want {
+    since: Instant,
+    urgency: Urgency,
+    /// Reads on this VM wait.
+    is_read: bool,
+    children: BTreeSet<ChildId>,
+    /// VMs that the demand has passed before this one.
+    path: BTreeSet<VmId>,
+    asked: Option<Upstream>,
+    /// Upstreams that said no.
+    refused: BTreeSet<Upstream>,
+    /// Times that all upstreams had said no.
+    rounds: u32,
+    /// Not asked before.
+    not_before: Option<Instant>,
+}
+
+struct Child {
+    vm: VmId,
+    waits_for: BTreeSet<BlockId>,
+    wants_index: bool,
+    told_waiting_at: Instant,
+}
+
+/// Rounds through all upstreams after which a block counts as not to be had. A demand of a child is
+/// given back after the first, because the child has other upstreams.
+const ROUNDS_MAX: u32 = 4;
+
+pub struct TransferCore {
+    own: VmId,
+    limits: TransferLimits,
+    epoch: Option<Epoch>,
+    links: Links,
+    index: Option<Arc<Index>>,
+    /// Set once `Mount` was asked for.
+    is_mountable: bool,
+    present: BTreeSet<BlockId>,
+    writing: BTreeMap<BlockId, Bytes>,
+    wanted: BTreeMap<BlockId, Want>,
+    /// Wants that are asked of nobody, in the order in which they are to be.
+    queue: BTreeSet<(Urgency, u64, BlockId)>,
+    queued_at: BTreeMap<BlockId, (Urgency, u64)>,
+    sequence: u64,
+    children: BTreeMap<ChildId, Child>,
+    read_ahead: ReadAhead,
+    progress_at: Instant,
+    bytes: BytesBySource,
+    stalls: u32,
+    stalled: Duration,
+}
+
+impl TransferCore {
+    /// `index` and `present` are what the cache held already, verified.
+    pub fn new(
+        own: VmId,
+        limits: TransferLimits,
+        index: Option<Arc<Index>>,
+        present: BTreeSet<BlockId>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            own,
+            limits,
+            epoch: None,
+            links: Links::default(),
+            index,
+            is_mountable: false,
+            present,
+            writing: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            queued_at: BTreeMap::new(),
+            sequence: 0,
+            children: BTreeMap::new(),
+            read_ahead: ReadAhead::new(limits.read_ahead_blocks_max),
+            progress_at: now,
+            bytes: BytesBySource::default(),
+            stalls: 0,
+            stalled: Duration::ZERO,
+        }
+    }
+
+    pub fn index(&self) -> Option<&Arc<Index>> {
+        self.index.as_ref()
+    }
+
+    pub fn present(&self) -> &BTreeSet<BlockId> {
+        &self.present
+    }
+
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    pub fn bytes(&self) -> BytesBySource {
+        self.bytes
+    }
+
+    /// Reads that had to wait, and for how long together.
+    pub fn stalls(&self) -> (u32, Duration) {
+        (self.stalls, self.stalled)
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.links.is_any_open()
+    }
+
+    pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Placed { epoch, stripes } => self.placed(epoch, stripes, now, effects),
+            Event::Opened { upstream } => self.opened(&upstream, now, effects),
+            Event::Lost { upstream } => self.lost(&upstream, now, effects),
+            Event::IndexArrived { index } => self.index_arrived(index, now, effects),
+            Event::Arrived { upstream, block, stored } => {
+                self.arrived(&upstream, block, stored, now, effects)
+            }
+            Event::Corrupt { upstream, block } => {
+                effects.push(Effect::TellCorrupt { upstream: upstream.clone(), block });
+                self.refused(&upstream, block, now);
+            }
+            Event::NotServed { upstream, block, reason: _ } => self.refused(&upstream, block, now),
+            Event::UpstreamWaits { upstream } => self.links.heard(&upstream, now),
+            Event::Kept { block } => self.kept(block, now, effects),
+            Event::Dropped { block } => self.dropped(block, effects),
+            Event::Demanded { blocks } => self.demanded(&blocks, now, effects),
+            Event::ChildOpened { child, vm } => self.child_opened(child, vm, now, effects),
+            Event::ChildWantsIndex { child } => self.child_wants_index(child, effects),
+            Event::ChildWanted { child, blocks, urgency, path } => {
+                self.child_wanted(child, &blocks, urgency, &path, now, effects);
+            }
+            Event::ChildLost { child } => self.child_lost(child),
+            Event::Tick => self.tick(now, effects),
+        }
+        self.pump(now, effects);
+        self.assert_invariants();
+    }
+
+    fn placed(&mut self, epoch: Epoch, stripes: Vec<Vec<Upstream>>, now: Instant, effects: &mut Vec<Effect>) {
+        if self.epoch.is_some_and(|accepted| epoch < accepted) {
+            return; // invariant 4
+        }
+        self.epoch = Some(epoch);
+        for (upstream, link) in self.links.place(stripes) {
+            effects.push(Effect::Disconnect(upstream));
+            self.take_back(&link, now);
+        }
+        if self.index.is_some() {
+            self.want_metadata(now, effects);
+        }
+    }
+
+    fn opened(&mut self, upstream: &Upstream, now: Instant, effects: &mut Vec<Effect>) {
+        if !self.links.open(upstream, now) {
+            return effects.push(Effect::Disconnect(upstream.clone()));
+        }
+        effects.push(Effect::Step(Step::Connecting));
+    }
+
+    fn lost(&mut self, upstream: &Upstream, now: Instant, effects: &mut Vec<Effect>) {
+        let (retry_min, retry_max) = (self.limits.retry_min, self.limits.retry_max);
+        let Some(link) = self.links.down(upstream, now, retry_min, retry_max) else {
+            return;
+        };
+        self.take_back(&link, now);
+        if let Upstream::Vm { vm, .. } = upstream {
+            effects.push(Effect::ReportLost { vm: vm.clone() });
+        }
+    }
+
+    /// Queues again what a connection that is gone was asked for.
+    fn take_back(&mut self, link: &Link, now: Instant) {
+        for &block in &link.in_flight {
+            if let Some(want) = self.wanted.get_mut(&block) {
+                want.asked = None;
+                self.enqueue(block, now);
+            }
+        }
+    }
+
+    fn index_arrived(&mut self, index: Arc<Index>, now: Instant, effects: &mut Vec<Effect>) {
+        if self.index.is_some() {
+            return;
+        }
+        let count = index.block_count();
+        self.index = Some(index);
+        self.progress_at = now;
+        self.links.index_answered();
+        effects.push(Effect::Step(Step::Index));
+        let beyond: Vec<_> = self.wanted.range(BlockId(count)..).map(|(block, _)| *block).collect();
+        for block in beyond {
+            self.give_up(block, effects);
+        }
+        for (child, state) in &mut self.children {
+            if std::mem::take(&mut state.wants_index) {
+                effects.push(Effect::ServeIndex { child: *child });
+            }
+        }
+        self.want_metadata(now, effects);
+    }
+
+    /// Wants what the mount reads, and says when it is there.
+    fn want_metadata(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(index) = self.index.clone() else {
+            return;
+        };
+        let mut is_whole = true;
+        for block in (0..index.metadata_blocks()).map(BlockId) {
+            if !self.present.contains(&block) {
+                is_whole = false;
+                if !self.writing.contains_key(&block) {
+                    self.want(block, Urgency::Demand, now);
+                }
+            }
+        }
+        if is_whole && !self.is_mountable {
+            self.is_mountable = true;
+            effects.push(Effect::Step(Step::Metadata));
+            effects.push(Effect::Mount);
+        }
+    }
+
+    fn demanded(&mut self, blocks: &[BlockId], now: Instant, effects: &mut Vec<Effect>) {
+        let Some(count) = self.index.as_ref().map(|index| index.block_count()) else {
+            return;
+        };
+        let mut there = Vec::new();
+        for &block in blocks.iter().filter(|block| block.0 < count) {
+            if self.present.contains(&block) {
+                there.push(block);
+                continue;
+            }
+            if self.writing.contains_key(&block) {
+                continue; // every kept block is told
+            }
+            let want = self.want(block, Urgency::Demand, now);
+            if !std::mem::replace(&mut want.is_read, true) {
+                // From here on the read waits; what a prefetch took before is no stall.
+                want.since = now;
+                self.stalls += 1;
+            }
+            for ahead in self.read_ahead.next(block) {
+                let is_here = self.present.contains(&ahead) || self.writing.contains_key(&ahead);
+                if ahead.0 < count && !is_here {
+                    self.want(ahead, Urgency::Prefetch, now);
+                }
+            }
+        }
+        if !there.is_empty() {
+            effects.push(Effect::Present { blocks: there });
+        }
+    }
+
+    fn want(&mut self, block: BlockId, urgency: Urgency, now: Instant) -> &mut Want {
+        let is_new = !self.wanted.contains_key(&block);
+        let want = self.wanted.entry(block).or_insert_with(|| Want {
+            since: now,
+            urgency,
+            is_read: false,
+            children: BTreeSet::new(),
+            path: BTreeSet::new(),
+            asked: None,
+            refused: BTreeSet::new(),
+            rounds: 0,
+            not_before: None,
+        });
+        let is_raised = urgency < want.urgency;
+        want.urgency = want.urgency.min(urgency);
+        if is_new || (is_raised && want.asked.is_none()) {
+            self.enqueue(block, now);
+        }
+        self.wanted.get_mut(&block).expect("inserted above")
+    }
+
+    fn enqueue(&mut self, block: BlockId, now: Instant) {
+        self.dequeue(block);
+        let Some(want) = self.wanted.get(&block) else {
+            return;
+        };
+        if want.asked.is_some() || want.not_before.is_some_and(|at| at > now) {
+            return;
+        }
+        self.sequence += 1;
+        self.queue.insert((want.urgency, self.sequence, block));
+        self.queued_at.insert(block, (want.urgency, self.sequence));
+    }
+
+    fn dequeue(&mut self, block: BlockId) {
+        if let Some((urgency, sequence)) = self.queued_at.remove(&block) {
+            self.queue.remove(&(urgency, sequence, block));
+        }
+    }
+
+    /// Asks for what is wanted, as far as windows are open.
+    fn pump(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        for upstream in self.links.to_connect(now, self.index.is_none() || !self.wanted.is_empty()) {
+            effects.push(Effect::Connect(upstream));
+        }
+        if self.index.is_none() {
+            if let Some(upstream) = self.links.take_index_asker() {
+                effects.push(Effect::AskIndex(upstream));
+            }
+            return;
+        }
+        let mut asks: BTreeMap<(Urgency, Upstream, Vec<VmId>), Vec<BlockId>> = BTreeMap::new();
+        let (mut chosen, mut exhausted) = (Vec::new(), Vec::new());
+        for &(urgency, _, block) in &self.queue {
+            let Some(want) = self.wanted.get_mut(&block) else {
+                continue;
+            };
+            if self.links.is_exhausted(&want.refused, &want.path) {
+                exhausted.push(block);
+                continue;
+            }
+            let room = self.limits.in_flight_blocks_max;
+            let Some(upstream) = self.links.choose(block, &want.refused, &want.path, room) else {
+                continue;
+            };
+            self.links.ask(&upstream, block, now);
+            want.asked = Some(upstream.clone());
+            chosen.push(block);
+            let mut path: Vec<VmId> = want.path.iter().cloned().collect();
+            path.push(self.own.clone());
+            asks.entry((urgency, upstream, path)).or_default().push(block);
+        }
+        for block in chosen {
+            self.dequeue(block);
+        }
+        for block in exhausted {
+            self.exhausted(block, now, effects);
+        }
+        for ((urgency, upstream, path), blocks) in asks {
+            effects.push(Effect::Ask { upstream, blocks, urgency, path });
+        }
+    }
+
+    fn arrived(
+        &mut self,
+        upstream: &Upstream,
+        block: BlockId,
+        stored: Bytes,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.links.answered(upstream, block, now);
+        self.progress_at = now;
+        let length = stored.len() as u64;
+        match upstream {
+            Upstream::Origin => self.bytes.origin += length,
+            Upstream::Vm { .. } if self.links.is_parent(upstream, block) => self.bytes.parent += length,
+            Upstream::Vm { .. } => self.bytes.ancestor += length,
+        }
+        if self.present.contains(&block) || self.writing.contains_key(&block) {
+            return; // it came twice: an upstream that counted as lost has answered after all
+        }
+        if let Some(want) = self.wanted.remove(&block) {
+            self.dequeue(block);
+            if let Some(asked) = want.asked.as_ref().filter(|asked| *asked != upstream) {
+                self.links.forget(asked, block);
+            }
+            if want.is_read {
+                self.stalled += now.duration_since(want.since);
+            }
+            for child in want.children {
+                self.child_answered(child, block);
+                let stored = Some(stored.clone());
+                effects.push(Effect::Serve { child, block, urgency: want.urgency, stored });
+            }
+        }
+        self.writing.insert(block, stored.clone());
+        effects.push(Effect::Keep { block, stored });
+    }
+
+    fn kept(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
+        self.writing.remove(&block);
+        self.present.insert(block);
+        effects.push(Effect::Present { blocks: vec![block] });
+        if !self.is_mountable {
+            self.want_metadata(now, effects);
+        }
+    }
+
+    /// A block that was not kept counts as absent; reads that wait for it fail rather than go round.
+    fn dropped(&mut self, block: BlockId, effects: &mut Vec<Effect>) {
+        self.writing.remove(&block);
+        self.present.remove(&block);
+        effects.push(Effect::Unavailable { blocks: vec![block] });
+    }
+
+    /// An upstream does not give a block: the next is asked.
+    fn refused(&mut self, upstream: &Upstream, block: BlockId, now: Instant) {
+        self.links.answered(upstream, block, now);
+        let Some(want) = self.wanted.get_mut(&block).filter(|want| want.asked.as_ref() == Some(upstream))
+        else {
+            return;
+        };
+        want.asked = None;
+        want.refused.insert(upstream.clone());
+        self.enqueue(block, now);
+    }
+
+    /// Every upstream has said no, or would: the children are told, and after a pause all are asked again.
+    fn exhausted(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
+        self.dequeue(block);
+        let want = self.wanted.get_mut(&block).expect("only what is wanted is queued");
+        want.rounds += 1;
+        want.refused.clear();
+        // The children are told below; from then on the demand is this VM's own.
+        want.path.clear();
+        let pause = self.limits.retry_min.saturating_mul(2_u32.saturating_pow(want.rounds - 1));
+        want.not_before = Some(now + pause.min(self.limits.retry_max));
+        let is_own =
+            want.is_read || self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
+        let is_over = !is_own || want.rounds >= ROUNDS_MAX;
+        for child in std::mem::take(&mut want.children) {
+            self.child_answered(child, block);
+            effects.push(Effect::NotServed { child, block, reason: NotServed::NoSource });
+        }
+        if is_over {
+            self.give_up(block, effects);
+        }
+    }
+
+    /// Tells all who wait that the block cannot be had.
+    fn give_up(&mut self, block: BlockId, effects: &mut Vec<Effect>) {
+        self.dequeue(block);
+        let Some(want) = self.wanted.remove(&block) else {
+            return;
+        };
+        if let Some(asked) = &want.asked {
+            self.links.forget(asked, block);
+        }
+        for child in want.children {
+            self.child_answered(child, block);
+            effects.push(Effect::NotServed { child, block, reason: NotServed::NoSource });
+        }
+        if want.is_read {
+            effects.push(Effect::Unavailable { blocks: vec![block] });
+        }
+    }
+
+    fn child_opened(&mut self, child: ChildId, vm: VmId, now: Instant, effects: &mut Vec<Effect>) {
+        if self.children.len() >= self.limits.children_max {
+            return effects.push(Effect::RefuseChild { child });
+        }
+        let state = Child { vm, waits_for: BTreeSet::new(), wants_index: false, told_waiting_at: now };
+        self.children.insert(child, state);
+    }
+
+    fn child_wants_index(&mut self, child: ChildId, effects: &mut Vec<Effect>) {
+        let Some(state) = self.children.get_mut(&child) else {
+            return;
+        };
+        if self.index.is_some() {
+            effects.push(Effect::ServeIndex { child });
+        } else {
+            state.wants_index = true;
+        }
+    }
+
+    fn child_wanted(
+        &mut self,
+        child: ChildId,
+        blocks: &[BlockId],
+        urgency: Urgency,
+        path: &[VmId],
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let count = self.index.as_ref().map_or(BLOCKS_MAX, |index| index.block_count());
+        for &block in blocks {
+            let Some(state) = self.children.get_mut(&child) else {
+                return;
+            };
+            let refuse = |reason| Effect::NotServed { child, block, reason };
+            if self.present.contains(&block) || self.writing.contains_key(&block) {
+                let stored = self.writing.get(&block).cloned();
+                effects.push(Effect::Serve { child, block, urgency, stored });
+                continue;
+            }
+            // A demand that has been here, or is waited for from the very child, would wait on itself.
+            let asks_child = self
+                .wanted
+                .get(&block)
+                .is_some_and(|want| matches!(&want.asked, Some(Upstream::Vm { vm, .. }) if *vm == state.vm));
+            if asks_child || path.contains(&self.own) || path.len() >= self.limits.hops_max {
+                effects.push(refuse(NotServed::Loop));
+            } else if state.waits_for.len() >= self.limits.queued_blocks_max {
+                effects.push(refuse(NotServed::Busy));
+            } else if block.0 >= count {
+                effects.push(refuse(NotServed::NoSource));
+            } else {
+                state.waits_for.insert(block);
+                let want = self.want(block, urgency, now);
+                want.children.insert(child);
+                if want.asked.is_none() {
+                    want.path.extend(path.iter().cloned());
+                }
+            }
+        }
+    }
+
+    fn child_answered(&mut self, child: ChildId, block: BlockId) {
+        if let Some(state) = self.children.get_mut(&child) {
+            state.waits_for.remove(&block);
+        }
+    }
+
+    fn child_lost(&mut self, child: ChildId) {
+        let Some(state) = self.children.remove(&child) else {
+            return;
+        };
+        for block in state.waits_for {
+            let Some(want) = self.wanted.get_mut(&block) else {
+                continue;
+            };
+            want.children.remove(&child);
+            // What only the lost child wanted, and nobody was asked for yet, is wanted no more.
+            let is_metadata = self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
+            if want.children.is_empty() && !want.is_read && !is_metadata && want.asked.is_none() {
+                self.wanted.remove(&block);
+                self.dequeue(block);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        for upstream in self.links.stalled(now, self.limits.stall) {
+            effects.push(Effect::Disconnect(upstream.clone()));
+            self.lost(&upstream, now, effects);
+        }
+        let overdue: Vec<_> = self
+            .wanted
+            .iter()
+            .filter(|(_, want)| now.duration_since(want.since) >= self.limits.read_deadline)
+            .map(|(block, _)| *block)
+            .collect();
+        for block in overdue {
+            self.give_up(block, effects);
+        }
+        let rested: Vec<_> = self
+            .wanted
+            .iter_mut()
+            .filter(|(_, want)| want.not_before.is_some_and(|at| at <= now))
+            .map(|(block, want)| {
+                want.not_before = None;
+                *block
+            })
+            .collect();
+        for block in rested {
+            self.enqueue(block, now);
+        }
+        let silent = now.duration_since(self.progress_at);
+        for (child, state) in &mut self.children {
+            let waits = state.wants_index || !state.waits_for.is_empty();
+            if waits && now.duration_since(state.told_waiting_at) >= self.limits.stall / 3 {
+                state.told_waiting_at = now;
+                effects.push(Effect::TellWaiting { child: *child, silent });
+            }
+        }
+        // A metadata block that was given up is wanted again: without it nothing can be mounted.
+        if self.index.is_some() && !self.is_mountable {
+            self.want_metadata(now, effects);
+        }
+    }
+
+    fn assert_invariants(&self) {
+        debug_assert!(
+            self.wanted
+                .keys()
+                .all(|block| !self.present.contains(block) && !self.writing.contains_key(block)),
+            "invariant 7: no block is both present and in flight"
+        );
+        debug_assert!(self.links.open_links().all(|(_, link)| {
+            link.state == LinkState::Open && link.in_flight.len() <= self.limits.in_flight_blocks_max
+        }));
+        debug_assert!(self.queue.len() == self.queued_at.len());
+        debug_assert!(
+            self.children.values().all(|child| child.waits_for.len() <= self.limits.queued_blocks_max)
+        );
+    }
+}
