@@ -378,6 +378,9 @@ impl SchedulerCore {
         let Some(start) = self.starts.get(id).filter(|start| start.phase != Phase::Ended) else { return };
         let key = start.key.clone();
         let was_waiting = start.phase == Phase::Waiting;
+        // What failed by itself would fail again: only what ended for another reason is replaced.
+        let innocent =
+            start.phase == Phase::Ready || matches!(reason, EndReason::VmLost | EndReason::Stopped);
         self.starts_waiting -= usize::from(was_waiting);
         self.unroute(id);
         self.set_timer(id, None);
@@ -397,10 +400,12 @@ impl SchedulerCore {
             } else if was_waiting {
                 function.unplaced.retain(|waiting| waiting != id);
             }
+            if innocent {
+                self.scale(&key, now, effects);
+            }
             let overloaded = ControlError::Overloaded { retry_after: RETRY_AFTER };
             self.fail_if_hopeless(&key, if no_room { overloaded } else { failed }, effects);
         }
-        self.scale(&key, now, effects);
         self.forget_oldest();
     }
 
