@@ -1,11 +1,16 @@
 //! The actors of FaaSNet, their pure cores, their messages and the wire types.
 //!
-//! Nothing in here opens a socket or a file: the world is reached through the traits of [`world`].
+//! Nothing in here opens a socket or a file: the world is reached through the traits of [`world`] and
+//! [`agent::world`].
 
+pub mod agent;
+pub mod agent_session;
+pub mod block_store;
 pub mod block_transfer;
 pub mod function_tree;
 pub mod id;
 pub mod image;
+pub mod instance;
 pub mod journal;
 pub mod model;
 pub mod ring;

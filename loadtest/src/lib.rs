@@ -1,1 +1,5 @@
-//! Load tests.
+//! Load tests and the test bed they run on: real network namespaces with shaped links.
+
+pub mod bed;
+pub mod compare;
+pub mod rig;

@@ -16,6 +16,7 @@ pub const DEFAULT: &str = include_str!("../../config/default.toml");
 pub struct Settings {
     pub log: LogSettings,
     pub http: HttpSettings,
+    pub tokens: TokenSettings,
     pub manager: ManagerSettings,
     pub scheduler: SchedulerSettings,
     pub tree: TreeSettings,
@@ -50,7 +51,17 @@ pub struct HttpSettings {
     pub request_body_bytes_max: u64,
     pub response_body_bytes_max: u64,
     pub request_deadline_ms: u64,
+    pub body_idle_ms: u64,
+    pub log_tail_bytes_max: u64,
+    pub starts_listed_max: usize,
     pub shutdown_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenSettings {
+    pub join_ttl_ms: u64,
+    pub join_tokens_max: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -207,9 +218,20 @@ impl Settings {
         Ok(settings)
     }
 
+    /// The text of a settings file that says the same.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("settings are tables of plain values")
+    }
+
     /// Checks what types cannot say.
     fn check(&self) -> Result<(), SettingsError> {
         let rules = [
+            ("http.workers", self.http.workers >= 1, "use at least 1"),
+            (
+                "http.connections_max",
+                self.http.connections_max >= self.http.workers,
+                "use at least one for each of http.workers",
+            ),
             ("tree.fan_out", (1..=64).contains(&self.tree.fan_out), "use 1 to 64"),
             ("tree.ancestors_max", (1..=8).contains(&self.tree.ancestors_max), "use 1 to 8"),
             (

@@ -478,7 +478,7 @@ impl TransferCore {
 
     /// Asks for what is wanted, as far as windows are open.
     fn pump(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        for upstream in self.links.to_connect(now, self.index.is_none() || !self.wanted.is_empty()) {
+        for upstream in self.links.due_connections(now, self.index.is_none() || !self.wanted.is_empty()) {
             effects.push(Effect::Connect(upstream));
         }
         if self.index.is_none() {

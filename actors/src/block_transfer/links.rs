@@ -89,7 +89,7 @@ impl Links {
 
     /// Upstreams to connect now: of each stripe the first that is not down, and any before it whose
     /// pause is over, so that a VM returns to its parent.
-    pub fn to_connect(&mut self, now: Instant, is_needed: bool) -> Vec<Upstream> {
+    pub fn due_connections(&mut self, now: Instant, is_needed: bool) -> Vec<Upstream> {
         for link in self.links.values_mut() {
             if matches!(link.state, LinkState::Down { until } if until <= now) {
                 link.state = LinkState::Idle;

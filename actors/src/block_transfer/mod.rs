@@ -1,6 +1,22 @@
+//! Moves the blocks of one block image on one VM: asks upstreams, keeps what comes, serves children.
+//!
+//! A block's way: a read that misses (`Demand`) or a child's want makes the core ask an upstream; the
+//! connection verifies what comes (`FromUpstream`), waiting children get it at once, the cache keeps
+//! it, and the holder is told that its reads can go on.
+
 mod core;
 mod links;
+mod messages;
 mod read_ahead;
+mod shell;
 #[cfg(test)]
 mod tests;
-pub use self::core::{ChildId, Effect, Event, TransferCore, TransferLimits};
+
+pub use self::{
+    core::{ChildId, TransferCore, TransferLimits},
+    messages::{
+        Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
+        Opened, Placed, TransferReport,
+    },
+    shell::{BlockTransfer, TransferWorld, UpstreamLoss},
+};

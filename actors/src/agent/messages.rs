@@ -1,0 +1,55 @@
+//! What the agent can be told and asked.
+
+use crate::{
+    agent::world::ChildLink,
+    block_transfer::Opened,
+    id::{StartId, TreeId, VmId},
+    wire::{
+        control::{HeldTree, Hello, ToAgent},
+        peer::Refusal,
+    },
+};
+use actix::prelude::*;
+
+/// An order of the manager.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Order(pub ToAgent);
+
+/// The manager has accepted the session; capabilities are signed with this key.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Welcomed {
+    pub capability_key: Vec<u8>,
+}
+
+/// All that the VM is and has, for a new session.
+#[derive(Message)]
+#[rtype(result = "Hello")]
+pub struct GetHello;
+
+/// The trees that the VM is a member of, for a heartbeat.
+#[derive(Message)]
+#[rtype(result = "Vec<HeldTree>")]
+pub struct GetHeld;
+
+/// A VM with a valid capability wants to be served.
+#[derive(Message)]
+#[rtype(result = "Result<Opened, Refusal>")]
+pub struct OpenChildOf {
+    pub tree: TreeId,
+    pub vm: VmId,
+    pub link: ChildLink,
+}
+
+/// The loopback port of an instance that runs here.
+#[derive(Message)]
+#[rtype(result = "Option<u16>")]
+pub struct GetPort {
+    pub start: StartId,
+}
+
+/// Stops every instance and the holder; answered when the holder has gone.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Shutdown;

@@ -1,0 +1,684 @@
+//! One VM's agent: the parent of everything on it, and the place where messages find their actor.
+//!
+//! A start's way here: `Order(Start)` makes or finds the image's `BlockTransfer` and makes an
+//! `Instance`, which follows the transfer; their news go to the manager through `AgentSession`.
+
+mod messages;
+pub mod world;
+
+pub use messages::{GetHeld, GetHello, GetPort, OpenChildOf, Order, Shutdown, Welcomed};
+
+use crate::{
+    agent_session::{AgentSession, Say, SessionCore},
+    block_store::BlockStore,
+    block_transfer::{
+        Attach, BlockTransfer, Demand, GetReport, HolderBack, MountEnded, OpenChild, Opened, Placed,
+        TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
+    },
+    id::{ImageId, StartId, TreeId, VmId},
+    instance::{
+        FromHolderAbout, Instance, InstanceLimits, InstanceNews, InstanceReport, InstanceWorld, Stop,
+    },
+    support::{AfterExit, ChildExited, Children},
+    wire::{
+        PROTOCOL_VERSION,
+        control::{
+            BytesBySource, EndReason, HeldTree, Hello, RunningInstance, StartOrder, StartReport, Step,
+            ToAgent, ToManager,
+        },
+        holder::{FromHolder, HeldInstance, ToHolder},
+        peer::Refusal,
+    },
+};
+use actix::prelude::*;
+use futures::future::join_all;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+use world::{Disk, Holder, HolderEvent, InstanceRecord, ManagerDialer, Prober, TreeRecord, Upstreams};
+
+/// The bounds of one agent.
+#[derive(Debug, Clone, Copy)]
+pub struct AgentLimits {
+    pub instances_max: usize,
+    pub memory_cache_bytes: u64,
+    pub disk_cache_bytes: u64,
+    pub reconnect_min: Duration,
+    pub reconnect_max: Duration,
+    pub stop_grace: Duration,
+    pub transfer: TransferLimits,
+    pub instance: InstanceLimits,
+}
+
+/// What the agent uses of its VM.
+#[derive(Clone)]
+pub struct AgentWorld {
+    pub vm: VmId,
+    /// Where others reach this agent.
+    pub address: SocketAddr,
+    /// Memory for instances.
+    pub memory_bytes: u64,
+    pub limits: AgentLimits,
+    pub upstreams: Arc<dyn Upstreams>,
+    pub disk: Arc<dyn Disk>,
+    pub holder: Arc<dyn Holder>,
+    pub prober: Arc<dyn Prober>,
+    pub manager: Arc<dyn ManagerDialer>,
+    /// The key with which the manager signs capabilities, for whoever checks them.
+    pub capability_key: watch::Sender<Vec<u8>>,
+}
+
+struct Tree {
+    record: TreeRecord,
+    is_mounted: bool,
+}
+
+struct Ordered {
+    record: InstanceRecord,
+    is_ready: bool,
+    /// What the transfer had done before this start.
+    before: TransferReport,
+}
+
+pub struct Agent {
+    world: AgentWorld,
+    store: Children<&'static str, BlockStore>,
+    session: Children<&'static str, AgentSession>,
+    transfers: Children<TreeId, BlockTransfer>,
+    instances: Children<StartId, Instance>,
+    trees: BTreeMap<TreeId, Tree>,
+    /// Trees whose place in the cache is being opened.
+    opening: BTreeSet<TreeId>,
+    ordered: BTreeMap<StartId, Ordered>,
+    /// What a former agent of this VM was doing.
+    former: Vec<(StartId, InstanceRecord)>,
+    is_holder_known: bool,
+    shutdown: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+const STORE: &str = "block store";
+const SESSION: &str = "session";
+
+impl Agent {
+    /// `trees` and `instances` are the records that a former agent left on disk.
+    pub fn new(
+        world: AgentWorld,
+        trees: Vec<(TreeId, TreeRecord)>,
+        instances: Vec<(StartId, InstanceRecord)>,
+    ) -> Self {
+        let trees =
+            trees.into_iter().map(|(tree, record)| (tree, Tree { record, is_mounted: false })).collect();
+        Self {
+            world,
+            store: Children::default(),
+            session: Children::default(),
+            transfers: Children::default(),
+            instances: Children::default(),
+            trees,
+            opening: BTreeSet::new(),
+            ordered: BTreeMap::new(),
+            former: instances,
+            is_holder_known: false,
+            shutdown: None,
+        }
+    }
+
+    fn say(&self, message: ToManager) {
+        if let Some(session) = self.session.get(&SESSION) {
+            session.do_send(Say(message));
+        }
+    }
+
+    fn start_store(&mut self, ctx: &mut Context<Self>) {
+        let (disk, limits) = (Arc::clone(&self.world.disk), self.world.limits);
+        self.store.start(&STORE, ctx.address().downgrade().recipient(), |exit| {
+            BlockStore::new(disk, limits.memory_cache_bytes, limits.disk_cache_bytes, exit).start()
+        });
+    }
+
+    fn start_session(&mut self, ctx: &mut Context<Self>) {
+        let limits = self.world.limits;
+        let core = SessionCore::new(
+            Instant::now(),
+            limits.reconnect_min,
+            limits.reconnect_max,
+            2 * limits.instances_max,
+        );
+        let (agent, dialer) = (ctx.address().downgrade(), Arc::clone(&self.world.manager));
+        self.session.start(&SESSION, ctx.address().downgrade().recipient(), |exit| {
+            AgentSession::new(core, agent, dialer, exit).start()
+        });
+    }
+
+    /// Takes over a place, and makes the transfer if it is not there.
+    fn place(&mut self, tree: TreeId, record: TreeRecord, ctx: &mut Context<Self>) {
+        if self.trees.get(&tree).is_some_and(|known| record.place.epoch < known.record.place.epoch) {
+            return; // invariant 4
+        }
+        let place = record.place.clone();
+        let is_mounted = self.trees.get(&tree).is_some_and(|known| known.is_mounted);
+        self.trees.insert(tree.clone(), Tree { record, is_mounted });
+        match self.transfers.get(&tree) {
+            Some(transfer) => transfer.do_send(Placed(place)),
+            None => self.open(tree, ctx),
+        }
+    }
+
+    fn open(&mut self, tree: TreeId, ctx: &mut Context<Self>) {
+        let Some(known) = self.trees.get(&tree) else {
+            return;
+        };
+        if self.transfers.knows(&tree) && self.transfers.get(&tree).is_some()
+            || !self.opening.insert(tree.clone())
+        {
+            return;
+        }
+        let opening = self.world.disk.open(&tree, &known.record.image);
+        ctx.spawn(opening.into_actor(self).map(move |opened, agent, ctx| {
+            agent.opening.remove(&tree);
+            match opened {
+                Ok(opened) => agent.start_transfer(tree, opened, ctx),
+                Err(error) => agent.cache_failed(&tree, &error.to_string()),
+            }
+        }));
+    }
+
+    fn start_transfer(&mut self, tree: TreeId, opened: world::OpenedImage, ctx: &mut Context<Self>) {
+        let (Some(known), Some(store)) = (self.trees.get(&tree), self.store.get(&STORE)) else {
+            return;
+        };
+        let world = TransferWorld {
+            vm: self.world.vm.clone(),
+            limits: self.world.limits.transfer,
+            upstreams: Arc::clone(&self.world.upstreams),
+            disk: Arc::clone(&self.world.disk),
+            holder: Arc::clone(&self.world.holder),
+            store: store.clone(),
+            losses: ctx.address().recipient(),
+        };
+        let (record, place) = (known.record.clone(), known.record.place.clone());
+        let is_mounted = known.is_mounted;
+        let name = tree.clone();
+        let transfer = self.transfers.start(&tree, ctx.address().downgrade().recipient(), |exit| {
+            BlockTransfer::new(name, record, opened, world, exit).start()
+        });
+        transfer.do_send(Placed(place));
+        if is_mounted {
+            transfer.do_send(HolderBack { is_mounted });
+        }
+        for (start, ordered) in &self.ordered {
+            let is_of_tree = ordered.record.order.place.tree == tree;
+            if let Some(instance) = self.instances.get(start).filter(|_| is_of_tree) {
+                transfer.do_send(Attach { start: start.clone(), events: instance.clone().recipient() });
+            }
+        }
+    }
+
+    fn cache_failed(&mut self, tree: &TreeId, reason: &str) {
+        tracing::error!(%tree, %reason, "the cache of an image cannot be used");
+        for (start, ordered) in &self.ordered {
+            if ordered.record.order.place.tree == *tree
+                && let Some(instance) = self.instances.get(start)
+            {
+                instance.do_send(crate::block_transfer::ImageEvent::MountFailed(reason.to_owned()));
+            }
+        }
+    }
+
+    fn start(&mut self, order: StartOrder, ctx: &mut Context<Self>) {
+        let start = order.start.clone();
+        if self.ordered.contains_key(&start) {
+            return; // the manager has asked again
+        }
+        let tree = order.place.tree.clone();
+        let record = TreeRecord { image: order.image.clone(), place: order.place.clone() };
+        let refusal = if self.ordered.len() >= self.world.limits.instances_max {
+            Some("it has as many instances as it may")
+        } else if self.trees.keys().any(|known| known.tenant != tree.tenant) && !self.ordered.is_empty() {
+            Some("it serves another tenant") // invariant 8
+        } else {
+            None
+        };
+        let port = self.world.prober.free_port();
+        let (None, Some(port)) = (refusal, port) else {
+            let reason = EndReason::Refused(refusal.unwrap_or("it has no free port").to_owned());
+            return self.say(ToManager::Ended { start, reason, report: StartReport::default() });
+        };
+        self.place(tree.clone(), record, ctx);
+        let record = InstanceRecord { order, port };
+        self.save_instance(&start, Some(record.clone()), ctx);
+        self.ordered
+            .insert(start.clone(), Ordered { record, is_ready: false, before: TransferReport::default() });
+        if let Some(transfer) = self.transfers.get(&tree) {
+            let start = start.clone();
+            ctx.spawn(transfer.send(GetReport).into_actor(self).map(move |before, agent, _| {
+                if let (Ok(before), Some(ordered)) = (before, agent.ordered.get_mut(&start)) {
+                    ordered.before = before;
+                }
+            }));
+        }
+        self.start_instance(&start, Instance::new, ctx);
+    }
+
+    fn start_instance(
+        &mut self,
+        start: &StartId,
+        make: impl FnOnce(StartOrder, u16, InstanceWorld, crate::support::ExitNotice<StartId>) -> Instance,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(ordered) = self.ordered.get(start) else {
+            return;
+        };
+        let InstanceRecord { order, port } = ordered.record.clone();
+        let tree = order.place.tree.clone();
+        let world = InstanceWorld {
+            holder: Arc::clone(&self.world.holder),
+            prober: Arc::clone(&self.world.prober),
+            limits: self.world.limits.instance,
+            reports: ctx.address().recipient(),
+        };
+        let instance = self.instances.start(start, ctx.address().downgrade().recipient(), |exit| {
+            make(order, port, world, exit).start()
+        });
+        if let Some(transfer) = self.transfers.get(&tree) {
+            transfer.do_send(Attach { start: start.clone(), events: instance.clone().recipient() });
+        }
+    }
+
+    fn save_instance(&self, start: &StartId, record: Option<InstanceRecord>, ctx: &mut Context<Self>) {
+        let saving = self.world.disk.save_instance(start, record);
+        let start = start.clone();
+        ctx.spawn(saving.into_actor(self).map(move |saved, _, _| {
+            if let Err(error) = saved {
+                tracing::error!(%start, %error, "the record of an instance was not kept");
+            }
+        }));
+    }
+
+    fn leave(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
+        let is_used = self.ordered.values().any(|ordered| ordered.record.order.place.tree == *tree);
+        if is_used {
+            return; // the instances need its blocks still
+        }
+        self.transfers.remove(tree);
+        if self.trees.remove(tree).is_some_and(|known| known.is_mounted) {
+            self.world.holder.send(ToHolder::Unmount { image: tree.image });
+        }
+        let saving = self.world.disk.save_place(tree, None);
+        ctx.spawn(saving.into_actor(self).map(|_, _, _| ()));
+    }
+
+    /// The holder tells what it has, after a new connection: instances are taken over, missed ends reported.
+    fn holder_back(&mut self, mounts: &[ImageId], held: Vec<HeldInstance>, ctx: &mut Context<Self>) {
+        for (tree, known) in &mut self.trees {
+            known.is_mounted = mounts.contains(&tree.image);
+            if let Some(transfer) = self.transfers.get(tree) {
+                transfer.do_send(HolderBack { is_mounted: known.is_mounted });
+            }
+        }
+        for (start, record) in std::mem::take(&mut self.former) {
+            let before = TransferReport::default();
+            self.ordered.insert(start, Ordered { record, is_ready: false, before });
+        }
+        let mut held: BTreeMap<StartId, HeldInstance> =
+            held.into_iter().map(|instance| (instance.start.clone(), instance)).collect();
+        let known: Vec<StartId> = self.ordered.keys().cloned().collect();
+        for start in known {
+            match held.remove(&start) {
+                Some(HeldInstance { exit: None, .. }) if self.instances.get(&start).is_none() => {
+                    self.start_instance(&start, Instance::resumed, ctx);
+                }
+                Some(HeldInstance { exit: None, .. }) => {}
+                Some(HeldInstance { exit: Some(exit), .. }) => {
+                    self.start_instance_if_missing(&start, ctx);
+                    self.tell_instance(&start, FromHolderAbout::Exited(exit));
+                }
+                // It was never launched, or the holder that ran it is gone.
+                None if !self.is_holder_known || self.is_launched(&start) => {
+                    self.start_instance_if_missing(&start, ctx);
+                    let reason = "the process that ran it is gone".to_owned();
+                    self.tell_instance(&start, FromHolderAbout::RunFailed(reason));
+                }
+                None => {}
+            }
+        }
+        for start in held.into_keys() {
+            let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
+            self.world.holder.send(ToHolder::Stop { start, grace_ms });
+        }
+        if !std::mem::replace(&mut self.is_holder_known, true) {
+            let trees: Vec<TreeId> = self.trees.keys().cloned().collect();
+            for tree in trees {
+                self.open(tree, ctx);
+            }
+            self.start_session(ctx);
+        }
+    }
+
+    fn is_launched(&self, start: &StartId) -> bool {
+        let tree = self.ordered.get(start).map(|ordered| &ordered.record.order.place.tree);
+        tree.and_then(|tree| self.trees.get(tree)).is_some_and(|known| !known.is_mounted)
+            && self.ordered.get(start).is_some_and(|ordered| ordered.is_ready)
+    }
+
+    fn start_instance_if_missing(&mut self, start: &StartId, ctx: &mut Context<Self>) {
+        if self.instances.get(start).is_none() {
+            self.start_instance(start, Instance::resumed, ctx);
+        }
+    }
+
+    fn tell_instance(&self, start: &StartId, message: FromHolderAbout) {
+        if let Some(instance) = self.instances.get(start) {
+            instance.do_send(message);
+        }
+    }
+
+    fn tree_of(&self, image: &ImageId) -> Option<&TreeId> {
+        self.trees.keys().find(|tree| tree.image == *image)
+    }
+
+    fn mount_ended(&mut self, image: ImageId, ended: Result<(), String>) {
+        let Some(tree) = self.tree_of(&image).cloned() else {
+            return;
+        };
+        if let Some(known) = self.trees.get_mut(&tree) {
+            known.is_mounted = ended.is_ok();
+        }
+        if let Some(transfer) = self.transfers.get(&tree) {
+            transfer.do_send(MountEnded(ended));
+        }
+    }
+
+    /// Adds the transfer's counters to an instance's news and tells the manager.
+    fn report(&mut self, report: InstanceReport, ctx: &mut Context<Self>) {
+        let InstanceReport { start, news, steps_us } = report;
+        if let InstanceNews::Progress { step, elapsed } = news {
+            let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+            return self.say(ToManager::Progress { start, step, elapsed_us });
+        }
+        let Some(ordered) = self.ordered.get_mut(&start) else {
+            return;
+        };
+        let (tree, before) = (ordered.record.order.place.tree.clone(), ordered.before.clone());
+        ordered.is_ready = news == InstanceNews::Ready;
+        if matches!(news, InstanceNews::Ended(_)) {
+            self.ordered.remove(&start);
+            self.instances.remove(&start);
+            self.save_instance(&start, None, ctx);
+        }
+        let transfer = self.transfers.get(&tree).cloned();
+        let asking = async move {
+            match transfer {
+                Some(transfer) => transfer.send(GetReport).await.unwrap_or_default(),
+                None => TransferReport::default(),
+            }
+        };
+        ctx.spawn(asking.into_actor(self).map(move |after, agent, _| {
+            let report = start_report(steps_us, &before, &after);
+            agent.say(match news {
+                InstanceNews::Ready => ToManager::Ready { start, report },
+                InstanceNews::Ended(reason) => ToManager::Ended { start, reason, report },
+                InstanceNews::Progress { .. } => return,
+            });
+        }));
+    }
+
+    fn held(&self) -> impl Future<Output = Vec<HeldTree>> + use<> {
+        let asking = self.transfers.iter().filter_map(|(tree, transfer)| {
+            let epoch = self.trees.get(tree)?.record.place.epoch;
+            let (tree, asking) = (tree.clone(), transfer.send(GetReport));
+            Some(async move {
+                let report = asking.await.unwrap_or_default();
+                let TransferReport { blocks_present, blocks_total, bytes, .. } = report;
+                HeldTree { tree, epoch, blocks_present, blocks_total, bytes }
+            })
+        });
+        join_all(asking.collect::<Vec<_>>())
+    }
+}
+
+fn start_report(
+    steps_us: BTreeMap<Step, u64>,
+    before: &TransferReport,
+    after: &TransferReport,
+) -> StartReport {
+    let bytes = BytesBySource {
+        parent: after.bytes.parent.saturating_sub(before.bytes.parent),
+        ancestor: after.bytes.ancestor.saturating_sub(before.bytes.ancestor),
+        origin: after.bytes.origin.saturating_sub(before.bytes.origin),
+    };
+    let stalled = after.stalled.saturating_sub(before.stalled);
+    StartReport {
+        steps_us,
+        bytes,
+        stalls: after.stalls.saturating_sub(before.stalls),
+        stalled_us: u64::try_from(stalled.as_micros()).unwrap_or(u64::MAX),
+    }
+}
+
+impl Actor for Agent {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.start_store(ctx);
+    }
+}
+
+impl Handler<Order> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, Order(order): Order, ctx: &mut Context<Self>) {
+        match order {
+            ToAgent::Start(order) => self.start(*order, ctx),
+            ToAgent::Stop { start } => match self.instances.get(&start) {
+                Some(instance) => instance.do_send(Stop),
+                None => {
+                    let report = StartReport::default();
+                    self.say(ToManager::Ended { start, reason: EndReason::Stopped, report });
+                }
+            },
+            ToAgent::Place(place) => {
+                if let Some(known) = self.trees.get(&place.tree) {
+                    let record = TreeRecord { image: known.record.image.clone(), place: place.clone() };
+                    self.place(place.tree, record, ctx);
+                }
+            }
+            ToAgent::Leave { tree, epoch } => {
+                let is_newer = self.trees.get(&tree).is_some_and(|known| epoch >= known.record.place.epoch);
+                if is_newer {
+                    self.leave(&tree, ctx);
+                }
+            }
+            // The session has dealt with these.
+            ToAgent::Welcome { .. } | ToAgent::Refused { .. } => {}
+        }
+    }
+}
+
+impl Handler<Welcomed> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, Welcomed { capability_key }: Welcomed, _: &mut Context<Self>) {
+        self.world.capability_key.send_replace(capability_key);
+    }
+}
+
+impl Handler<HolderEvent> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, event: HolderEvent, ctx: &mut Context<Self>) {
+        match event {
+            HolderEvent::Says(FromHolder::State { version: _, mounts, instances }) => {
+                self.holder_back(&mounts, instances, ctx);
+            }
+            HolderEvent::Says(FromHolder::Miss { image, blocks }) => {
+                let transfer = self.tree_of(&image).and_then(|tree| self.transfers.get(tree));
+                if let Some(transfer) = transfer {
+                    transfer.do_send(Demand(blocks));
+                }
+            }
+            HolderEvent::Says(FromHolder::Mounted { image }) => self.mount_ended(image, Ok(())),
+            HolderEvent::Says(FromHolder::MountFailed { image, reason }) => {
+                self.mount_ended(image, Err(reason))
+            }
+            HolderEvent::Says(FromHolder::Running { start, pid: _ }) => {
+                self.tell_instance(&start, FromHolderAbout::Running);
+            }
+            HolderEvent::Says(FromHolder::RunFailed { start, reason }) => {
+                self.tell_instance(&start, FromHolderAbout::RunFailed(reason));
+            }
+            HolderEvent::Says(FromHolder::Exited { start, exit }) => {
+                self.tell_instance(&start, FromHolderAbout::Exited(exit));
+            }
+            HolderEvent::Says(FromHolder::Bye) => {
+                if let Some(waiting) = self.shutdown.take() {
+                    let _ = waiting.send(());
+                }
+            }
+            HolderEvent::Lost => {
+                tracing::error!("the holder is gone; its instances are lost");
+                if let Some(waiting) = self.shutdown.take() {
+                    let _ = waiting.send(());
+                }
+            }
+        }
+    }
+}
+
+impl Handler<InstanceReport> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, report: InstanceReport, ctx: &mut Context<Self>) {
+        self.report(report, ctx);
+    }
+}
+
+impl Handler<UpstreamLoss> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, UpstreamLoss { tree, vm }: UpstreamLoss, _: &mut Context<Self>) {
+        if let Some(known) = self.trees.get(&tree) {
+            let epoch = known.record.place.epoch;
+            self.say(ToManager::UpstreamLost { tree, epoch, vm });
+        }
+    }
+}
+
+impl Handler<GetHello> for Agent {
+    type Result = ResponseFuture<Hello>;
+
+    fn handle(&mut self, _: GetHello, _: &mut Context<Self>) -> Self::Result {
+        let instances =
+            self.ordered.iter().map(|(start, Ordered { record, is_ready, before: _ })| RunningInstance {
+                start: start.clone(),
+                tenant: record.order.place.tree.tenant.clone(),
+                function: record.order.function.clone(),
+                image: record.order.image.id,
+                memory_bytes: record.order.memory_bytes,
+                ready: *is_ready,
+            });
+        let instances = instances.collect();
+        let (memory_bytes, address) = (self.world.memory_bytes, self.world.address);
+        let held = self.held();
+        Box::pin(async move {
+            Hello { version: PROTOCOL_VERSION, memory_bytes, address, held: held.await, instances }
+        })
+    }
+}
+
+impl Handler<GetHeld> for Agent {
+    type Result = ResponseFuture<Vec<HeldTree>>;
+
+    fn handle(&mut self, _: GetHeld, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.held())
+    }
+}
+
+impl Handler<OpenChildOf> for Agent {
+    type Result = ResponseFuture<Result<Opened, Refusal>>;
+
+    fn handle(&mut self, OpenChildOf { tree, vm, link }: OpenChildOf, _: &mut Context<Self>) -> Self::Result {
+        let Some(transfer) = self.transfers.get(&tree).cloned() else {
+            return Box::pin(async { Err(Refusal::NotHeld) });
+        };
+        Box::pin(async move { transfer.send(OpenChild { vm, link }).await.unwrap_or(Err(Refusal::NotHeld)) })
+    }
+}
+
+impl Handler<GetPort> for Agent {
+    type Result = Option<u16>;
+
+    fn handle(&mut self, GetPort { start }: GetPort, _: &mut Context<Self>) -> Option<u16> {
+        self.ordered.get(&start).map(|ordered| ordered.record.port)
+    }
+}
+
+impl Handler<Shutdown> for Agent {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Shutdown, _: &mut Context<Self>) -> Self::Result {
+        let (done, waiting) = tokio::sync::oneshot::channel();
+        let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
+        if self.world.holder.send(ToHolder::Shutdown { grace_ms }) {
+            self.shutdown = Some(done);
+        }
+        Box::pin(async move {
+            let _ = waiting.await;
+        })
+    }
+}
+
+impl Handler<ChildExited<TreeId>> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, exit: ChildExited<TreeId>, ctx: &mut Context<Self>) {
+        match self.transfers.exited(&exit, Instant::now()) {
+            AfterExit::Ignore | AfterExit::Gone => {}
+            AfterExit::Rebuild { pause } => {
+                ctx.run_later(pause, move |agent, ctx| agent.open(exit.child, ctx));
+            }
+            AfterExit::GiveUp => ctx.stop(),
+        }
+    }
+}
+
+impl Handler<ChildExited<StartId>> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, exit: ChildExited<StartId>, ctx: &mut Context<Self>) {
+        match self.instances.exited(&exit, Instant::now()) {
+            AfterExit::Ignore | AfterExit::Gone => {}
+            // Its container may be anywhere on its way; a fresh one is the manager's to order.
+            AfterExit::Rebuild { pause: _ } | AfterExit::GiveUp => {
+                let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
+                self.world.holder.send(ToHolder::Stop { start: exit.child.clone(), grace_ms });
+                let reason = EndReason::RunFailed("the actor of the instance crashed".into());
+                let news = InstanceNews::Ended(reason);
+                self.report(InstanceReport { start: exit.child, news, steps_us: BTreeMap::new() }, ctx);
+            }
+        }
+    }
+}
+
+impl Handler<ChildExited<&'static str>> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, exit: ChildExited<&'static str>, ctx: &mut Context<Self>) {
+        let is_store = exit.child == STORE;
+        let now = Instant::now();
+        let after = if is_store { self.store.exited(&exit, now) } else { self.session.exited(&exit, now) };
+        match after {
+            AfterExit::Ignore | AfterExit::Gone => {}
+            AfterExit::Rebuild { pause } => {
+                ctx.run_later(pause, move |agent, ctx| {
+                    if is_store { agent.start_store(ctx) } else { agent.start_session(ctx) }
+                });
+            }
+            AfterExit::GiveUp => ctx.stop(),
+        }
+    }
+}

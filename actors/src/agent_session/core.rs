@@ -1,0 +1,148 @@
+//! When to connect to the manager, and what may be said to it.
+
+use crate::wire::control::ToManager;
+use std::{collections::VecDeque, time::Duration};
+use tokio::time::Instant;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting { until: Instant },
+    Connecting,
+    Open { heartbeat_at: Instant },
+}
+
+#[derive(Debug)]
+pub enum Event {
+    Welcomed { heartbeat: Duration },
+    Closed,
+    Say(ToManager),
+    Tick,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    Connect,
+    Send(ToManager),
+    Heartbeat,
+}
+
+/// Keeps the session alive. What must not be lost while the manager is away waits here, bounded; the
+/// rest is in the next `Hello`.
+pub struct SessionCore {
+    state: State,
+    failures: u32,
+    heartbeat: Duration,
+    retry_min: Duration,
+    retry_max: Duration,
+    waiting: VecDeque<ToManager>,
+    waiting_max: usize,
+}
+
+impl SessionCore {
+    pub fn new(now: Instant, retry_min: Duration, retry_max: Duration, waiting_max: usize) -> Self {
+        Self {
+            state: State::Waiting { until: now },
+            failures: 0,
+            heartbeat: Duration::from_secs(1),
+            retry_min,
+            retry_max,
+            waiting: VecDeque::new(),
+            waiting_max,
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Welcomed { heartbeat } => {
+                self.failures = 0;
+                self.heartbeat = heartbeat;
+                self.state = State::Open { heartbeat_at: now + heartbeat };
+                effects.extend(self.waiting.drain(..).map(Effect::Send));
+            }
+            Event::Closed => {
+                let pause = self.retry_min.saturating_mul(2_u32.saturating_pow(self.failures));
+                self.failures += 1;
+                self.state = State::Waiting { until: now + pause.min(self.retry_max) };
+            }
+            Event::Say(message) if self.is_open() => effects.push(Effect::Send(message)),
+            Event::Say(message @ (ToManager::Ready { .. } | ToManager::Ended { .. })) => {
+                if self.waiting.len() == self.waiting_max {
+                    self.waiting.pop_front();
+                }
+                self.waiting.push_back(message);
+            }
+            Event::Say(_) => {}
+            Event::Tick => self.tick(now, effects),
+        }
+    }
+
+    fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        match self.state {
+            State::Waiting { until } if until <= now => {
+                self.state = State::Connecting;
+                effects.push(Effect::Connect);
+            }
+            State::Open { heartbeat_at } if heartbeat_at <= now => {
+                self.state = State::Open { heartbeat_at: now + self.heartbeat };
+                effects.push(Effect::Heartbeat);
+            }
+            State::Waiting { .. } | State::Connecting | State::Open { .. } => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::control::{EndReason, StartReport, Step};
+
+    fn core() -> (SessionCore, Instant) {
+        let now = Instant::now();
+        (SessionCore::new(now, Duration::from_millis(100), Duration::from_millis(400), 2), now)
+    }
+
+    #[test]
+    fn pauses_between_attempts_grow_up_to_their_limit() {
+        let (mut core, mut now) = core();
+        let mut pauses = Vec::new();
+        for _ in 0..4 {
+            let mut effects = Vec::new();
+            let from = now;
+            while effects.is_empty() {
+                core.apply(Event::Tick, now, &mut effects);
+                now += Duration::from_millis(1);
+            }
+            assert_eq!(effects, [Effect::Connect]);
+            pauses.push((now - from).as_millis() - 1);
+            core.apply(Event::Closed, now, &mut effects);
+        }
+        assert_eq!(pauses, [0, 100, 200, 400]);
+    }
+
+    #[test]
+    fn how_instances_ended_is_told_when_the_manager_is_back() {
+        let (mut core, now) = core();
+        let ended = |start: &str| ToManager::Ended {
+            start: start.parse().expect("valid"),
+            reason: EndReason::Stopped,
+            report: StartReport::default(),
+        };
+        let mut effects = Vec::new();
+        for start in ["a", "b", "c"] {
+            core.apply(Event::Say(ended(start)), now, &mut effects);
+        }
+        let start = "d".parse().expect("valid");
+        core.apply(
+            Event::Say(ToManager::Progress { start, step: Step::Run, elapsed_us: 1 }),
+            now,
+            &mut effects,
+        );
+        assert_eq!(effects, []);
+        core.apply(Event::Welcomed { heartbeat: Duration::from_secs(1) }, now, &mut effects);
+        assert_eq!(effects, [Effect::Send(ended("b")), Effect::Send(ended("c"))]);
+    }
+}

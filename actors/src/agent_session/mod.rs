@@ -1,0 +1,134 @@
+//! The agent's session with the manager: connects, says hello, beats, reconnects.
+
+mod core;
+
+pub use self::core::{Effect, Event, SessionCore};
+
+use crate::{
+    agent::{
+        Agent, GetHeld, GetHello,
+        world::{FromManager, ManagerDialer, ManagerEvent, TaskLink},
+    },
+    support::ExitNotice,
+    wire::control::{ToAgent, ToManager},
+};
+use actix::{WeakAddr, prelude::*};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Below the shortest pause between attempts.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Something to tell the manager. Bounded by instances and trees of this VM.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Say(pub ToManager);
+
+pub struct AgentSession {
+    core: SessionCore,
+    agent: WeakAddr<Agent>,
+    dialer: Arc<dyn ManagerDialer>,
+    link: Option<TaskLink<ToManager>>,
+    links_made: u64,
+    _exit: ExitNotice<&'static str>,
+}
+
+impl AgentSession {
+    pub fn new(
+        core: SessionCore,
+        agent: WeakAddr<Agent>,
+        dialer: Arc<dyn ManagerDialer>,
+        exit: ExitNotice<&'static str>,
+    ) -> Self {
+        Self { core, agent, dialer, link: None, links_made: 0, _exit: exit }
+    }
+
+    fn apply(&mut self, event: Event, ctx: &mut Context<Self>) {
+        let mut effects = Vec::new();
+        self.core.apply(event, Instant::now(), &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Connect => self.connect(ctx),
+                Effect::Send(message) => self.send(message, ctx),
+                Effect::Heartbeat => self.heartbeat(ctx),
+            }
+        }
+    }
+
+    fn connect(&mut self, ctx: &mut Context<Self>) {
+        self.links_made += 1;
+        let link = self.links_made;
+        let Some(agent) = self.agent.upgrade() else {
+            return ctx.stop();
+        };
+        ctx.spawn(agent.send(GetHello).into_actor(self).map(move |hello, session, ctx| match hello {
+            Ok(hello) => session.link = Some(session.dialer.open(hello, link, ctx.address().recipient())),
+            Err(_) => session.apply(Event::Closed, ctx),
+        }));
+    }
+
+    fn heartbeat(&mut self, ctx: &mut Context<Self>) {
+        let Some(agent) = self.agent.upgrade() else {
+            return ctx.stop();
+        };
+        ctx.spawn(agent.send(GetHeld).into_actor(self).map(|held, session, ctx| {
+            if let Ok(held) = held {
+                session.send(ToManager::Heartbeat { held }, ctx);
+            }
+        }));
+    }
+
+    fn send(&mut self, message: ToManager, ctx: &mut Context<Self>) {
+        let is_sent = self.link.as_ref().is_some_and(|link| link.send(message));
+        if !is_sent && self.link.take().is_some() {
+            tracing::warn!("the manager does not read; the session is opened anew");
+            self.links_made += 1; // what the old connection still says is not ours any more
+            self.apply(Event::Closed, ctx);
+        }
+    }
+}
+
+impl Actor for AgentSession {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, |session, ctx| session.apply(Event::Tick, ctx));
+    }
+}
+
+impl Handler<Say> for AgentSession {
+    type Result = ();
+
+    fn handle(&mut self, Say(message): Say, ctx: &mut Context<Self>) {
+        self.apply(Event::Say(message), ctx);
+    }
+}
+
+impl Handler<FromManager> for AgentSession {
+    type Result = ();
+
+    fn handle(&mut self, FromManager { link, event }: FromManager, ctx: &mut Context<Self>) {
+        if link != self.links_made {
+            return;
+        }
+        match event {
+            ManagerEvent::Says(ToAgent::Welcome { version: _, heartbeat_ms, capability_key }) => {
+                let heartbeat = Duration::from_millis(heartbeat_ms.max(1));
+                self.apply(Event::Welcomed { heartbeat }, ctx);
+                if let Some(agent) = self.agent.upgrade() {
+                    agent.do_send(crate::agent::Welcomed { capability_key });
+                }
+            }
+            ManagerEvent::Says(order) => {
+                if let Some(agent) = self.agent.upgrade() {
+                    agent.do_send(crate::agent::Order(order));
+                }
+            }
+            ManagerEvent::Closed { reason } => {
+                tracing::warn!(%reason, "no session with the manager");
+                self.link = None;
+                self.apply(Event::Closed, ctx);
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Accounts for disk and memory. The memory part forgets the block that was used longest ago.
+
+use crate::id::{BlockId, TreeId};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+pub struct StoreCore {
+    memory_bytes_max: u64,
+    disk_bytes_max: u64,
+    memory_bytes: u64,
+    disk_bytes: BTreeMap<TreeId, u64>,
+    recent: BTreeMap<u64, (TreeId, BlockId)>,
+    blocks: BTreeMap<(TreeId, BlockId), (u64, Bytes)>,
+    clock: u64,
+}
+
+impl StoreCore {
+    pub fn new(memory_bytes_max: u64, disk_bytes_max: u64) -> Self {
+        Self {
+            memory_bytes_max,
+            disk_bytes_max,
+            memory_bytes: 0,
+            disk_bytes: BTreeMap::new(),
+            recent: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            clock: 0,
+        }
+    }
+
+    /// Takes room on disk. False when there is none.
+    pub fn reserve(&mut self, tree: &TreeId, bytes: u64) -> bool {
+        let used: u64 = self.disk_bytes.values().sum();
+        if used + bytes > self.disk_bytes_max {
+            return false;
+        }
+        *self.disk_bytes.entry(tree.clone()).or_default() += bytes;
+        true
+    }
+
+    /// Takes into account what was on disk before; it may exceed the limit.
+    pub fn found(&mut self, tree: &TreeId, bytes: u64) {
+        self.disk_bytes.insert(tree.clone(), bytes);
+    }
+
+    pub fn remember(&mut self, tree: &TreeId, block: BlockId, stored: Bytes) {
+        let length = stored.len() as u64;
+        if length > self.memory_bytes_max {
+            return;
+        }
+        self.forget(tree, block);
+        self.clock += 1;
+        self.recent.insert(self.clock, (tree.clone(), block));
+        self.blocks.insert((tree.clone(), block), (self.clock, stored));
+        self.memory_bytes += length;
+        while self.memory_bytes > self.memory_bytes_max {
+            let (_, (tree, block)) = self.recent.first_key_value().expect("bytes are of some block");
+            let (tree, block) = (tree.clone(), *block);
+            self.forget(&tree, block);
+        }
+    }
+
+    pub fn recall(&mut self, tree: &TreeId, block: BlockId) -> Option<Bytes> {
+        let stored = self.blocks.get(&(tree.clone(), block)).map(|(_, stored)| stored.clone())?;
+        self.remember(tree, block, stored.clone());
+        Some(stored)
+    }
+
+    pub fn forget(&mut self, tree: &TreeId, block: BlockId) {
+        if let Some((used_at, stored)) = self.blocks.remove(&(tree.clone(), block)) {
+            self.recent.remove(&used_at);
+            self.memory_bytes -= stored.len() as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Digest;
+
+    fn tree() -> TreeId {
+        TreeId { tenant: "acme".parse().expect("valid"), image: Digest::from_bytes([1; 32]) }
+    }
+
+    #[test]
+    fn memory_keeps_what_was_used_last() {
+        let mut core = StoreCore::new(300, 1000);
+        for block in 0..3 {
+            core.remember(&tree(), BlockId(block), Bytes::from(vec![0; 100]));
+        }
+        assert!(core.recall(&tree(), BlockId(0)).is_some());
+        core.remember(&tree(), BlockId(3), Bytes::from(vec![0; 100]));
+        assert!(core.recall(&tree(), BlockId(1)).is_none());
+        assert!(core.recall(&tree(), BlockId(0)).is_some());
+        core.remember(&tree(), BlockId(4), Bytes::from(vec![0; 301]));
+        assert!(core.recall(&tree(), BlockId(4)).is_none());
+    }
+
+    #[test]
+    fn the_disk_is_never_filled_beyond_its_limit() {
+        let mut core = StoreCore::new(0, 1000);
+        core.found(&tree(), 700);
+        assert!(core.reserve(&tree(), 300));
+        assert!(!core.reserve(&tree(), 1));
+    }
+}

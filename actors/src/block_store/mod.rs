@@ -1,0 +1,119 @@
+//! The cache of blocks on one VM: a small part in memory for children, everything on disk.
+//!
+//! Decoding, hashing and disk never run on the actor's thread; answers come back as messages.
+
+mod core;
+
+pub use self::core::StoreCore;
+
+use crate::{
+    agent::world::{Disk, DiskError},
+    id::{BlockId, TreeId},
+    image::Index,
+    support::ExitNotice,
+};
+use actix::prelude::*;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Writes a verified block. The bytes count against the disk's limit from here on.
+#[derive(Message)]
+#[rtype(result = "Result<(), DiskError>")]
+pub struct Keep {
+    pub tree: TreeId,
+    pub index: Arc<Index>,
+    pub block: BlockId,
+    pub stored: Bytes,
+}
+
+/// Stored bytes of a block, for a child.
+#[derive(Message)]
+#[rtype(result = "Result<Bytes, DiskError>")]
+pub struct Load {
+    pub tree: TreeId,
+    pub index: Arc<Index>,
+    pub block: BlockId,
+}
+
+/// Blocks of an image that were found on disk when it was opened.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Found {
+    pub tree: TreeId,
+    pub disk_bytes: u64,
+}
+
+/// Forgets the memory copy of a block that turned out bad.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Distrust {
+    pub tree: TreeId,
+    pub block: BlockId,
+}
+
+pub struct BlockStore {
+    core: StoreCore,
+    disk: Arc<dyn Disk>,
+    _exit: ExitNotice<&'static str>,
+}
+
+impl BlockStore {
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        memory_bytes_max: u64,
+        disk_bytes_max: u64,
+        exit: ExitNotice<&'static str>,
+    ) -> Self {
+        Self { core: StoreCore::new(memory_bytes_max, disk_bytes_max), disk, _exit: exit }
+    }
+}
+
+impl Actor for BlockStore {
+    type Context = Context<Self>;
+}
+
+impl Handler<Keep> for BlockStore {
+    type Result = ResponseFuture<Result<(), DiskError>>;
+
+    fn handle(&mut self, Keep { tree, index, block, stored }: Keep, _: &mut Context<Self>) -> Self::Result {
+        let disk_bytes = stored.len() as u64 + u64::from(index.plain_len(block));
+        if !self.core.reserve(&tree, disk_bytes) {
+            return Box::pin(async { Err(DiskError::Full) });
+        }
+        self.core.remember(&tree, block, stored.clone());
+        self.disk.keep(&tree, index, block, stored)
+    }
+}
+
+impl Handler<Load> for BlockStore {
+    type Result = ResponseActFuture<Self, Result<Bytes, DiskError>>;
+
+    fn handle(&mut self, Load { tree, index, block }: Load, _: &mut Context<Self>) -> Self::Result {
+        if let Some(stored) = self.core.recall(&tree, block) {
+            return Box::pin(actix::fut::ready(Ok(stored)));
+        }
+        let loading = self.disk.load(&tree, index, block).into_actor(self);
+        Box::pin(loading.map(move |loaded, store, _| {
+            if let Ok(stored) = &loaded {
+                store.core.remember(&tree, block, stored.clone());
+            }
+            loaded
+        }))
+    }
+}
+
+impl Handler<Found> for BlockStore {
+    type Result = ();
+
+    fn handle(&mut self, Found { tree, disk_bytes }: Found, _: &mut Context<Self>) {
+        self.core.found(&tree, disk_bytes);
+    }
+}
+
+impl Handler<Distrust> for BlockStore {
+    type Result = ();
+
+    fn handle(&mut self, Distrust { tree, block }: Distrust, _: &mut Context<Self>) {
+        self.core.forget(&tree, block);
+    }
+}

@@ -1,0 +1,96 @@
+//! What a transfer can be told. Events of upstreams are `agent::world::FromUpstream`.
+
+use super::core::ChildId;
+use crate::{
+    agent::world::ChildLink,
+    id::{BlockId, StartId, VmId},
+    wire::{
+        control::{BytesBySource, Place, Step},
+        peer::{Refusal, Urgency},
+    },
+};
+use actix::prelude::*;
+use std::time::Duration;
+
+/// A new place in the tree, or fresh hints for the present one.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Placed(pub Place);
+
+/// Reads on this VM wait for these blocks.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Demand(pub Vec<BlockId>);
+
+/// The holder has mounted the image, or could not.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MountEnded(pub Result<(), String>);
+
+/// The holder was lost and is there again: the image must be mounted anew if it is not `mounted`.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct HolderBack {
+    pub is_mounted: bool,
+}
+
+/// An instance follows the image. What has happened already is told at once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Attach {
+    pub start: StartId,
+    pub events: Recipient<ImageEvent>,
+}
+
+/// Something that instances wait for.
+#[derive(Message, Debug, Clone, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub enum ImageEvent {
+    Step(Step),
+    Mounted,
+    MountFailed(String),
+    /// Why nothing arrives at the moment; not final.
+    Trouble(String),
+}
+
+/// What a transfer has done so far.
+#[derive(Message)]
+#[rtype(result = "TransferReport")]
+pub struct GetReport;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, MessageResponse)]
+pub struct TransferReport {
+    pub blocks_present: u32,
+    pub blocks_total: u32,
+    pub bytes: BytesBySource,
+    pub stalls: u32,
+    pub stalled: Duration,
+}
+
+/// A child has shown a valid capability.
+#[derive(Message)]
+#[rtype(result = "Result<Opened, Refusal>")]
+pub struct OpenChild {
+    pub vm: VmId,
+    pub link: ChildLink,
+}
+
+pub struct Opened {
+    pub child: ChildId,
+    pub requests: Recipient<FromChild>,
+}
+
+/// A child said something. Bounded by the frames that its connection reads at once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct FromChild {
+    pub child: ChildId,
+    pub event: ChildEvent,
+}
+
+pub enum ChildEvent {
+    WantsIndex,
+    Wants { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId> },
+    SaysCorrupt(BlockId),
+    Gone,
+}

@@ -1,0 +1,503 @@
+//! The actor around the core: connections, cache and holder.
+
+use super::{
+    core::{ChildId, Effect, Event, TransferCore, TransferLimits},
+    messages::{
+        Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
+        Opened, Placed, TransferReport,
+    },
+};
+use crate::{
+    agent::world::{
+        ChildLink, Disk, DiskError, FromUpstream, Holder, IndexCell, OpenedImage, TaskLink, TreeRecord,
+        UpstreamEvent, UpstreamTarget, Upstreams,
+    },
+    block_store::{BlockStore, Distrust, Found, Keep, Load},
+    id::{BlockId, StartId, TreeId, VmId},
+    image::BlockImage,
+    support::{Budget, ExitNotice},
+    wire::{
+        control::{Capability, Place, Step, Upstream},
+        holder::{Mount, ToHolder},
+        peer::{FromParent, NotServed, Refusal, ToParent, Urgency},
+    },
+};
+use actix::prelude::*;
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Far below the shortest deadline that a transfer keeps, `retry_min`.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What a transfer uses of its VM.
+#[derive(Clone)]
+pub struct TransferWorld {
+    pub vm: VmId,
+    pub limits: TransferLimits,
+    pub upstreams: Arc<dyn Upstreams>,
+    pub disk: Arc<dyn Disk>,
+    pub holder: Arc<dyn Holder>,
+    pub store: Addr<BlockStore>,
+    /// An upstream VM does not serve.
+    pub losses: Recipient<UpstreamLoss>,
+}
+
+/// Told to the agent, for the manager.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct UpstreamLoss {
+    pub tree: TreeId,
+    pub vm: VmId,
+}
+
+/// Moves the blocks of one block image: in from upstreams, to the cache, out to children.
+pub struct BlockTransfer {
+    tree: TreeId,
+    image: Arc<BlockImage>,
+    world: TransferWorld,
+    core: TransferCore,
+    index: IndexCell,
+    plain_path: PathBuf,
+    capability: Capability,
+    links: BTreeMap<Upstream, (u64, TaskLink<ToParent>)>,
+    links_made: u64,
+    children: BTreeMap<ChildId, ChildLink>,
+    children_seen: u64,
+    followers: BTreeMap<StartId, Recipient<ImageEvent>>,
+    steps: BTreeSet<Step>,
+    mounted: Option<Result<(), String>>,
+    budget: Budget,
+    exit: ExitNotice<TreeId>,
+}
+
+impl BlockTransfer {
+    /// `opened` is what the cache holds of the image, verified.
+    pub fn new(
+        tree: TreeId,
+        record: TreeRecord,
+        opened: OpenedImage,
+        world: TransferWorld,
+        exit: ExitNotice<TreeId>,
+    ) -> Self {
+        let index = IndexCell::default();
+        let mut steps = BTreeSet::new();
+        if let Some(found) = &opened.index {
+            index.set(Arc::clone(found)).expect("the cell is new");
+            steps.insert(Step::Index);
+        }
+        let core =
+            TransferCore::new(world.vm.clone(), world.limits, opened.index, opened.present, Instant::now());
+        Self {
+            tree,
+            image: Arc::new(record.image),
+            world,
+            core,
+            index,
+            plain_path: opened.plain_path,
+            capability: record.place.capability,
+            links: BTreeMap::new(),
+            links_made: 0,
+            children: BTreeMap::new(),
+            children_seen: 0,
+            followers: BTreeMap::new(),
+            steps,
+            mounted: None,
+            budget: Budget::default(),
+            exit,
+        }
+    }
+
+    fn apply(&mut self, event: Event, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        let mut effects = Vec::new();
+        self.core.apply(event, Instant::now(), &mut effects);
+        for effect in effects {
+            self.perform(effect, ctx);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        match effect {
+            Effect::Connect(upstream) => self.connect(upstream, ctx),
+            Effect::Disconnect(upstream) => {
+                self.links.remove(&upstream);
+            }
+            Effect::AskIndex(upstream) => self.ask(&upstream, ToParent::WantIndex, ctx),
+            Effect::Ask { upstream, blocks, urgency, path } => {
+                self.ask(&upstream, ToParent::Want { blocks, urgency, path }, ctx);
+            }
+            Effect::TellCorrupt { upstream, block } => {
+                tracing::warn!(tree = %self.tree, ?upstream, ?block, "a block from an upstream is corrupt");
+                self.ask(&upstream, ToParent::Corrupt { block }, ctx);
+            }
+            Effect::Keep { block, stored } => self.keep(block, stored, ctx),
+            Effect::Serve { child, block, urgency, stored: Some(stored) } => {
+                self.tell(child, urgency, FromParent::Block { block }, stored, ctx);
+            }
+            Effect::Serve { child, block, urgency, stored: None } => self.load(child, block, urgency, ctx),
+            Effect::ServeIndex { child } => {
+                let encoded = self.index.get().map(|index| index.encode()).unwrap_or_default();
+                self.tell(child, Urgency::Demand, FromParent::Index, encoded.into(), ctx);
+            }
+            Effect::NotServed { child, block, reason } => {
+                self.tell(child, Urgency::Demand, FromParent::NotServed { block, reason }, Bytes::new(), ctx);
+            }
+            Effect::TellWaiting { child, silent } => {
+                let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
+                self.tell(child, Urgency::Demand, FromParent::Waiting { silent_ms }, Bytes::new(), ctx);
+            }
+            Effect::RefuseChild { child } => {
+                let busy = FromParent::Refused { reason: Refusal::Busy };
+                self.tell(child, Urgency::Demand, busy, Bytes::new(), ctx);
+                self.children.remove(&child);
+            }
+            Effect::Present { blocks } => self.tell_holder(|image| ToHolder::Present { image, blocks }),
+            Effect::Unavailable { blocks } => {
+                self.tell_holder(|image| ToHolder::Unavailable { image, blocks })
+            }
+            Effect::Step(step) => {
+                if self.steps.insert(step) {
+                    self.tell_followers(&ImageEvent::Step(step));
+                }
+            }
+            Effect::Mount => self.mount(),
+            Effect::ReportLost { vm } => {
+                self.world.losses.do_send(UpstreamLoss { tree: self.tree.clone(), vm });
+            }
+        }
+    }
+
+    fn connect(&mut self, upstream: Upstream, ctx: &mut Context<Self>) {
+        self.links_made += 1;
+        let target = UpstreamTarget {
+            upstream: upstream.clone(),
+            link: self.links_made,
+            tree: self.tree.clone(),
+            image: Arc::clone(&self.image),
+            capability: self.capability.clone(),
+            index: Arc::clone(&self.index),
+        };
+        let link = self.world.upstreams.open(target, ctx.address().recipient());
+        self.links.insert(upstream, (self.links_made, link));
+    }
+
+    fn ask(&mut self, upstream: &Upstream, command: ToParent, ctx: &mut Context<Self>) {
+        let is_sent = self.links.get(upstream).is_some_and(|(_, link)| link.send(command));
+        if !is_sent {
+            self.links.remove(upstream);
+            self.apply_later(Event::Lost { upstream: upstream.clone() }, ctx);
+        }
+    }
+
+    /// For what is found out while effects are performed: the core sees it after them.
+    fn apply_later(&self, event: Event, ctx: &mut Context<Self>) {
+        ctx.address().do_send(Later(event));
+    }
+
+    fn keep(&self, block: BlockId, stored: Bytes, ctx: &mut Context<Self>) {
+        let index = Arc::clone(self.index.get().expect("blocks are verified against the index"));
+        let keeping = self.world.store.send(Keep { tree: self.tree.clone(), index, block, stored });
+        ctx.spawn(keeping.into_actor(self).map(move |kept, transfer, ctx| {
+            let event = match kept {
+                Ok(Ok(())) => Event::Kept { block },
+                Ok(Err(error)) => {
+                    tracing::error!(tree = %transfer.tree, ?block, %error, "a block was not kept");
+                    transfer.tell_followers(&ImageEvent::Trouble(error.to_string()));
+                    Event::Dropped { block }
+                }
+                Err(_) => Event::Dropped { block },
+            };
+            transfer.apply(event, ctx);
+        }));
+    }
+
+    fn load(&self, child: ChildId, block: BlockId, urgency: Urgency, ctx: &mut Context<Self>) {
+        let index = Arc::clone(self.index.get().expect("only blocks of a known index are present"));
+        let loading = self.world.store.send(Load { tree: self.tree.clone(), index, block });
+        ctx.spawn(loading.into_actor(self).map(move |loaded, transfer, ctx| match loaded {
+            Ok(Ok(stored)) => transfer.tell(child, urgency, FromParent::Block { block }, stored, ctx),
+            Ok(Err(error)) => {
+                let refusal = FromParent::NotServed { block, reason: NotServed::NoSource };
+                transfer.tell(child, Urgency::Demand, refusal, Bytes::new(), ctx);
+                transfer.lost_on_disk(block, &error, ctx);
+            }
+            Err(_) => {} // the store is being rebuilt; the child's own deadline covers it
+        }));
+    }
+
+    fn tell(
+        &mut self,
+        child: ChildId,
+        urgency: Urgency,
+        header: FromParent,
+        body: Bytes,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(link) = self.children.get(&child) else {
+            return;
+        };
+        if !link.send(urgency, header, body) {
+            // Its queue is full or its connection gone. Dropping the link ends the connection.
+            self.children.remove(&child);
+            self.apply_later(Event::ChildLost { child }, ctx);
+        }
+    }
+
+    fn tell_holder(&self, message: impl FnOnce(crate::id::ImageId) -> ToHolder) {
+        // A holder that is away hears of all present blocks with the next `Mount` or asks again.
+        let _ = self.world.holder.send(message(self.tree.image));
+    }
+
+    fn tell_followers(&self, event: &ImageEvent) {
+        for follower in self.followers.values() {
+            follower.do_send(event.clone());
+        }
+    }
+
+    fn mount(&self) {
+        let blocks = self.core.index().map_or(0, |index| index.block_count());
+        let mut present = vec![0_u8; (blocks as usize).div_ceil(8)];
+        for block in self.core.present() {
+            present[block.0 as usize / 8] |= 1 << (block.0 % 8);
+        }
+        let mount = Mount {
+            image: self.tree.image,
+            plain_path: self.plain_path.clone(),
+            plain_bytes: self.image.plain_bytes,
+            present,
+        };
+        let _ = self.world.holder.send(ToHolder::Mount(mount));
+    }
+
+    fn upstream_said(&mut self, upstream: Upstream, event: UpstreamEvent, ctx: &mut Context<Self>) {
+        match event {
+            UpstreamEvent::Opened => self.apply(Event::Opened { upstream }, ctx),
+            UpstreamEvent::Index { index, encoded } => {
+                if self.index.set(Arc::clone(&index)).is_ok() {
+                    let saving = self.world.disk.save_index(&self.tree, encoded);
+                    ctx.spawn(saving.into_actor(self).map(|saved, transfer, _| {
+                        if let Err(error) = saved {
+                            tracing::error!(tree = %transfer.tree, %error, "the index was not kept");
+                        }
+                    }));
+                }
+                self.apply(Event::IndexArrived { index }, ctx);
+            }
+            UpstreamEvent::Blocks(blocks) => {
+                for (block, stored) in blocks {
+                    self.apply(Event::Arrived { upstream: upstream.clone(), block, stored }, ctx);
+                }
+            }
+            UpstreamEvent::Corrupt(block) => self.apply(Event::Corrupt { upstream, block }, ctx),
+            UpstreamEvent::NotServed { block, reason } => {
+                self.apply(Event::NotServed { upstream, block, reason }, ctx);
+            }
+            UpstreamEvent::Waits => self.apply(Event::UpstreamWaits { upstream }, ctx),
+            UpstreamEvent::Closed { reason } => {
+                tracing::info!(tree = %self.tree, ?upstream, %reason, "an upstream does not serve");
+                self.tell_followers(&ImageEvent::Trouble(reason));
+                self.links.remove(&upstream);
+                self.apply(Event::Lost { upstream }, ctx);
+            }
+        }
+    }
+}
+
+impl Actor for BlockTransfer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        if let Some(index) = self.core.index() {
+            let bytes = self.core.present().iter().map(|block| {
+                let stored = index.entry(*block).map_or(0, |entry| entry.stored_bytes);
+                u64::from(stored) + u64::from(index.plain_len(*block))
+            });
+            self.world.store.do_send(Found { tree: self.tree.clone(), disk_bytes: bytes.sum() });
+        }
+        ctx.run_interval(TICK, |transfer, ctx| {
+            if !transfer.exit.parent_is_up() {
+                return ctx.stop();
+            }
+            transfer.apply(Event::Tick, ctx);
+        });
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Later(Event);
+
+impl Handler<Later> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, Later(event): Later, ctx: &mut Context<Self>) {
+        self.apply(event, ctx);
+    }
+}
+
+impl Handler<Placed> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, Placed(place): Placed, ctx: &mut Context<Self>) {
+        if self.core.epoch().is_some_and(|accepted| place.epoch < accepted) {
+            return; // invariant 4
+        }
+        let Place { tree: _, epoch, stripes, capability } = place.clone();
+        self.capability = capability;
+        let record = TreeRecord { image: (*self.image).clone(), place };
+        let saving = self.world.disk.save_place(&self.tree, Some(record));
+        ctx.spawn(saving.into_actor(self).map(|saved, transfer, _| {
+            if let Err(error) = saved {
+                tracing::error!(tree = %transfer.tree, %error, "the place in the tree was not kept");
+            }
+        }));
+        self.apply(Event::Placed { epoch, stripes }, ctx);
+    }
+}
+
+impl Handler<FromUpstream> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, FromUpstream { upstream, link, event }: FromUpstream, ctx: &mut Context<Self>) {
+        let is_present = self.links.get(&upstream).is_some_and(|(present, _)| *present == link);
+        if is_present {
+            self.upstream_said(upstream, event, ctx);
+        }
+    }
+}
+
+impl Handler<Demand> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, Demand(blocks): Demand, ctx: &mut Context<Self>) {
+        self.apply(Event::Demanded { blocks }, ctx);
+    }
+}
+
+impl Handler<MountEnded> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, MountEnded(ended): MountEnded, _: &mut Context<Self>) {
+        let event = match &ended {
+            Ok(()) => ImageEvent::Mounted,
+            Err(reason) => ImageEvent::MountFailed(reason.clone()),
+        };
+        self.mounted = Some(ended);
+        self.tell_followers(&event);
+    }
+}
+
+impl Handler<HolderBack> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, HolderBack { is_mounted }: HolderBack, _: &mut Context<Self>) {
+        if is_mounted {
+            self.mounted = Some(Ok(()));
+            // What arrived while the holder did not listen.
+            let blocks = self.core.present().iter().copied().collect();
+            self.tell_holder(|image| ToHolder::Present { image, blocks });
+        } else if self.steps.contains(&Step::Metadata) {
+            self.mounted = None;
+            self.mount();
+        }
+    }
+}
+
+impl Handler<Attach> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, Attach { start, events }: Attach, _: &mut Context<Self>) {
+        for step in &self.steps {
+            events.do_send(ImageEvent::Step(*step));
+        }
+        match &self.mounted {
+            Some(Ok(())) => events.do_send(ImageEvent::Mounted),
+            // Another start tries again.
+            Some(Err(_)) => {
+                self.mounted = None;
+                self.mount();
+            }
+            None => {}
+        }
+        self.followers.retain(|_, follower| follower.connected());
+        self.followers.insert(start, events);
+    }
+}
+
+impl Handler<GetReport> for BlockTransfer {
+    type Result = TransferReport;
+
+    fn handle(&mut self, GetReport: GetReport, _: &mut Context<Self>) -> TransferReport {
+        let (stalls, stalled) = self.core.stalls();
+        TransferReport {
+            blocks_present: u32::try_from(self.core.present().len()).unwrap_or(u32::MAX),
+            blocks_total: self.core.index().map_or(0, |index| index.block_count()),
+            bytes: self.core.bytes(),
+            stalls,
+            stalled,
+        }
+    }
+}
+
+impl Handler<OpenChild> for BlockTransfer {
+    type Result = Result<Opened, Refusal>;
+
+    fn handle(&mut self, OpenChild { vm, link }: OpenChild, ctx: &mut Context<Self>) -> Self::Result {
+        self.children_seen += 1;
+        let child = ChildId(self.children_seen);
+        self.children.insert(child, link);
+        self.apply(Event::ChildOpened { child, vm }, ctx);
+        if !self.children.contains_key(&child) {
+            return Err(Refusal::Busy);
+        }
+        Ok(Opened { child, requests: ctx.address().recipient() })
+    }
+}
+
+impl Handler<FromChild> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, FromChild { child, event }: FromChild, ctx: &mut Context<Self>) {
+        match event {
+            ChildEvent::WantsIndex => self.apply(Event::ChildWantsIndex { child }, ctx),
+            ChildEvent::Wants { blocks, urgency, path } => {
+                self.apply(Event::ChildWanted { child, blocks, urgency, path }, ctx);
+            }
+            ChildEvent::SaysCorrupt(block) => {
+                tracing::warn!(tree = %self.tree, ?block, "a child says that this VM's copy of a block is bad");
+                self.world.store.do_send(Distrust { tree: self.tree.clone(), block });
+                self.recheck(block, ctx);
+            }
+            ChildEvent::Gone => {
+                self.children.remove(&child);
+                self.apply(Event::ChildLost { child }, ctx);
+            }
+        }
+    }
+}
+
+impl BlockTransfer {
+    /// Reads a block that is said to be bad from the disk again; a bad one is fetched anew.
+    fn recheck(&self, block: BlockId, ctx: &mut Context<Self>) {
+        let Some(index) = self.index.get().filter(|_| self.core.present().contains(&block)) else {
+            return;
+        };
+        let loading = self.world.disk.load(&self.tree, Arc::clone(index), block);
+        ctx.spawn(loading.into_actor(self).map(move |loaded, transfer, ctx| {
+            if let Err(error) = loaded {
+                transfer.lost_on_disk(block, &error, ctx);
+            }
+        }));
+    }
+
+    fn lost_on_disk(&mut self, block: BlockId, error: &DiskError, ctx: &mut Context<Self>) {
+        tracing::error!(tree = %self.tree, ?block, %error, "a kept block cannot be used any more");
+        self.apply(Event::Dropped { block }, ctx);
+    }
+}

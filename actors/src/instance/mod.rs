@@ -1,0 +1,196 @@
+//! One container: waits for its image, has the holder run it, probes it, tells how it ended.
+
+mod core;
+
+pub use self::core::{Effect, Event, InstanceCore, Phase};
+
+use crate::{
+    agent::world::{Holder, Prober},
+    block_transfer::ImageEvent,
+    id::StartId,
+    support::ExitNotice,
+    wire::{
+        control::{EndReason, StartOrder, Step},
+        holder::{Exit, Run, ToHolder},
+    },
+};
+use actix::prelude::*;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Half of the shortest interval that is kept, the pause between probes.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The bounds of instances on this VM.
+#[derive(Debug, Clone, Copy)]
+pub struct InstanceLimits {
+    pub probe_interval: Duration,
+    pub probe_timeout: Duration,
+    pub stop_grace: Duration,
+    pub pids_max: u32,
+    pub writable_bytes: u64,
+    pub log_bytes_max: u64,
+}
+
+/// What an instance uses of its VM.
+#[derive(Clone)]
+pub struct InstanceWorld {
+    pub holder: Arc<dyn Holder>,
+    pub prober: Arc<dyn Prober>,
+    pub limits: InstanceLimits,
+    pub reports: Recipient<InstanceReport>,
+}
+
+/// Told to the agent, for the manager.
+#[derive(Message, Debug, Clone, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct InstanceReport {
+    pub start: StartId,
+    pub news: InstanceNews,
+    /// When each step was done, in microseconds from the order.
+    pub steps_us: BTreeMap<Step, u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InstanceNews {
+    Progress { step: Step, elapsed: Duration },
+    Ready,
+    Ended(EndReason),
+}
+
+/// The holder said something of this instance.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub enum FromHolderAbout {
+    Running,
+    RunFailed(String),
+    Exited(Exit),
+}
+
+/// End the instance.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Stop;
+
+pub struct Instance {
+    order: StartOrder,
+    port: u16,
+    core: InstanceCore,
+    world: InstanceWorld,
+    exit: ExitNotice<StartId>,
+}
+
+impl Instance {
+    /// An instance that was just ordered.
+    pub fn new(order: StartOrder, port: u16, world: InstanceWorld, exit: ExitNotice<StartId>) -> Self {
+        let deadline = Duration::from_millis(order.ready_deadline_ms);
+        let core = InstanceCore::new(Instant::now(), deadline, world.limits.probe_interval);
+        Self { order, port, core, world, exit }
+    }
+
+    /// An instance whose container runs already.
+    pub fn resumed(order: StartOrder, port: u16, world: InstanceWorld, exit: ExitNotice<StartId>) -> Self {
+        let deadline = Duration::from_millis(order.ready_deadline_ms);
+        let core = InstanceCore::resumed(Instant::now(), deadline, world.limits.probe_interval);
+        Self { order, port, core, world, exit }
+    }
+
+    fn apply(&mut self, event: Event, ctx: &mut Context<Self>) {
+        let mut effects = Vec::new();
+        self.core.apply(event, Instant::now(), &mut effects);
+        for effect in effects {
+            self.perform(effect, ctx);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        match effect {
+            Effect::Launch => self.launch(ctx),
+            Effect::Probe => self.probe(ctx),
+            Effect::Stop => {
+                let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
+                self.world.holder.send(ToHolder::Stop { start: self.order.start.clone(), grace_ms });
+            }
+            Effect::Progress { step, elapsed } => self.report(InstanceNews::Progress { step, elapsed }),
+            Effect::Ready => self.report(InstanceNews::Ready),
+            Effect::Ended(reason) => {
+                self.report(InstanceNews::Ended(reason));
+                ctx.stop();
+            }
+        }
+    }
+
+    fn report(&self, news: InstanceNews) {
+        let micros = |elapsed: &Duration| u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let steps_us = self.core.steps().iter().map(|(step, at)| (*step, micros(at))).collect();
+        self.world.reports.do_send(InstanceReport { start: self.order.start.clone(), news, steps_us });
+    }
+
+    fn launch(&self, ctx: &mut Context<Self>) {
+        let run = Run {
+            start: self.order.start.clone(),
+            image: self.order.image.id,
+            runtime: self.order.image.runtime.clone(),
+            env: self.order.env.clone(),
+            port: self.port,
+            memory_bytes: self.order.memory_bytes,
+            pids_max: self.world.limits.pids_max,
+            writable_bytes: self.world.limits.writable_bytes,
+            log_bytes_max: self.world.limits.log_bytes_max,
+        };
+        if !self.world.holder.send(ToHolder::Run(Box::new(run))) {
+            ctx.address().do_send(FromHolderAbout::RunFailed("the holder is not there".into()));
+        }
+    }
+
+    fn probe(&self, ctx: &mut Context<Self>) {
+        let path = self.order.probe_path.clone();
+        let probing = self.world.prober.probe(self.port, path, self.world.limits.probe_timeout);
+        let answered = probing
+            .into_actor(self)
+            .map(|is_ready, instance, ctx| instance.apply(Event::Probed(is_ready), ctx));
+        ctx.spawn(answered);
+    }
+}
+
+impl Actor for Instance {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, |instance, ctx| {
+            if !instance.exit.parent_is_up() {
+                return ctx.stop();
+            }
+            instance.apply(Event::Tick, ctx);
+        });
+    }
+}
+
+impl Handler<ImageEvent> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, event: ImageEvent, ctx: &mut Context<Self>) {
+        self.apply(Event::Image(event), ctx);
+    }
+}
+
+impl Handler<FromHolderAbout> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, message: FromHolderAbout, ctx: &mut Context<Self>) {
+        let event = match message {
+            FromHolderAbout::Running => Event::Running,
+            FromHolderAbout::RunFailed(reason) => Event::RunFailed(reason),
+            FromHolderAbout::Exited(exit) => Event::Exited(exit),
+        };
+        self.apply(event, ctx);
+    }
+}
+
+impl Handler<Stop> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        self.apply(Event::Stop, ctx);
+    }
+}

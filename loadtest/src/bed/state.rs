@@ -1,0 +1,168 @@
+//! Which beds stand on this machine, and how one is taken down, by whomever.
+//!
+//! A bed is claimed by creating its state file, whose name nobody else can then have; both the file and
+//! the namespaces lie below /run and go together when the machine restarts.
+
+use super::{BedSpec, tools::ip};
+use anyhow::{Context, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, OpenOptions},
+    io::{ErrorKind, Write},
+    path::{Path, PathBuf},
+};
+
+const FOLDER: &str = "/run/faasnet-bed";
+const PREFIX: &str = "fbed-";
+/// Rounds of killing what runs in a namespace: a process may fork while it is being killed.
+const KILL_ROUNDS_MAX: usize = 20;
+
+/// A bed as its state file describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BedState {
+    id: String,
+    /// The process that made the bed.
+    pub owner_pid: u32,
+    pub spec: BedSpec,
+}
+
+impl BedState {
+    /// Takes the first free name that starts with this process's id.
+    pub(super) fn claim(spec: BedSpec) -> anyhow::Result<Self> {
+        fs::create_dir_all(FOLDER).with_context(|| format!("create {FOLDER} (as root?)"))?;
+        let owner_pid = std::process::id();
+        for number in 0..10_000 {
+            let id = format!("{owner_pid:x}x{number}");
+            if !namespaces(&id)?.is_empty() {
+                continue;
+            }
+            let mut file = match OpenOptions::new().write(true).create_new(true).open(file_of(&id)) {
+                Ok(file) => file,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(error).context("create the state file of the test bed"),
+            };
+            let state = Self { id, owner_pid, spec };
+            file.write_all(&serde_json::to_vec(&state)?).context("write the state file of the test bed")?;
+            return Ok(state);
+        }
+        anyhow::bail!("this process has made too many test beds")
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The namespace of the bridge; the names of the hosts' namespaces begin with it.
+    pub(super) fn switch(&self) -> String {
+        format!("{PREFIX}{}", self.id)
+    }
+}
+
+/// The bed of that name.
+pub fn load(id: &str) -> anyhow::Result<BedState> {
+    ensure!(is_id(id), "{id:?} is no name of a test bed");
+    let text = fs::read(file_of(id)).with_context(|| format!("there is no test bed {id}"))?;
+    serde_json::from_slice(&text).with_context(|| format!("read the state file of test bed {id}"))
+}
+
+/// Names of all beds on this machine, also of those that lost their state file.
+pub fn list() -> anyhow::Result<Vec<String>> {
+    let mut ids = std::collections::BTreeSet::new();
+    for name in file_names(Path::new(FOLDER))? {
+        ids.extend(name.strip_suffix(".json").map(str::to_owned));
+    }
+    for name in file_names(Path::new("/run/netns"))? {
+        let id = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        ids.extend(id.map(str::to_owned));
+    }
+    Ok(ids.into_iter().filter(|id| is_id(id)).collect())
+}
+
+/// Ends the processes in the bed's namespaces, and removes these and the state file. A bed that is half
+/// made or half gone is no error.
+pub fn remove(id: &str) -> anyhow::Result<()> {
+    ensure!(is_id(id), "{id:?} is no name of a test bed");
+    let namespaces = namespaces(id)?;
+    for namespace in &namespaces {
+        kill_inside(namespace)?;
+    }
+    let switch = format!("{PREFIX}{id}");
+    if namespaces.contains(&switch) {
+        remove_links(&switch)?;
+    }
+    for namespace in &namespaces {
+        ip(&["netns", "del", namespace])?;
+    }
+    match fs::remove_file(file_of(id)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("remove the state file"),
+        _ => Ok(()),
+    }
+}
+
+/// A namespace goes in the background, some time after its name; its links are to be gone at once.
+fn remove_links(switch: &str) -> anyhow::Result<()> {
+    let links: serde_json::Value =
+        serde_json::from_str(&ip(&["-n", switch, "-j", "link", "show", "type", "veth"])?)?;
+    for link in links.as_array().into_iter().flatten() {
+        if let Some(name) = link["ifname"].as_str() {
+            ip(&["-n", switch, "link", "del", name])?;
+        }
+    }
+    Ok(())
+}
+
+fn kill_inside(namespace: &str) -> anyhow::Result<()> {
+    for _ in 0..KILL_ROUNDS_MAX {
+        let pids = processes(namespace)?;
+        if pids.is_empty() {
+            return Ok(());
+        }
+        for pid in pids {
+            kill(pid);
+        }
+    }
+    anyhow::bail!("processes in namespace {namespace} come back after being killed")
+}
+
+/// Process ids in that namespace of this machine.
+fn processes(namespace: &str) -> anyhow::Result<Vec<Pid>> {
+    let text = ip(&["netns", "pids", namespace])?;
+    Ok(text.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)).collect())
+}
+
+/// Ends the process and waits until it has; one that is gone already is fine.
+fn kill(pid: Pid) {
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let _gone_already = kill_process(pid, Signal::KILL);
+    let deadline = Timespec { tv_sec: 10, tv_nsec: 0 };
+    let _asked_again_by_the_caller = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&deadline));
+}
+
+fn namespaces(id: &str) -> anyhow::Result<Vec<String>> {
+    let switch = format!("{PREFIX}{id}");
+    let of_host = format!("{switch}-");
+    let mut names = file_names(Path::new("/run/netns"))?;
+    names.retain(|name| *name == switch || name.starts_with(&of_host));
+    Ok(names)
+}
+
+fn file_names(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", folder.display())),
+    };
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
+fn is_id(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 32 && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn file_of(id: &str) -> PathBuf {
+    Path::new(FOLDER).join(format!("{id}.json"))
+}

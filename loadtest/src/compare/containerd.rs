@@ -1,0 +1,96 @@
+//! The other side: Debian's containerd, started for one measurement with folders of its own.
+
+use super::millis;
+use crate::{
+    bed::BedState,
+    rig::{Api, process::Service, run, wait_until},
+};
+use serde::Serialize;
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// A port of the VM's own loopback; nothing else runs there during this measurement.
+const PORT: u16 = 8081;
+const CONTAINER: &str = "compared";
+
+/// What `ctr image pull` and `ctr run` took.
+#[derive(Debug, Clone, Serialize)]
+pub struct Containerd {
+    pub pull_ms: u64,
+    /// From `ctr run` to the first answer.
+    pub run_ms: u64,
+    pub total_ms: u64,
+    /// Counted by the VM's interface.
+    pub received_bytes: u64,
+}
+
+/// Pulls the image onto a host of the bed and runs it until it answers.
+pub fn pull_and_run(bed: &BedState, host: &str, reference: &str) -> anyhow::Result<Containerd> {
+    let folder = tempfile::tempdir()?;
+    let daemon = Daemon::start(bed, host, folder.path())?;
+    let received = bed.counters(host)?.received_bytes;
+    let begin = Instant::now();
+    run(daemon.ctr()?.args(["image", "pull", "--plain-http", reference]))?;
+    let pull_ms = millis(begin.elapsed());
+    let port = format!("PORT={PORT}");
+    run(daemon.ctr()?.args(["run", "-d", "--net-host", "--env", &port, reference, CONTAINER]))?;
+    let from = Some((bed.clone(), host.to_owned()));
+    let server = Api { address: SocketAddr::from(([127, 0, 0, 1], PORT)), token: String::new(), from };
+    wait_until("the container to answer", Duration::from_secs(120), || {
+        Ok(server.call("GET", "/", "").is_ok_and(|answer| answer.status.is_success()).then_some(()))
+    })?;
+    let total_ms = millis(begin.elapsed());
+    let received_bytes = bed.counters(host)?.received_bytes - received;
+    daemon.remove_container()?;
+    Ok(Containerd { pull_ms, run_ms: total_ms - pull_ms, total_ms, received_bytes })
+}
+
+struct Daemon<'a> {
+    bed: &'a BedState,
+    host: &'a str,
+    socket: PathBuf,
+    service: Service,
+}
+
+impl<'a> Daemon<'a> {
+    /// Its mounts lie in a mount namespace of its own and go with it.
+    fn start(bed: &'a BedState, host: &'a str, folder: &Path) -> anyhow::Result<Self> {
+        let (socket, config) = (folder.join("containerd.sock"), folder.join("config.toml"));
+        let text = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = {socket:?}\n",
+            folder.join("root"),
+            folder.join("state")
+        );
+        fs::write(&config, text)?;
+        let mut command = bed.command(host, "unshare")?;
+        command.args(["--mount", "--propagation", "private", "containerd", "--config"]).arg(&config);
+        let service = Service::start("containerd", &mut command, folder)?;
+        let mut daemon = Self { bed, host, socket, service };
+        wait_until("containerd to listen", Duration::from_secs(30), || {
+            if let Some(status) = daemon.service.ended()? {
+                anyhow::bail!("it ended with {status}: {}", fs::read_to_string(&daemon.service.log)?);
+            }
+            Ok(run(daemon.ctr()?.arg("version")).ok())
+        })?;
+        Ok(daemon)
+    }
+
+    fn ctr(&self) -> anyhow::Result<Command> {
+        let mut command = self.bed.command(self.host, "ctr")?;
+        command.arg("--address").arg(&self.socket);
+        Ok(command)
+    }
+
+    fn remove_container(self) -> anyhow::Result<()> {
+        run(self.ctr()?.args(["task", "rm", "--force", CONTAINER]))?;
+        run(self.ctr()?.args(["container", "rm", CONTAINER]))?;
+        self.service.stop(Duration::from_secs(20))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,133 @@
+//! `faasnet-loadtest compare`: one VM that has nothing, from the call to the first answer, beside
+//! `ctr image pull` and `ctr run` of the same image from the same registry over the same link.
+//!
+//! Both sides find the registry's files in its page cache and nothing on the VM. The conversion happens
+//! once per image, when a function is deployed; it is timed on its own.
+
+mod containerd;
+
+pub use containerd::{Containerd, pull_and_run};
+
+use crate::{
+    bed::Rate,
+    rig::{Cluster, ClusterSpec, Image, Variant},
+};
+use anyhow::{Context, ensure};
+use clap::Args;
+use serde::Serialize;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+const VM: &str = "vm-1";
+const FUNCTION: &str = "compared";
+
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// The binary to measure; build it with --release
+    #[arg(long, default_value = "target/release/faasnet")]
+    program: PathBuf,
+    /// Folder where the image is kept from run to run
+    #[arg(long, default_value = "target/rig")]
+    cache: PathBuf,
+    /// Rate of the VM's and the registry's link; without it as fast as the machine
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// One JSON object instead of lines for people
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one run measured.
+#[derive(Debug, Clone, Serialize)]
+struct Report {
+    image_unpacked_bytes: u64,
+    image_layer_bytes: u64,
+    rate_bits_per_s: Option<u64>,
+    containerd: Containerd,
+    faasnet: Faasnet,
+    /// How many times longer containerd takes.
+    ratio: f64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Faasnet {
+    /// Pull and conversion, once per image.
+    deploy_ms: u64,
+    /// From the call of the API to its answer, the container's start included.
+    total_ms: u64,
+    received_bytes: u64,
+}
+
+impl Compare {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let program = self.program.canonicalize().with_context(|| {
+            format!("there is no {}; run cargo build --release first", self.program.display())
+        })?;
+        let image = Image::cached(&self.cache, Variant::Scientific)?;
+        let report = measure(&program, &image, self.rate)?;
+        match self.json {
+            true => println!("{}", serde_json::to_string(&report)?),
+            false => print!("{report}"),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn measure(program: &Path, image: &Image, rate: Option<Rate>) -> anyhow::Result<Report> {
+    let cluster = Cluster::up(ClusterSpec { rate, ..ClusterSpec::new(program, 1) })?;
+    let reference = cluster.registry.push(image, "compared/python")?;
+    let containerd = pull_and_run(cluster.bed.state(), VM, &reference).context("measure containerd")?;
+    let faasnet = deploy_and_call(&cluster, &reference).context("measure faasnet")?;
+    Ok(Report {
+        image_unpacked_bytes: image.unpacked_bytes()?,
+        image_layer_bytes: image.layer_bytes()?,
+        rate_bits_per_s: rate.map(Rate::bits_per_s),
+        ratio: containerd.total_ms as f64 / faasnet.total_ms.max(1) as f64,
+        containerd,
+        faasnet,
+    })
+}
+
+fn deploy_and_call(cluster: &Cluster, reference: &str) -> anyhow::Result<Faasnet> {
+    let begin = Instant::now();
+    cluster.cli(&["function", "deploy", FUNCTION, "--image", reference, "--memory", "1024"])?;
+    let deploy_ms = millis(begin.elapsed());
+    let received = cluster.bed.counters(VM)?.received_bytes;
+    let begin = Instant::now();
+    let answer = cluster.api.call("GET", &format!("/fn/{FUNCTION}/"), "")?;
+    let total_ms = millis(begin.elapsed());
+    ensure!(answer.status.is_success(), "the function answered {}: {}", answer.status, answer.text());
+    let received_bytes = cluster.bed.counters(VM)?.received_bytes - received;
+    Ok(Faasnet { deploy_ms, total_ms, received_bytes })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = |ms: u64| ms as f64 / 1000.0;
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        let (ctr, own) = (&self.containerd, &self.faasnet);
+        let (unpacked, layers) = (megabytes(self.image_unpacked_bytes), megabytes(self.image_layer_bytes));
+        writeln!(out, "image: {unpacked:.0} MB unpacked, {layers:.0} MB in layers")?;
+        match self.rate_bits_per_s {
+            Some(rate) => writeln!(out, "links: {:.0} Mbit/s", rate as f64 / 1e6)?,
+            None => writeln!(out, "links: not shaped")?,
+        }
+        let (total, pull, run) = (seconds(ctr.total_ms), seconds(ctr.pull_ms), seconds(ctr.run_ms));
+        let received = megabytes(ctr.received_bytes);
+        writeln!(
+            out,
+            "containerd: {total:.2} s (pull {pull:.2} s, run {run:.2} s), {received:.1} MB received"
+        )?;
+        let (total, received) = (seconds(own.total_ms), megabytes(own.received_bytes));
+        writeln!(out, "faasnet:    {total:.2} s, {received:.1} MB received")?;
+        writeln!(out, "ratio:      {:.1}", self.ratio)?;
+        writeln!(out, "deployment (pull and conversion, once per image): {:.2} s", seconds(own.deploy_ms))
+    }
+}

@@ -1,0 +1,202 @@
+//! A registry, a manager and agents as real processes, each on a host of its own of a bed.
+
+use super::{Api, Registry, process::Service, run, wait_until};
+use crate::bed::{Bed, BedSpec, HostSpec, Rate};
+use anyhow::{Context, bail};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+const REGISTRY: &str = "registry";
+const MANAGER: &str = "manager";
+const API_PORT: u16 = 7070;
+const CONTROL_PORT: u16 = 7071;
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a cluster is made of.
+#[derive(Debug, Clone)]
+pub struct ClusterSpec {
+    /// The binary `faasnet`.
+    pub program: PathBuf,
+    /// Agents, named vm-1, vm-2, ...
+    pub vms: usize,
+    /// Rate of every link, that of the registry and of the manager included.
+    pub rate: Option<Rate>,
+    /// Settings beside those the cluster needs, as `SECTION__KEY` and value.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl ClusterSpec {
+    pub fn new(program: impl Into<PathBuf>, vms: usize) -> Self {
+        Self { program: program.into(), vms, rate: None, settings: BTreeMap::new() }
+    }
+}
+
+/// A running cluster. Dropping it stops everything; the folder with data and logs stays when a test
+/// failed, and is named.
+pub struct Cluster {
+    // Dropped in this order: agents before the manager, everything before the bed.
+    agents: BTreeMap<String, Service>,
+    manager: Option<Service>,
+    pub registry: Registry,
+    pub bed: Bed,
+    folder: Option<TempDir>,
+    spec: ClusterSpec,
+    pub api: Api,
+    join_token: String,
+}
+
+impl Cluster {
+    /// Starts the registry, the manager and the agents, and waits until all VMs have joined.
+    pub fn up(spec: ClusterSpec) -> anyhow::Result<Self> {
+        let names = (1..=spec.vms).map(|number| format!("vm-{number}"));
+        let hosts = [REGISTRY.to_owned(), MANAGER.to_owned()].into_iter().chain(names);
+        let hosts = hosts.map(|name| HostSpec::new(name, spec.rate)).collect();
+        let bed = Bed::up(BedSpec { hosts })?;
+        let folder = tempfile::Builder::new().prefix("faasnet-cluster-").tempdir()?;
+        fs::create_dir(folder.path().join("logs"))?;
+        let registry = Registry::on_bed(&bed, REGISTRY, &folder.path().join(REGISTRY))?;
+        let address = SocketAddr::from((bed.address(MANAGER)?, API_PORT));
+        let from = Some((bed.state().clone(), MANAGER.to_owned()));
+        let api = Api { address, token: String::new(), from };
+        let (agents, manager, folder, join_token) = (BTreeMap::new(), None, Some(folder), String::new());
+        let mut cluster = Self { agents, manager, registry, bed, folder, spec, api, join_token };
+        cluster.start_manager()?;
+        cluster.join_token = cluster.cli(&["vm", "join-token"])?.trim().to_owned();
+        for number in 1..=cluster.spec.vms {
+            cluster.start_agent(&format!("vm-{number}"))?;
+        }
+        cluster.wait_for_vms(cluster.spec.vms)?;
+        Ok(cluster)
+    }
+
+    /// Starts the manager, again if it was stopped, and waits until it is ready.
+    pub fn start_manager(&mut self) -> anyhow::Result<()> {
+        let data = self.data(MANAGER);
+        let mut command = self.command(MANAGER)?;
+        let service = Service::start(MANAGER, command.arg("manager").arg("--data").arg(&data), &self.logs())?;
+        let service = self.manager.insert(service);
+        let (api, token_file) = (self.api.clone(), data.join("admin.token"));
+        wait_until("the manager to be ready", START_DEADLINE, || {
+            if let Some(status) = service.ended()? {
+                bail!("it ended with {status}: {}", tail(&service.log));
+            }
+            let answer = api.call("GET", "/readyz", "");
+            let is_ready = answer.is_ok_and(|answer| answer.status.is_success()) && token_file.exists();
+            Ok(is_ready.then_some(()))
+        })?;
+        self.api.token = fs::read_to_string(&token_file)?.trim().to_owned();
+        Ok(())
+    }
+
+    /// Starts an agent on the VM's host, again if it was stopped, with the data it had.
+    pub fn start_agent(&mut self, vm: &str) -> anyhow::Result<()> {
+        let mut command = self.agent_command(vm, vm, &self.join_token)?;
+        command.arg("--data").arg(self.data(vm));
+        let service = Service::start(vm, &mut command, &self.logs())?;
+        self.agents.insert(vm.to_owned(), service);
+        Ok(())
+    }
+
+    /// An agent's command on a host, without its data folder.
+    pub fn agent_command(&self, host: &str, name: &str, join_token: &str) -> anyhow::Result<Command> {
+        let mut command = self.command(host)?;
+        let manager = SocketAddr::from((self.bed.address(MANAGER)?, CONTROL_PORT));
+        command.args(["agent", "--name", name, "--manager", &manager.to_string()]);
+        command.args(["--join-token", join_token]);
+        Ok(command)
+    }
+
+    /// kill -9 of an agent; its holder and containers go on.
+    pub fn kill_agent(&mut self, vm: &str) -> anyhow::Result<()> {
+        self.agents.remove(vm).with_context(|| format!("no agent runs on {vm}"))?.kill()
+    }
+
+    /// kill -9 of the manager.
+    pub fn kill_manager(&mut self) -> anyhow::Result<()> {
+        self.manager.take().context("no manager runs")?.kill()
+    }
+
+    /// What `GET /v1/vms` says, by VM.
+    pub fn vms(&self) -> anyhow::Result<BTreeMap<String, Value>> {
+        let answer = self.api.get("/v1/vms")?;
+        let vms = answer["vms"].as_array().context("the answer names no VMs")?;
+        Ok(vms.iter().map(|vm| (vm["id"].as_str().unwrap_or_default().to_owned(), vm.clone())).collect())
+    }
+
+    pub fn wait_for_vms(&self, count: usize) -> anyhow::Result<()> {
+        let what = format!("{count} VMs to join");
+        let waited = wait_until(&what, START_DEADLINE, || Ok((self.vms()?.len() >= count).then_some(())));
+        waited.with_context(|| format!("messages are in {}", self.logs().display()))
+    }
+
+    /// Runs a verb of the command line against this cluster; a failure is an error with its message.
+    pub fn cli(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        run(self.command(MANAGER)?.args(arguments))
+    }
+
+    /// The binary on a host of the bed, with the settings and the token of this cluster.
+    pub fn command(&self, host: &str) -> anyhow::Result<Command> {
+        let program = self.spec.program.to_str().context("the program's path is no text")?;
+        let mut command = self.bed.command(host, program)?;
+        let (own, manager) = (self.bed.address(host)?, self.bed.address(MANAGER)?);
+        let registry = self.registry.name();
+        for (key, value) in [
+            ("HTTP__LISTEN", format!("{manager}:{API_PORT}")),
+            ("MANAGER__LISTEN", format!("{manager}:{CONTROL_PORT}")),
+            ("AGENT__LISTEN", format!("{own}:0")),
+            ("IMAGE__DESTINATION", format!("registry:{registry}/block-images")),
+            ("ORIGIN__PLAIN_HTTP_REGISTRIES", registry),
+        ] {
+            command.env(format!("FAASNET__{key}"), value);
+        }
+        for (key, value) in &self.spec.settings {
+            command.env(format!("FAASNET__{key}"), value);
+        }
+        command.env("FAASNET_API", format!("http://{}", self.api.address));
+        command.env("FAASNET_TOKEN", &self.api.token);
+        Ok(command)
+    }
+
+    /// The data folder of a host.
+    pub fn data(&self, host: &str) -> PathBuf {
+        self.folder().join(host)
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.folder().join("logs")
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.as_ref().expect("taken only by drop").path()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let agents = std::mem::take(&mut self.agents).into_values();
+        for service in agents.chain(self.manager.take()) {
+            if let Err(error) = service.stop(STOP_DEADLINE) {
+                eprintln!("a process of the cluster does not stop: {error:#}");
+            }
+        }
+        if let (true, Some(folder)) = (std::thread::panicking(), self.folder.take()) {
+            eprintln!("data and logs of the cluster are kept in {}", folder.keep().display());
+        }
+    }
+}
+
+/// The last lines of a log.
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}

@@ -1,0 +1,224 @@
+//! Images of a Python HTTP server, made of unpacked Debian packages by umoci, as an OCI layout.
+//!
+//! The first layer holds the packages; the second one the server and everything that file systems and
+//! layers can do besides files: links, devices, pipes, extended attributes, capabilities, ACLs, sparse and
+//! long-named files, a file removed from the first layer and one replaced.
+
+use super::{debian, run};
+use anyhow::Context;
+use rustix::fs::FlockOperation;
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const TAG: &str = "latest";
+/// Part of the cached folders' names; raise it when what is built here changes.
+const VERSION: u32 = 2;
+/// A file of ours beside the layout's, which OCI allows.
+const UNPACKED_BYTES: &str = "unpacked-bytes";
+const SERVER: &str = include_str!("server.py");
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// About 50 MB: the interpreter and its library.
+    Minimal,
+    /// More than 500 MB: SciPy and pandas with all they depend on; the server imports them when it starts.
+    Scientific,
+}
+
+/// An image in an OCI layout folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    pub layout: PathBuf,
+    pub tag: String,
+}
+
+impl Variant {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Minimal => "python",
+            Self::Scientific => "python-scientific",
+        }
+    }
+
+    fn packages(self) -> anyhow::Result<BTreeSet<String>> {
+        let minimal = [
+            "busybox-static",
+            "libc6",
+            "libexpat1",
+            "libpython3.11-minimal",
+            "libpython3.11-stdlib",
+            "libssl3",
+            "python3.11-minimal",
+            "zlib1g",
+        ];
+        let mut packages = BTreeSet::from(minimal.map(str::to_owned));
+        if self == Self::Scientific {
+            packages.extend(debian::closure(&["python3-scipy", "python3-pandas", "python3-matplotlib"])?);
+        }
+        Ok(packages)
+    }
+
+    fn imports(self) -> &'static [&'static str] {
+        match self {
+            Self::Minimal => &[],
+            Self::Scientific => &["numpy", "scipy.linalg", "scipy.optimize", "pandas"],
+        }
+    }
+}
+
+impl Image {
+    /// The image from `cache`, built first if it is not there. Processes that ask at once wait for one.
+    pub fn cached(cache: &Path, variant: Variant) -> anyhow::Result<Self> {
+        fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
+        let lock = File::create(cache.join("lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+        let layout = cache.join(format!("{}-v{VERSION}", variant.name()));
+        if !layout.join("index.json").exists() {
+            let scratch = tempfile::tempdir_in(cache)?;
+            let built = scratch.path().join("layout");
+            build(&built, scratch.path(), &cache.join("packages"), variant)
+                .with_context(|| format!("build the image {}", variant.name()))?;
+            fs::rename(built, &layout)?;
+        }
+        Ok(Self { layout, tag: TAG.to_owned() })
+    }
+
+    /// Unpacks the image as umoci understands it, for comparison; returns the root folder.
+    pub fn unpack(&self, into: &Path) -> anyhow::Result<PathBuf> {
+        let bundle = into.join("bundle");
+        let image = format!("{}:{}", self.layout.display(), self.tag);
+        run(Command::new("umoci").args(["unpack", "--image", &image]).arg(&bundle))?;
+        Ok(bundle.join("rootfs"))
+    }
+
+    /// Bytes of all layers as they lie in a registry.
+    pub fn layer_bytes(&self) -> anyhow::Result<u64> {
+        let manifest = self.manifest()?;
+        let layers = manifest["layers"].as_array().context("the manifest has no layers")?;
+        Ok(layers.iter().filter_map(|layer| layer["size"].as_u64()).sum())
+    }
+
+    /// Bytes of all files of the unpacked image.
+    pub fn unpacked_bytes(&self) -> anyhow::Result<u64> {
+        let text = fs::read_to_string(self.layout.join(UNPACKED_BYTES))?;
+        text.parse().context("read the size of the unpacked image")
+    }
+
+    /// The image's manifest.
+    pub fn manifest(&self) -> anyhow::Result<Value> {
+        let read = |path: &str| -> anyhow::Result<Value> {
+            Ok(serde_json::from_slice(&fs::read(self.layout.join(path))?)?)
+        };
+        let index = read("index.json")?;
+        let digest = index["manifests"][0]["digest"].as_str().context("the layout names no manifest")?;
+        read(&format!("blobs/{}", digest.replace(':', "/")))
+    }
+}
+
+fn build(layout: &Path, scratch: &Path, packages: &Path, variant: Variant) -> anyhow::Result<()> {
+    let image = format!("{}:{TAG}", layout.display());
+    let bundle = scratch.join("bundle");
+    let rootfs = bundle.join("rootfs");
+    run(Command::new("umoci").arg("init").arg("--layout").arg(layout))?;
+    run(Command::new("umoci").args(["new", "--image", &image]))?;
+    run(Command::new("umoci").args(["unpack", "--image", &image]).arg(&bundle))?;
+
+    debian::unpack(&variant.packages()?, packages, &rootfs)?;
+    write_base(&rootfs)?;
+    run(Command::new("umoci").args(["repack", "--refresh-bundle", "--image", &image]).arg(&bundle))?;
+    write_oddities(&rootfs)?;
+    run(Command::new("umoci").args(["repack", "--image", &image]).arg(&bundle))?;
+
+    fs::write(layout.join(UNPACKED_BYTES), file_bytes(&rootfs)?.to_string())?;
+    let mut config = Command::new("umoci");
+    config.args(["config", "--image", &image, "--config.workingdir", "/srv"]);
+    for variable in ["PATH=/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"] {
+        config.args(["--config.env", variable]);
+    }
+    let command = ["/usr/bin/python3.11", "/srv/server.py"];
+    for argument in command.iter().chain(variant.imports()) {
+        config.args(["--config.entrypoint", argument]);
+    }
+    run(&mut config)?;
+    Ok(())
+}
+
+/// As `du` counts: each file once, holes not at all.
+fn file_bytes(root: &Path) -> anyhow::Result<u64> {
+    let text = run(Command::new("du").args(["-s", "--block-size=1"]).arg(root))?;
+    let number = text.split_whitespace().next().context("du printed nothing")?;
+    Ok(number.parse()?)
+}
+
+fn write_base(rootfs: &Path) -> anyhow::Result<()> {
+    for folder in ["dev", "etc", "opt/odd", "proc", "srv", "sys", "tmp", "root"] {
+        fs::create_dir_all(rootfs.join(folder))?;
+    }
+    fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    for (path, text) in [
+        ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/srv:/bin/sh\n"),
+        ("etc/group", "root:x:0:\napp:x:1000:\n"),
+        ("etc/hosts", "127.0.0.1 localhost\n"),
+        ("etc/hostname", "image\n"),
+        ("etc/resolv.conf", ""),
+        ("opt/odd/removed-later", "in the first layer only\n"),
+        ("opt/odd/replaced-later", "first\n"),
+    ] {
+        fs::write(rootfs.join(path), text)?;
+    }
+    fs::create_dir(rootfs.join("opt/odd/emptied-later"))?;
+    fs::write(rootfs.join("opt/odd/emptied-later/file"), "gone\n")?;
+    Ok(())
+}
+
+fn write_oddities(rootfs: &Path) -> anyhow::Result<()> {
+    fs::write(rootfs.join("srv/server.py"), SERVER)?;
+    let odd = rootfs.join("opt/odd");
+    fs::remove_file(odd.join("removed-later"))?;
+    fs::remove_file(odd.join("emptied-later/file"))?;
+    fs::write(odd.join("replaced-later"), "second\n")?;
+    fs::write(odd.join("empty"), "")?;
+    fs::write(odd.join("x".repeat(255)), "a long name\n")?;
+    fs::write(odd.join("blank and \u{e4}\u{f6}\u{fc}"), "a name with blanks and letters\n")?;
+    fs::write(odd.join("linked"), "three names\n")?;
+    fs::hard_link(odd.join("linked"), odd.join("linked-2"))?;
+    fs::hard_link(odd.join("linked"), rootfs.join("srv/linked-3"))?;
+    symlink("linked", odd.join("symbolic"))?;
+    symlink("/nowhere", odd.join("dangling"))?;
+    let sparse = File::create(odd.join("sparse"))?;
+    sparse.set_len(3 << 20)?;
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"in the middle", 1 << 20)?;
+    let shell = |script: &str| run(Command::new("sh").args(["-ec", script]).current_dir(&odd));
+    shell(
+        "mknod null-device c 1 3; mknod block-device b 7 200; mkfifo pipe; \
+         cp /bin/true capable; setcap cap_net_bind_service+ep capable; \
+         echo listed > listed; setfacl -m u:1000:rw,g:1000:r listed; \
+         echo noted > noted; setfattr -n user.note -v remember noted; \
+         echo owned > owned; chown 1000:1000 owned; chmod 4750 owned; \
+         mkdir sticky; chmod 3777 sticky; setfacl -d -m u:1000:rwx sticky; \
+         mkdir many; cd many; i=0; while [ $i -lt 1500 ]; do : > file-$i; i=$((i+1)); done",
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_unpacks_to_a_server_that_python_can_run() {
+        let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/rig");
+        let image = Image::cached(&cache, Variant::Minimal).unwrap();
+        let folder = tempfile::tempdir_in(&cache).unwrap();
+        let rootfs = image.unpack(folder.path()).unwrap();
+        assert!(!rootfs.join("opt/odd/removed-later").exists());
+        let import = ["/usr/bin/python3.11", "-c", "import http.server, hashlib, json; print('fine')"];
+        assert_eq!(run(Command::new("chroot").arg(&rootfs).args(import)).unwrap(), "fine\n");
+    }
+}

@@ -1,0 +1,52 @@
+//! Real parts for end-to-end tests and measurements: a registry, images made from Debian packages, a
+//! cluster of managers and agents in the namespaces of a bed, and a client of the API.
+
+pub mod api;
+pub mod cluster;
+pub mod debian;
+pub mod image;
+pub mod process;
+pub mod registry;
+
+pub use api::{Answer, Api};
+pub use cluster::{Cluster, ClusterSpec};
+pub use image::{Image, Variant};
+pub use registry::Registry;
+
+use anyhow::{Context, bail};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// Pause between two looks at something another process does without telling.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Looks until there is something to see; fails at the deadline, naming what was waited for.
+pub fn wait_until<T>(
+    what: &str,
+    within: Duration,
+    mut look: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let begin = Instant::now();
+    loop {
+        if let Some(seen) = look().with_context(|| format!("while waiting for {what}"))? {
+            return Ok(seen);
+        }
+        if begin.elapsed() > within {
+            bail!("{what}: not within {within:?}");
+        }
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
+}
+
+/// Runs a command to its end and gives its output; a failure carries what it complained about.
+pub fn run(command: &mut Command) -> anyhow::Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("run {program}"))?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!("{command:?}: {}: {}", output.status, complaint.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

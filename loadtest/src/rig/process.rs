@@ -1,0 +1,72 @@
+//! A process that runs beside the test, with its output in files.
+
+use anyhow::Context;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+/// A running program. Dropping it kills it.
+#[derive(Debug)]
+pub struct Service {
+    child: Child,
+    /// What it wrote to its error output.
+    pub log: PathBuf,
+}
+
+impl Service {
+    /// Starts it with its output in `NAME.out` and `NAME.log` below `folder`, behind what is there.
+    pub fn start(name: &str, command: &mut Command, folder: &Path) -> anyhow::Result<Self> {
+        let open = |path: &Path| File::options().create(true).append(true).open(path);
+        let log = folder.join(format!("{name}.log"));
+        command.stdin(Stdio::null()).stdout(open(&folder.join(format!("{name}.out")))?).stderr(open(&log)?);
+        let child = command.spawn().with_context(|| format!("start {name}"))?;
+        Ok(Self { child, log })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end, and kills it if it does not.
+    pub fn stop(mut self, within: Duration) -> anyhow::Result<ExitStatus> {
+        let pid = Pid::from_child(&self.child);
+        let _gone_already = kill_process(pid, Signal::TERM);
+        if !ends_within(pid, within) {
+            self.child.kill()?;
+        }
+        Ok(self.child.wait()?)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _gone_already = self.child.kill();
+        let _gone_already = self.child.wait();
+    }
+}
+
+/// Waits for the end of a process, a child or not. One that is gone already has ended.
+pub fn ends_within(pid: Pid, within: Duration) -> bool {
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+    let deadline = Timespec { tv_sec: within.as_secs() as i64, tv_nsec: within.subsec_nanos().into() };
+    poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&deadline)).is_ok_and(|ready| ready > 0)
+}

@@ -1,0 +1,117 @@
+//! Debian's docker-registry on a host of a bed, whose log says how many bytes it gave to whom.
+
+use super::{image::Image, process::Service, run, wait_until};
+use crate::bed::BedState;
+use anyhow::Context;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+const PORT: u16 = 5000;
+
+/// Where the registry runs; on no bed it takes a free port of this machine's loopback.
+#[derive(Debug)]
+pub struct Registry {
+    service: Service,
+    address: SocketAddr,
+    /// A command prefix that enters the host's network.
+    bed: Option<(BedState, String)>,
+    folder: PathBuf,
+}
+
+/// What a registry gave for one blob or manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Given {
+    pub answers: u64,
+    pub bytes: u64,
+}
+
+impl Registry {
+    /// On a host of a bed.
+    pub fn on_bed(bed: &BedState, host: &str, folder: &Path) -> anyhow::Result<Self> {
+        let address = SocketAddr::from((bed.address(host)?, PORT));
+        Self::start(address, Some((bed.clone(), host.to_owned())), folder)
+    }
+
+    /// On this machine's loopback.
+    pub fn on_loopback(folder: &Path) -> anyhow::Result<Self> {
+        // The port is free again when the registry binds it; another program may be faster, then the
+        // start fails and says so.
+        let address = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+        Self::start(address, None, folder)
+    }
+
+    fn start(address: SocketAddr, bed: Option<(BedState, String)>, folder: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let config = json!({
+            "version": "0.1",
+            "log": { "level": "info", "formatter": "json", "accesslog": { "disabled": true } },
+            "storage": { "filesystem": { "rootdirectory": folder.join("data") } },
+            "http": { "addr": address.to_string() },
+        });
+        let config_file = folder.join("config.yml");
+        fs::write(&config_file, config.to_string())?; // JSON is YAML.
+        let mut command = in_network(&bed, "docker-registry")?;
+        let mut service = Service::start("registry", command.arg("serve").arg(&config_file), folder)
+            .context("is the package docker-registry installed?")?;
+        wait_until("the registry to listen", Duration::from_secs(20), || {
+            if let Some(status) = service.ended()? {
+                anyhow::bail!("it ended with {status}: {}", fs::read_to_string(&service.log)?);
+            }
+            let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok();
+            match &bed {
+                Some((bed, host)) => bed.inside(host, connect),
+                None => Ok(connect()),
+            }
+        })?;
+        Ok(Self { service, address, bed, folder: folder.to_path_buf() })
+    }
+
+    /// `HOST:PORT` as in references.
+    pub fn name(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Pushes an image with skopeo and gives its reference.
+    pub fn push(&self, image: &Image, repository: &str) -> anyhow::Result<String> {
+        let reference = format!("{}/{repository}:{}", self.name(), image.tag);
+        run(in_network(&self.bed, "skopeo")?
+            .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"])
+            .arg(format!("oci:{}:{}", image.layout.display(), image.tag))
+            .arg(format!("docker://{reference}")))?;
+        Ok(reference)
+    }
+
+    /// What was given for requests whose path contains `part`, by the registry's own log.
+    pub fn given(&self, part: &str) -> anyhow::Result<Given> {
+        let text = fs::read_to_string(&self.service.log)?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut given = Given::default();
+        for line in lines.filter(|line| line["msg"] == "response completed") {
+            let is_get = line["http.request.method"] == "GET";
+            if is_get && line["http.request.uri"].as_str().is_some_and(|uri| uri.contains(part)) {
+                given.answers += 1;
+                given.bytes += line["http.response.written"].as_u64().unwrap_or(0);
+            }
+        }
+        Ok(given)
+    }
+
+    /// The file that holds a blob, to damage it.
+    pub fn blob_file(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        self.folder.join("data/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+    }
+}
+
+fn in_network(bed: &Option<(BedState, String)>, program: &str) -> anyhow::Result<Command> {
+    match bed {
+        Some((bed, host)) => bed.command(host, program),
+        None => Ok(Command::new(program)),
+    }
+}

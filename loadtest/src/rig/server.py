@@ -1,0 +1,84 @@
+"""HTTP server of the test image: answers, lists the file system, reads files. Python 3, no packages."""
+import hashlib, http.server, json, os, stat, sys, urllib.parse
+
+for module in sys.argv[1:]:
+    __import__(module)
+
+KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe",
+         stat.S_IFSOCK: "socket", stat.S_IFCHR: "char", stat.S_IFBLK: "block"}
+
+
+def text(name):
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def mount_points():
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return {line.split()[4] for line in lines} - {b"/"}
+
+
+def entry(path, is_mount):
+    seen = os.lstat(path)
+    kind = "mount" if is_mount else KINDS[stat.S_IFMT(seen.st_mode)]
+    line = dict(path=text(path), kind=kind, mode=0, uid=0, gid=0, bytes=0, modified_s=0, modified_ns=0,
+                links=0, device=0, target="", sha256="", xattrs={})
+    if is_mount:
+        return line
+    line.update(mode=stat.S_IMODE(seen.st_mode), uid=seen.st_uid, gid=seen.st_gid,
+                modified_s=seen.st_mtime_ns // 10**9, modified_ns=seen.st_mtime_ns % 10**9)
+    line["xattrs"] = {name: os.getxattr(path, name, follow_symlinks=False).hex()
+                      for name in os.listxattr(path, follow_symlinks=False)}
+    if kind == "folder":
+        return line
+    if kind == "file":
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 18):
+                digest.update(piece)
+        line.update(bytes=seen.st_size, sha256=digest.hexdigest())
+    elif kind == "link":
+        line["target"] = text(os.readlink(path))
+    else:
+        line["device"] = seen.st_rdev
+    line["links"] = seen.st_nlink
+    return line
+
+
+def listing():
+    mounts = mount_points()
+    waiting = [b"/"]
+    while waiting:
+        path = waiting.pop()
+        line = entry(path, path in mounts)
+        if line["kind"] == "folder":
+            waiting += sorted((os.path.join(path, name) for name in os.listdir(path)), reverse=True)
+        yield json.dumps(line).encode() + b"\n"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        if url.path == "/list":
+            self.answer(listing())
+        elif url.path == "/read":
+            with open(query["path"], "rb") as file:
+                file.seek(int(query.get("offset", 0)))
+                self.answer([hashlib.sha256(file.read(int(query.get("len", -1)))).hexdigest().encode()])
+        elif url.path == "/eat":
+            self.server.eaten = b"x" * (int(query["mb"]) << 20)
+            self.answer([b"ate\n"])
+        elif url.path == "/exit":
+            os._exit(int(query["code"]))
+        else:
+            self.answer([json.dumps(dict(hostname=os.uname().nodename, pid=os.getpid())).encode()])
+
+    def answer(self, pieces):
+        self.send_response(200)
+        self.end_headers()
+        for piece in pieces:
+            self.wfile.write(piece)
+
+
+print("listening", flush=True)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()

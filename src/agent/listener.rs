@@ -1,0 +1,252 @@
+//! Connections from others: children that read blocks, and the manager that forwards requests.
+
+use crate::{
+    holder::read_log_tail,
+    net::{
+        Purpose, capability,
+        framed::{self, FrameReader},
+        identity::{MANAGER_NAME, Peer},
+        tls::{Accepted, Acceptor},
+    },
+};
+use actix::Addr;
+use bytes::Bytes;
+use faasnet_actors::{
+    agent::{Agent, GetPort, OpenChildOf, world::ChildLink},
+    block_transfer::{ChildEvent, ChildId, FromChild, Opened},
+    id::{StartId, TreeId},
+    wire::{
+        PROTOCOL_VERSION,
+        frame::FrameLimits,
+        peer::{FromParent, Refusal, ToParent},
+        request::{RequestAnswer, RequestHead},
+    },
+};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+};
+use tokio_rustls::server::TlsStream;
+
+/// The bounds of connections from others.
+#[derive(Debug, Clone, Copy)]
+pub struct ListenerLimits {
+    /// Frames that children send.
+    pub frame: FrameLimits,
+    pub handshake: Duration,
+    pub connections_max: usize,
+    pub queued_blocks_max: usize,
+    pub requests_per_instance_max: usize,
+    pub log_bytes_max: u64,
+}
+
+/// What the tasks of all connections share.
+pub struct Doors {
+    pub agent: Addr<Agent>,
+    pub acceptor: watch::Receiver<Acceptor>,
+    pub capability_key: watch::Receiver<Vec<u8>>,
+    pub data: PathBuf,
+    pub limits: ListenerLimits,
+    /// Requests under way at each instance. Held for a map look-up only, never across an await.
+    pub requests: Mutex<BTreeMap<StartId, Arc<Semaphore>>>,
+}
+
+/// Accepts connections until the task is ended.
+pub async fn listen(listener: TcpListener, doors: Arc<Doors>) {
+    let connections = Arc::new(Semaphore::new(doors.limits.connections_max));
+    loop {
+        // Further ones wait in the kernel's queue.
+        let permit = Arc::clone(&connections).acquire_owned().await.expect("never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let doors = Arc::clone(&doors);
+                tokio::spawn(async move { admit(stream, &doors, permit).await });
+            }
+            Err(error) => {
+                // Out of descriptors, for instance: others must end first.
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn admit(stream: TcpStream, doors: &Doors, _permit: OwnedSemaphorePermit) {
+    let acceptor = doors.acceptor.borrow().clone();
+    let Accepted { stream, purpose, peer } = match acceptor.accept(stream).await {
+        Ok(accepted) => accepted,
+        Err(error) => return tracing::debug!(%error, "a connection was refused"),
+    };
+    let Some(peer) = peer else {
+        return;
+    };
+    match purpose {
+        Purpose::Blocks => serve_child(stream, &peer, doors).await,
+        Purpose::Request if peer.name == MANAGER_NAME => serve_request(stream, doors).await,
+        Purpose::Request | Purpose::Join | Purpose::Control => {
+            tracing::warn!(peer = %peer.name, ?purpose, "a connection that is not for this peer was refused");
+        }
+    }
+}
+
+/// Serves one child until one side ends.
+async fn serve_child(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
+    let (reading, mut writing) = tokio::io::split(stream);
+    let mut frames = FrameReader::<_, ToParent>::new(reading, doors.limits.frame);
+    let opened = match open_child(&mut frames, peer, doors).await {
+        Ok(opened) => opened,
+        Err(reason) => {
+            tracing::info!(peer = %peer.name, %reason, "a child was refused");
+            let _ = framed::write(&mut writing, &FromParent::Refused { reason }, &[]).await;
+            let _ = writing.shutdown().await;
+            return;
+        }
+    };
+    let (tree, Opened { child, requests }, demand, prefetch, expires_at) = opened;
+    if framed::write(&mut writing, &FromParent::Opened, &[]).await.is_ok() {
+        let lifetime = Duration::from_secs(expires_at.saturating_sub(now_seconds()));
+        tokio::select! {
+            () = send_blocks(&mut writing, demand, prefetch) => {}
+            () = hear_child(&mut frames, child, &requests) => {}
+            () = tokio::time::sleep(lifetime) => {
+                tracing::info!(peer = %peer.name, %tree, "a child's capability has expired");
+                let reason = Refusal::Capability;
+                let _ = framed::write(&mut writing, &FromParent::Refused { reason }, &[]).await;
+            }
+        }
+    }
+    requests.do_send(FromChild { child, event: ChildEvent::Gone });
+    let _ = writing.shutdown().await;
+}
+
+type Queue = mpsc::Receiver<(FromParent, Bytes)>;
+
+async fn open_child<R: AsyncRead + Unpin>(
+    frames: &mut FrameReader<R, ToParent>,
+    peer: &Peer,
+    doors: &Doors,
+) -> Result<(TreeId, Opened, Queue, Queue, u64), Refusal> {
+    let opening = frames.expect(doors.limits.handshake).await.map_err(|_| Refusal::Protocol)?;
+    let ToParent::Open { version, tree, capability } = opening.header else {
+        return Err(Refusal::Protocol);
+    };
+    if version != PROTOCOL_VERSION {
+        return Err(Refusal::Version);
+    }
+    let vm = peer.vm().ok_or(Refusal::Capability)?;
+    let key = doors.capability_key.borrow().clone();
+    let expires_at = capability::check(&capability, &key, &tree, &peer.key_hash, now_seconds())
+        .map_err(|_| Refusal::Capability)?;
+    // Answers and refusals share the queue with demanded blocks.
+    let (demand, demanded) = mpsc::channel(2 * doors.limits.queued_blocks_max);
+    let (prefetch, prefetched) = mpsc::channel(doors.limits.queued_blocks_max);
+    let link = ChildLink { demand, prefetch };
+    let opening = doors.agent.send(OpenChildOf { tree: tree.clone(), vm, link });
+    let opened = opening.await.unwrap_or(Err(Refusal::NotHeld))?;
+    Ok((tree, opened, demanded, prefetched, expires_at))
+}
+
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Sends what waits, demand first. Ends when the transfer drops the child or the connection breaks.
+async fn send_blocks(writing: &mut (impl AsyncWrite + Unpin), mut demand: Queue, mut prefetch: Queue) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = demand.recv() => next,
+            Some(next) = prefetch.recv() => Some(next),
+        };
+        let Some((header, body)) = next else {
+            return;
+        };
+        if framed::write(writing, &header, &body).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn hear_child<R: AsyncRead + Unpin>(
+    frames: &mut FrameReader<R, ToParent>,
+    child: ChildId,
+    requests: &actix::Recipient<FromChild>,
+) {
+    while let Ok(Some(frame)) = frames.next().await {
+        let event = match frame.header {
+            ToParent::WantIndex => ChildEvent::WantsIndex,
+            ToParent::Want { blocks, urgency, path } => ChildEvent::Wants { blocks, urgency, path },
+            ToParent::Corrupt { block } => ChildEvent::SaysCorrupt(block),
+            ToParent::Open { .. } => return,
+        };
+        // Waiting for the answer is the limit: one message of a child is in the mailbox at a time.
+        if requests.send(FromChild { child, event }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Answers the manager's one question, or copies bytes to and from an instance.
+async fn serve_request(stream: TlsStream<TcpStream>, doors: &Doors) {
+    let (reading, mut writing) = tokio::io::split(stream);
+    let mut frames = FrameReader::<_, RequestHead>::new(reading, doors.limits.frame);
+    let Ok(frame) = frames.expect(doors.limits.handshake).await else {
+        return;
+    };
+    match frame.header {
+        RequestHead::Logs { start, tail_bytes } => {
+            let (data, bytes) = (doors.data.clone(), tail_bytes.min(doors.limits.log_bytes_max));
+            let reading = tokio::task::spawn_blocking(move || read_log_tail(&data, &start, bytes));
+            let (answer, text) = match reading.await {
+                Ok(Ok(text)) => (RequestAnswer::Logs, text),
+                Ok(Err(_)) | Err(_) => (RequestAnswer::NotHere, Vec::new()),
+            };
+            let _ = framed::write(&mut writing, &answer, &text).await;
+            let _ = writing.shutdown().await;
+        }
+        RequestHead::Forward { start } => {
+            let (reading, ahead) = frames.into_parts();
+            let mut stream = reading.unsplit(writing);
+            forward(&start, &mut stream, &ahead, doors).await;
+        }
+    }
+}
+
+async fn forward(start: &StartId, stream: &mut TlsStream<TcpStream>, ahead: &[u8], doors: &Doors) {
+    let Some((mut instance, _permit)) = reach(start, doors).await else {
+        let _ = framed::write(stream, &RequestAnswer::NotHere, &[]).await;
+        let _ = stream.shutdown().await;
+        return;
+    };
+    if framed::write(stream, &RequestAnswer::Ready, &[]).await.is_ok()
+        && instance.write_all(ahead).await.is_ok()
+    {
+        // An end of either side is no error: clients leave, instances close.
+        let _ = tokio::io::copy_bidirectional(stream, &mut instance).await;
+    }
+}
+
+/// A connection to the instance's port, if it is here, listens, and has room for another.
+async fn reach(start: &StartId, doors: &Doors) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let port = doors.agent.send(GetPort { start: start.clone() }).await.ok()??;
+    let slots = {
+        let mut requests = doors.requests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Instances that have ended leave an entry that nobody holds.
+        requests.retain(|known, slots| known == start || Arc::strong_count(slots) > 1);
+        let slots = || Arc::new(Semaphore::new(doors.limits.requests_per_instance_max));
+        Arc::clone(requests.entry(start.clone()).or_insert_with(slots))
+    };
+    let permit = slots.try_acquire_owned().ok()?;
+    let connecting = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    let stream = tokio::time::timeout(doors.limits.handshake, connecting).await.ok()?.ok()?;
+    stream.set_nodelay(true).ok()?;
+    Some((stream, permit))
+}

@@ -1,0 +1,289 @@
+//! Connections to upstreams: another VM's agent, or the origin.
+//!
+//! Each is a task of its own. What arrives is verified here, before any actor sees it, and handed on
+//! in batches: crossing to the actors' thread costs more than looking at the next frame.
+
+use crate::net::{
+    Purpose,
+    framed::{self, FrameReader, ReadError},
+    tls::Dialer,
+};
+use actix::Recipient;
+use bytes::Bytes;
+use faasnet_actors::{
+    agent::world::{FromUpstream, TaskLink, UpstreamEvent, UpstreamTarget, Upstreams},
+    id::{BlockId, VmId},
+    image::{BlockImage, Index},
+    wire::{
+        PROTOCOL_VERSION,
+        control::Upstream,
+        frame::FrameLimits,
+        peer::{FromParent, NotServed, ToParent},
+    },
+    world::{Origin, OriginError, Part},
+};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use sha2::{Digest as _, Sha256};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, watch};
+
+/// Blocks in one message to the transfer: at 512 KiB each, a batch is there within a few milliseconds.
+const BATCH_BLOCKS_MAX: usize = 8;
+
+/// Most stored bytes read from the origin by one request.
+const RANGE_BYTES_MAX: u64 = 4 << 20;
+
+/// The bounds of connections to upstreams.
+#[derive(Debug, Clone, Copy)]
+pub struct UpstreamLimits {
+    pub frame: FrameLimits,
+    pub handshake: Duration,
+    /// Commands that may wait for a connection.
+    pub commands_max: usize,
+}
+
+pub struct Dialling {
+    pub dialer: watch::Receiver<Dialer>,
+    pub origin: Arc<dyn Origin>,
+    pub limits: UpstreamLimits,
+}
+
+impl Upstreams for Dialling {
+    fn open(&self, target: UpstreamTarget, events: Recipient<FromUpstream>) -> TaskLink<ToParent> {
+        let (commands, orders) = mpsc::channel(self.limits.commands_max);
+        let reporter = Reporter { upstream: target.upstream.clone(), link: target.link, events };
+        let limits = self.limits;
+        let task = match target.upstream.clone() {
+            Upstream::Origin => {
+                let origin = Arc::clone(&self.origin);
+                tokio::spawn(async move { read_origin(&*origin, &target, orders, &reporter).await })
+            }
+            Upstream::Vm { vm, address } => {
+                let dialer = self.dialer.borrow().clone();
+                tokio::spawn(async move {
+                    let end = talk(&dialer, &vm, address, &target, orders, &reporter, limits).await;
+                    let reason = end.err().unwrap_or_else(|| "the parent closed the connection".into());
+                    reporter.tell(UpstreamEvent::Closed { reason: format!("VM {vm}: {reason}") });
+                })
+            }
+        };
+        TaskLink { commands, task: task.abort_handle() }
+    }
+}
+
+struct Reporter {
+    upstream: Upstream,
+    link: u64,
+    events: Recipient<FromUpstream>,
+}
+
+impl Reporter {
+    fn tell(&self, event: UpstreamEvent) {
+        self.events.do_send(FromUpstream { upstream: self.upstream.clone(), link: self.link, event });
+    }
+}
+
+/// Speaks with a parent until one side ends.
+async fn talk(
+    dialer: &Dialer,
+    vm: &VmId,
+    address: SocketAddr,
+    target: &UpstreamTarget,
+    mut orders: mpsc::Receiver<ToParent>,
+    reporter: &Reporter,
+    limits: UpstreamLimits,
+) -> Result<(), String> {
+    let stream = dialer.vm(vm, address, Purpose::Blocks).await.map_err(|error| error.to_string())?;
+    let (reading, mut writing) = tokio::io::split(stream);
+    let mut frames = FrameReader::<_, FromParent>::new(reading, limits.frame);
+    let open = ToParent::Open {
+        version: PROTOCOL_VERSION,
+        tree: target.tree.clone(),
+        capability: target.capability.clone(),
+    };
+    framed::write(&mut writing, &open, &[]).await.map_err(|error| error.to_string())?;
+    match frames.expect(limits.handshake).await.map_err(|error| error.to_string())?.header {
+        FromParent::Opened => reporter.tell(UpstreamEvent::Opened),
+        FromParent::Refused { reason } => return Err(reason.to_string()),
+        other => return Err(format!("it answered {other:?} to the opening")),
+    }
+    loop {
+        tokio::select! {
+            biased;
+            frame = frames.next() => match frame.map_err(|error| error.to_string())? {
+                None => return Ok(()),
+                Some(frame) => receive(frame.header, frame.body, &mut frames, target, reporter)?,
+            },
+            order = orders.recv() => match order {
+                None => return Ok(()),
+                Some(order) => framed::write(&mut writing, &order, &[]).await.map_err(|error| error.to_string())?,
+            },
+        }
+    }
+}
+
+/// Takes a frame and those that are here already; blocks go on in one message.
+fn receive<R: tokio::io::AsyncRead + Unpin>(
+    header: FromParent,
+    body: Bytes,
+    frames: &mut FrameReader<R, FromParent>,
+    target: &UpstreamTarget,
+    reporter: &Reporter,
+) -> Result<(), String> {
+    let mut batch = Vec::new();
+    let mut next = Some((header, body));
+    while let Some((header, body)) = next {
+        match header {
+            FromParent::Block { block } => match verified(target.index.get(), block, body) {
+                Ok(stored) => batch.push((block, stored)),
+                Err(()) => reporter.tell(UpstreamEvent::Corrupt(block)),
+            },
+            FromParent::Index => {
+                let index = checked_index(&target.image, &body).ok_or("its index has another digest")?;
+                reporter.tell(UpstreamEvent::Index { index: Arc::new(index), encoded: body });
+            }
+            FromParent::NotServed { block, reason } => {
+                reporter.tell(UpstreamEvent::NotServed { block, reason });
+            }
+            FromParent::Waiting { silent_ms: _ } => reporter.tell(UpstreamEvent::Waits),
+            FromParent::Refused { reason } => return Err(reason.to_string()),
+            FromParent::Opened => return Err("it opened the connection twice".into()),
+        }
+        if batch.len() >= BATCH_BLOCKS_MAX {
+            break;
+        }
+        let ready = frames.ready().map_err(|error: ReadError| error.to_string())?;
+        next = ready.map(|frame| (frame.header, frame.body));
+    }
+    if !batch.is_empty() {
+        reporter.tell(UpstreamEvent::Blocks(batch));
+    }
+    Ok(())
+}
+
+fn verified(index: Option<&Arc<Index>>, block: BlockId, stored: Bytes) -> Result<Bytes, ()> {
+    index.filter(|index| index.verify(block, &stored)).map(|_| stored).ok_or(())
+}
+
+/// The index, if the bytes have the digest that the manager named and describe that very image.
+fn checked_index(image: &BlockImage, encoded: &[u8]) -> Option<Index> {
+    if <[u8; 32]>::from(Sha256::digest(encoded)) != *image.index_digest.as_bytes() {
+        return None;
+    }
+    let index = Index::decode(encoded).ok()?;
+    (index.plain_bytes() == image.plain_bytes && index.blob_bytes() == image.blob_bytes).then_some(index)
+}
+
+/// Answers the commands that a parent would from the origin, until nobody asks any more.
+async fn read_origin(
+    origin: &dyn Origin,
+    target: &UpstreamTarget,
+    mut orders: mpsc::Receiver<ToParent>,
+    reporter: &Reporter,
+) {
+    reporter.tell(UpstreamEvent::Opened);
+    let mut reads: FuturesUnordered<BoxFuture<'static, (Vec<BlockId>, Result<Bytes, OriginError>)>> =
+        FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some((blocks, read)) = reads.next(), if !reads.is_empty() => {
+                if let Err(error) = deliver(&blocks, read, target, reporter) {
+                    return reporter.tell(UpstreamEvent::Closed { reason: error.to_string() });
+                }
+            }
+            order = orders.recv() => match order {
+                None => return,
+                Some(ToParent::WantIndex) => {
+                    let range = 0..target.image.index_bytes;
+                    if let Err(reason) = deliver_index(origin.read(&target.image, Part::Index, range).await, target, reporter) {
+                        return reporter.tell(UpstreamEvent::Closed { reason });
+                    }
+                }
+                Some(ToParent::Want { blocks, .. }) => {
+                    for blocks in adjacent(target.index.get(), blocks) {
+                        let range = blocks_range(target, &blocks);
+                        let reading = origin.read(&target.image, Part::Blob, range);
+                        reads.push(Box::pin(async move { (blocks, reading.await) }));
+                    }
+                }
+                Some(ToParent::Corrupt { .. } | ToParent::Open { .. }) => {}
+            },
+        }
+    }
+}
+
+fn deliver_index(
+    read: Result<Bytes, OriginError>,
+    target: &UpstreamTarget,
+    reporter: &Reporter,
+) -> Result<(), String> {
+    let encoded = read.map_err(|error| error.to_string())?;
+    let index = checked_index(&target.image, &encoded)
+        .ok_or_else(|| "the index at the origin is not the one that was published".to_owned())?;
+    reporter.tell(UpstreamEvent::Index { index: Arc::new(index), encoded });
+    Ok(())
+}
+
+/// Groups blocks that follow each other, so that one request reads them.
+fn adjacent(index: Option<&Arc<Index>>, mut blocks: Vec<BlockId>) -> Vec<Vec<BlockId>> {
+    blocks.sort();
+    let stored = |block: &BlockId| {
+        let entry = index.and_then(|index| index.entry(*block));
+        entry.map_or(0, |entry| u64::from(entry.stored_bytes))
+    };
+    let mut groups: Vec<Vec<BlockId>> = Vec::new();
+    for block in blocks {
+        match groups.last_mut() {
+            Some(group)
+                if group.last().is_some_and(|last| last.0 + 1 == block.0)
+                    && group.iter().map(stored).sum::<u64>() + stored(&block) <= RANGE_BYTES_MAX =>
+            {
+                group.push(block);
+            }
+            _ => groups.push(vec![block]),
+        }
+    }
+    groups
+}
+
+fn blocks_range(target: &UpstreamTarget, blocks: &[BlockId]) -> std::ops::Range<u64> {
+    let entry = |block: Option<&BlockId>| target.index.get().and_then(|index| index.entry(*block?));
+    match (entry(blocks.first()), entry(blocks.last())) {
+        (Some(first), Some(last)) => first.offset..last.offset + u64::from(last.stored_bytes),
+        _ => 0..0,
+    }
+}
+
+fn deliver(
+    blocks: &[BlockId],
+    read: Result<Bytes, OriginError>,
+    target: &UpstreamTarget,
+    reporter: &Reporter,
+) -> Result<(), OriginError> {
+    let mut bytes = match read {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_retryable() => {
+            tracing::warn!(%error, tree = %target.tree, "the origin did not give a range");
+            for &block in blocks {
+                reporter.tell(UpstreamEvent::NotServed { block, reason: NotServed::NoSource });
+            }
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let mut batch = Vec::new();
+    for &block in blocks {
+        let length =
+            target.index.get().and_then(|index| index.entry(block)).map_or(0, |entry| entry.stored_bytes);
+        let stored = bytes.split_to((length as usize).min(bytes.len()));
+        match verified(target.index.get(), block, stored) {
+            Ok(stored) => batch.push((block, stored)),
+            Err(()) => reporter.tell(UpstreamEvent::Corrupt(block)),
+        }
+    }
+    if !batch.is_empty() {
+        reporter.tell(UpstreamEvent::Blocks(batch));
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! `faasnet function deploy|list|show|delete`.
+
+use super::{
+    Context, Failure,
+    output::{pairs, parse, size, table},
+};
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use faasnet_actors::{
+    id::FunctionName,
+    model::{FunctionView, ImageState},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::{process::ExitCode, time::Duration};
+use tokio::time::Instant;
+
+#[derive(Debug, Subcommand)]
+pub enum Function {
+    /// Create or replace a function, and wait until its image is converted
+    Deploy(Deploy),
+    /// List the functions of the tenant
+    List,
+    /// Show one function
+    Show { name: FunctionName },
+    /// Delete a function and stop its instances
+    Delete { name: FunctionName },
+}
+
+#[derive(Debug, Args)]
+pub struct Deploy {
+    name: FunctionName,
+    /// The image: a registry reference, or oci:DIR[:TAG] on the manager's machine
+    #[arg(long, value_name = "REF")]
+    image: String,
+    /// Memory of one instance [default: 256]
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
+    /// Requests that one instance serves at once [default: 80]
+    #[arg(long, value_name = "N")]
+    concurrency: Option<u32>,
+    /// Set a variable of the environment; may be given again
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Path that answers below 400 when an instance is ready [default: /]
+    #[arg(long, value_name = "PATH")]
+    probe: Option<String>,
+    /// Return when the function is accepted, before its image is converted
+    #[arg(long)]
+    no_wait: bool,
+    /// Longest wait for the conversion, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, conflicts_with = "no_wait")]
+    timeout: u64,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("use NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[derive(Deserialize)]
+struct Functions {
+    functions: Vec<FunctionView>,
+}
+
+impl Function {
+    pub(super) async fn run(self, context: &mut Context<'_>) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Deploy(deploy) => deploy.run(context).await?,
+            Self::List => {
+                let body = context.client.get("/v1/functions").await?;
+                context.output.answer(&body, |answer: Functions| list(answer.functions))?;
+            }
+            Self::Show { name } => {
+                let body = context.client.get(&path(&name)).await?;
+                context.output.answer(&body, show)?;
+            }
+            Self::Delete { name } => {
+                context.client.delete(&path(&name)).await?;
+                context.output.done(&format!("{name} is deleted"))?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn path(name: &FunctionName) -> String {
+    format!("/v1/functions/{name}")
+}
+
+/// Pause between two looks at a conversion.
+const POLL: Duration = Duration::from_millis(200);
+
+impl Deploy {
+    async fn run(self, context: &mut Context<'_>) -> Result<(), Failure> {
+        let accepted = context.client.send(Method::PUT, &path(&self.name), &self.spec()).await?;
+        let body = if self.no_wait { accepted } else { self.wait(context, accepted).await? };
+        if let (false, ImageState::Failed { reason }) =
+            (self.no_wait, parse::<FunctionView>(&body)?.image_state)
+        {
+            return Err(Failure::Conversion(reason));
+        }
+        context.output.answer(&body, show)
+    }
+
+    /// Names only what was given, so that the defaults stay the manager's.
+    fn spec(&self) -> Value {
+        let mut spec = Map::from_iter([("image".to_owned(), json!(self.image))]);
+        let optional = [
+            ("memory_mib", self.memory.map(Value::from)),
+            ("concurrency", self.concurrency.map(Value::from)),
+            ("probe_path", self.probe.clone().map(Value::from)),
+        ];
+        spec.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        if !self.env.is_empty() {
+            let env = self.env.iter().map(|(name, value)| (name.clone(), json!(value)));
+            spec.insert("env".to_owned(), Value::Object(env.collect()));
+        }
+        Value::Object(spec)
+    }
+
+    /// Looks until the conversion has come to its end, and returns the last answer.
+    async fn wait(&self, context: &Context<'_>, accepted: Bytes) -> Result<Bytes, Failure> {
+        let timeout = Duration::from_secs(self.timeout);
+        let began = Instant::now();
+        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {elapsed}")
+            .expect("the template is valid");
+        let progress = ProgressBar::new(0).with_style(style);
+        let mut body = accepted;
+        loop {
+            match parse::<FunctionView>(&body)?.image_state {
+                ImageState::Converting { phase, done, total } => {
+                    progress.set_message(super::output::printable(&phase));
+                    progress.set_length(total);
+                    progress.set_position(done);
+                }
+                ImageState::Ready { .. } | ImageState::Failed { .. } => {
+                    progress.finish_and_clear();
+                    return Ok(body);
+                }
+            }
+            if began.elapsed() >= timeout {
+                return Err(Failure::Timeout(timeout));
+            }
+            tokio::time::sleep(POLL).await;
+            body = context.client.get(&path(&self.name)).await?;
+        }
+    }
+}
+
+fn list(functions: Vec<FunctionView>) -> String {
+    let row = |function: FunctionView| {
+        [
+            function.name.to_string(),
+            function.spec.image,
+            state(&function.image_state),
+            function.ready.to_string(),
+            function.starting.to_string(),
+        ]
+    };
+    table(["NAME", "IMAGE", "STATE", "READY", "STARTING"], functions.into_iter().map(row).collect())
+}
+
+fn state(state: &ImageState) -> String {
+    match state {
+        ImageState::Converting { phase, done, total } if *total > 0 => {
+            format!("converting: {phase}, {} of {}", size(*done), size(*total))
+        }
+        ImageState::Converting { phase, .. } => format!("converting: {phase}"),
+        ImageState::Ready { .. } => "ready".to_owned(),
+        ImageState::Failed { reason } => format!("failed: {reason}"),
+    }
+}
+
+fn show(function: FunctionView) -> String {
+    let mut lines = vec![
+        ("name", function.name.to_string()),
+        ("image", function.spec.image),
+        ("state", state(&function.image_state)),
+    ];
+    if let ImageState::Ready { id, source, plain_bytes, stored_bytes } = function.image_state {
+        lines.push(("source", source.to_string()));
+        lines.push(("block image", id.to_string()));
+        lines.push(("size", format!("{}, {} as stored", size(plain_bytes), size(stored_bytes))));
+    }
+    lines.push(("memory", size(function.spec.memory_mib << 20)));
+    lines.push(("concurrency", function.spec.concurrency.to_string()));
+    lines.push(("probe", function.spec.probe_path));
+    // Values may be secrets.
+    let names: Vec<_> = function.spec.env.into_keys().collect();
+    if !names.is_empty() {
+        lines.push(("env", names.join(", ")));
+    }
+    lines.push(("instances", format!("{} ready, {} starting", function.ready, function.starting)));
+    pairs(lines)
+}

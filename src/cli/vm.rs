@@ -1,0 +1,75 @@
+//! `faasnet vm list|remove|join-token`.
+
+use super::{
+    Context, Failure,
+    output::{size, table},
+};
+use clap::Subcommand;
+use faasnet_actors::{
+    id::VmId,
+    model::{VmState, VmView},
+};
+use reqwest::Method;
+use serde::Deserialize;
+use std::process::ExitCode;
+
+#[derive(Debug, Subcommand)]
+pub enum Vm {
+    /// List all VMs
+    List,
+    /// Forget a VM that is lost, so that its name is free again
+    Remove { name: VmId },
+    /// Make a token with which further VMs join
+    JoinToken,
+}
+
+#[derive(Deserialize)]
+struct Vms {
+    vms: Vec<VmView>,
+}
+
+#[derive(Deserialize)]
+struct JoinTokenText {
+    token: String,
+}
+
+impl Vm {
+    pub(super) async fn run(self, context: &mut Context<'_>) -> Result<ExitCode, Failure> {
+        match self {
+            Self::List => {
+                let body = context.client.get("/v1/vms").await?;
+                context.output.answer(&body, |answer: Vms| list(answer.vms))?;
+            }
+            Self::Remove { name } => {
+                context.client.delete(&format!("/v1/vms/{name}")).await?;
+                context.output.done(&format!("{name} is removed"))?;
+            }
+            Self::JoinToken => {
+                let body = context.client.send(Method::POST, "/v1/join-tokens", &()).await?;
+                context.output.answer(&body, |answer: JoinTokenText| format!("{}\n", answer.token))?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn list(vms: Vec<VmView>) -> String {
+    let row = |vm: VmView| {
+        let state = match vm.state {
+            VmState::Up => "up",
+            VmState::Lost => "lost",
+        };
+        let blocks: u64 = vm.trees.iter().map(|held| u64::from(held.blocks_present)).sum();
+        [
+            vm.id.to_string(),
+            state.to_owned(),
+            vm.address.map_or_else(|| "-".to_owned(), |address| address.to_string()),
+            format!("{} of {}", size(vm.memory_used_bytes), size(vm.memory_bytes)),
+            vm.instances.len().to_string(),
+            vm.trees.len().to_string(),
+            blocks.to_string(),
+        ]
+    };
+    let heading = ["VM", "STATE", "ADDRESS", "MEMORY", "INSTANCES", "IMAGES", "BLOCKS"];
+    table(heading, vms.into_iter().map(row).collect())
+}

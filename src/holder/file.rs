@@ -1,0 +1,199 @@
+//! The file that a block image's file system is read from: one FUSE mount whose root is that file.
+//!
+//! A read whose blocks are all present is answered on the FUSE thread from the cache file. Any other
+//! leaves for the desk and is answered later by the image's own thread ([`answer_reads`]).
+
+use super::{desk::Input, reads::ReadId};
+use faasnet_actors::{
+    id::{BlockId, ImageId},
+    image::BLOCK_BYTES,
+};
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request,
+};
+use std::{
+    cell::RefCell,
+    ffi::OsStr,
+    fs::File,
+    io,
+    ops::RangeInclusive,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+        mpsc::{Receiver, SyncSender},
+    },
+    time::{Duration, UNIX_EPOCH},
+};
+
+/// Nothing ever changes the file, so the kernel may remember its attributes as long as it likes.
+const ATTRIBUTES_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Which blocks are in the cache file, as FUSE threads see it. Bits are only ever set, after the
+/// block is in the file; the truth is the core's.
+pub struct PresentBits(Vec<AtomicU8>);
+
+impl PresentBits {
+    pub fn new(bits: &[u8]) -> Self {
+        Self(bits.iter().copied().map(AtomicU8::new).collect())
+    }
+
+    pub fn set(&self, blocks: &[BlockId]) {
+        for BlockId(block) in blocks {
+            if let Some(byte) = self.0.get(*block as usize / 8) {
+                byte.fetch_or(1 << (block % 8), Ordering::Release);
+            }
+        }
+    }
+
+    pub fn merge(&self, bits: &[u8]) {
+        for (byte, more) in self.0.iter().zip(bits) {
+            byte.fetch_or(*more, Ordering::Release);
+        }
+    }
+
+    fn has(&self, block: u32) -> bool {
+        let byte = self.0.get(block as usize / 8);
+        byte.is_some_and(|byte| byte.load(Ordering::Acquire) & (1 << (block % 8)) != 0)
+    }
+}
+
+/// A read that waits for blocks, with the way to answer it.
+pub struct PendingRead {
+    pub image: ImageId,
+    pub blocks: RangeInclusive<u32>,
+    offset: u64,
+    len: usize,
+    reply: ReplyData,
+}
+
+impl PendingRead {
+    pub fn fail(self) {
+        self.reply.error(Errno::EIO);
+    }
+}
+
+/// Identifies a pending read between core and shell, and counts.
+#[derive(Default)]
+pub struct ReadNumbers(u64);
+
+impl ReadNumbers {
+    pub fn next(&mut self) -> ReadId {
+        self.0 += 1;
+        ReadId(self.0)
+    }
+}
+
+pub struct ImageFile {
+    pub image: ImageId,
+    pub cache: Arc<File>,
+    pub plain_bytes: u64,
+    pub present: Arc<PresentBits>,
+    pub desk: SyncSender<Input>,
+    pub read_ahead_bytes: u32,
+    pub background_max: u16,
+}
+
+impl ImageFile {
+    fn attributes(&self) -> FileAttr {
+        FileAttr {
+            ino: INodeNo::ROOT,
+            size: self.plain_bytes,
+            blocks: self.plain_bytes.div_ceil(512),
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: FileType::RegularFile,
+            perm: 0o400,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
+
+impl Filesystem for ImageFile {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        if let Err(nearest) = config.set_max_readahead(self.read_ahead_bytes) {
+            let _ = config.set_max_readahead(nearest);
+        }
+        // Reads that wait for blocks count as background requests. At the kernel's default of 12, a
+        // dozen of them would hold up every hit behind them.
+        let _ = config.set_max_background(self.background_max);
+        // Without it, direct reads of EROFS wait for each other.
+        let _ = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::ENOTDIR);
+    }
+
+    fn getattr(&self, _request: &Request, _ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&ATTRIBUTES_VALID, &self.attributes());
+    }
+
+    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let len = u64::from(size).min(self.plain_bytes.saturating_sub(offset));
+        if len == 0 {
+            return reply.data(&[]);
+        }
+        let block_of = |place: u64| (place / u64::from(BLOCK_BYTES)) as u32;
+        let blocks = block_of(offset)..=block_of(offset + len - 1);
+        let hit = blocks.clone().all(|block| self.present.has(block));
+        let read = PendingRead { image: self.image, blocks, offset, len: len as usize, reply };
+        if hit {
+            return answer(&self.cache, read);
+        }
+        // The desk never waits for a FUSE thread, so this ends.
+        if let Err(unsent) = self.desk.send(Input::Read(read))
+            && let Input::Read(read) = unsent.0
+        {
+            read.fail();
+        }
+    }
+}
+
+/// Answers reads of one image whose blocks have arrived, until the desk hangs up.
+pub fn answer_reads(cache: &File, reads: &Receiver<PendingRead>) {
+    while let Ok(read) = reads.recv() {
+        answer(cache, read);
+    }
+}
+
+fn answer(cache: &File, read: PendingRead) {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < read.len {
+            buffer.resize(read.len, 0);
+        }
+        match cache.read_exact_at(&mut buffer[..read.len], read.offset) {
+            Ok(()) => read.reply.data(&buffer[..read.len]),
+            Err(error) => {
+                tracing::error!(image = %read.image, offset = read.offset, %error, "reading the cache file");
+                read.fail();
+            }
+        }
+    });
+}

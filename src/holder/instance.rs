@@ -1,0 +1,232 @@
+//! One container, from its order to its end, on a thread of its own.
+//!
+//! ```text
+//! overlay -> runc run --detach -> Started -> { output, stop orders, end } -> runc delete -> Ended
+//! ```
+//!
+//! The thread waits for three descriptors at once: the container's output, stop orders, and its
+//! process. We are its subreaper, so the process becomes our child and its status is ours to collect.
+
+use super::{
+    bundle, cgroup::Cgroups, core::Event, desk::Input, log::BoundedLog, overlay::Overlay, runc::Runc, wait,
+};
+use faasnet_actors::wire::holder::{Exit, Run};
+use rustix::{
+    fs::{OFlags, fcntl_setfl},
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid},
+};
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Read},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::DirBuilderExt, net::UnixDatagram},
+    },
+    path::{Path, PathBuf},
+    sync::mpsc::SyncSender,
+    time::{Duration, Instant},
+};
+
+/// How much output is taken in one turn.
+const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
+
+/// What every instance of this holder shares.
+#[derive(Debug, Clone)]
+pub struct Host {
+    pub data: PathBuf,
+    pub runc: Runc,
+    pub cgroups: Cgroups,
+}
+
+impl Host {
+    pub fn instances(&self) -> PathBuf {
+        self.data.join("instances")
+    }
+
+    pub fn log_path(&self, start: &str) -> PathBuf {
+        log_path(&self.data, start)
+    }
+}
+
+/// Where the output of a start is kept.
+pub fn log_path(data: &Path, start: &str) -> PathBuf {
+    data.join("logs").join(format!("{start}.log"))
+}
+
+/// Runs the container to its end. `lower` is the mounted image; `control` brings stop orders: the
+/// time of grace in ms as eight little-endian bytes.
+pub fn run(host: &Host, run: &Run, lower: &Path, control: UnixDatagram, desk: &SyncSender<Input>) {
+    let folder = host.instances().join(run.start.as_str());
+    let start = run.start.clone();
+    let ended = match Container::start(host, run, folder.clone(), lower) {
+        Ok(mut container) => {
+            let pid = container.pid.as_raw_nonzero().get() as u32;
+            // The desk is gone only when the process ends, and then nobody needs to be told.
+            let _ = desk.send(Input::Event(Event::Started { start: start.clone(), pid }));
+            let exit = container.watch(control, desk);
+            container.overlay.unmount();
+            Event::Ended { start, exit }
+        }
+        Err(reason) => Event::StartFailed { start, reason },
+    };
+    if let Err(error) = fs::remove_dir_all(&folder) {
+        tracing::warn!(folder = %folder.display(), %error, "removing the folder of an instance");
+    }
+    let _ = desk.send(Input::Event(ended));
+}
+
+struct Container<'a> {
+    host: &'a Host,
+    run: &'a Run,
+    folder: PathBuf,
+    overlay: Overlay,
+    log: BoundedLog,
+    output: Option<File>,
+    pid: Pid,
+    process: OwnedFd,
+}
+
+impl<'a> Container<'a> {
+    fn start(host: &'a Host, run: &'a Run, folder: PathBuf, lower: &Path) -> Result<Self, String> {
+        let text = |error: io::Error| format!("the instance's folder cannot be used: {error}");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(text)?;
+        let overlay =
+            Overlay::mount(&folder, lower, run.writable_bytes).map_err(|error| error.to_string())?;
+        let container = Self::start_on(host, run, folder, &overlay);
+        match container {
+            Ok((log, output, pid, process, folder)) => {
+                Ok(Self { host, run, folder, overlay, log, output: Some(output), pid, process })
+            }
+            Err(reason) => {
+                let _ = host.runc.delete(run.start.as_str());
+                host.cgroups.remove(run.start.as_str());
+                overlay.unmount();
+                Err(reason)
+            }
+        }
+    }
+
+    fn start_on(
+        host: &Host,
+        run: &Run,
+        folder: PathBuf,
+        _overlay: &Overlay,
+    ) -> Result<(BoundedLog, File, Pid, OwnedFd, PathBuf), String> {
+        let text = |error: io::Error| format!("the instance's folder cannot be used: {error}");
+        let id = run.start.as_str();
+        let spec = bundle::spec(run, &folder, &host.cgroups).map_err(|error| error.to_string())?;
+        spec.save(folder.join("config.json")).map_err(|error| error.to_string())?;
+        write_network_files(&folder, &id.chars().take(12).collect::<String>()).map_err(text)?;
+        let log = BoundedLog::create(host.log_path(id), run.log_bytes_max).map_err(text)?;
+        let (output, into_output) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| text(error.into()))?;
+        fcntl_setfl(&output, OFlags::NONBLOCK).map_err(|error| text(error.into()))?;
+        let pid_file = folder.join("pid");
+        host.runc.run(id, &folder, &pid_file, File::from(into_output)).map_err(|error| error.to_string())?;
+        let pid =
+            fs::read_to_string(&pid_file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
+        let pid = pid.ok_or("the OCI runtime did not say which process it started")?;
+        let process = pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|error| format!("the container's process cannot be watched: {error}"))?;
+        Ok((log, File::from(output), pid, process, folder))
+    }
+
+    /// Waits for the end, keeps the output, obeys stop orders; then removes the container.
+    fn watch(&mut self, control: UnixDatagram, desk: &SyncSender<Input>) -> Exit {
+        let mut kill_at: Option<Instant> = None;
+        let mut stopped = false;
+        loop {
+            let mut watched = vec![self.process.as_fd(), control.as_fd()];
+            watched.extend(self.output.as_ref().map(AsFd::as_fd));
+            let left = kill_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let ready = wait::any_readable(&watched, left);
+            if ready.get(2) == Some(&true) {
+                self.take_output();
+            }
+            if ready[0] {
+                break;
+            }
+            if ready[1]
+                && let Some(grace) = next_order(&control)
+            {
+                stopped = true;
+                let at = Instant::now() + grace;
+                kill_at = Some(kill_at.map_or(at, |earlier| earlier.min(at)));
+                let signal = self.run.runtime.stop_signal;
+                if let Err(error) = self.host.runc.kill(self.run.start.as_str(), signal, &self.folder) {
+                    tracing::warn!(start = %self.run.start, %error, "sending the stop signal");
+                }
+            }
+            if kill_at.is_some_and(|at| at <= Instant::now()) {
+                kill_at = None;
+                // First of its PID namespace: with it, all of them end.
+                let _ = pidfd_send_signal(&self.process, Signal::KILL);
+                let start = self.run.start.clone();
+                let _ = desk.send(Input::Event(Event::Killed { start }));
+            }
+        }
+        self.end(stopped)
+    }
+
+    fn end(&mut self, stopped: bool) -> Exit {
+        let id = self.run.start.as_str();
+        let status = waitpid(Some(self.pid), WaitOptions::empty());
+        let out_of_memory = self.host.cgroups.oom_kills(id) > 0;
+        if let Err(error) = self.host.runc.delete(id) {
+            tracing::warn!(start = id, %error, "deleting a container");
+        }
+        self.host.cgroups.remove(id);
+        self.take_output();
+        let exit = match status {
+            Ok(Some((_, status))) => exit_of(status),
+            Ok(None) | Err(_) => {
+                tracing::error!(start = id, ?status, "the status of a container is lost");
+                Exit::Code(255)
+            }
+        };
+        if out_of_memory && !stopped && exit != Exit::Code(0) { Exit::OutOfMemory } else { exit }
+    }
+
+    /// Moves what the pipe holds into the log; forgets the pipe when nobody writes to it any more.
+    fn take_output(&mut self) {
+        let mut buffer = vec![0; OUTPUT_BUFFER_BYTES];
+        let Some(output) = &mut self.output else { return };
+        loop {
+            match output.read(&mut buffer) {
+                Ok(0) => break self.output = None,
+                Ok(len) => {
+                    if let Err(error) = self.log.write(&buffer[..len]) {
+                        tracing::warn!(start = %self.run.start, %error, "keeping output");
+                    }
+                    if len < buffer.len() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+    }
+}
+
+fn next_order(control: &UnixDatagram) -> Option<Duration> {
+    let mut grace_ms = [0; 8];
+    let len = control.recv(&mut grace_ms).ok()?;
+    (len == grace_ms.len()).then(|| Duration::from_millis(u64::from_le_bytes(grace_ms)))
+}
+
+fn exit_of(status: WaitStatus) -> Exit {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, Some(signal)) => Exit::Signal(signal),
+        (None, None) => Exit::Code(255),
+    }
+}
+
+/// Name resolution as on the VM, whose network the container shares.
+fn write_network_files(folder: &Path, hostname: &str) -> io::Result<()> {
+    let hosts = format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n");
+    fs::write(folder.join("hosts"), hosts)?;
+    let resolv = fs::read("/etc/resolv.conf").unwrap_or_default();
+    fs::write(folder.join("resolv.conf"), resolv)
+}

@@ -1,0 +1,135 @@
+//! Mounting a block image: FUSE over a file, EROFS over that file.
+//!
+//! ```text
+//! <data>/images/<digest>/file   FUSE, the root is a regular file
+//! <data>/images/<digest>/fs     EROFS on that file, without a loop device, ro,nodev
+//! ```
+//!
+//! mount(2) is called directly: util-linux would make a loop device, and libfuse is not needed. The
+//! calls run on a thread that serves no reads; what they read arrives or fails at a deadline.
+
+use super::file::ImageFile;
+use fuser::{Config, Session, SessionACL};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+/// Why an image is not mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error("/dev/fuse cannot be opened ({0}); load the kernel module with `modprobe fuse`")]
+    Device(io::Error),
+    #[error("the FUSE file cannot be mounted: {0}")]
+    Fuse(io::Error),
+    #[error("this kernel has no EROFS; load it with `modprobe erofs`")]
+    NoErofs,
+    #[error(
+        "this kernel cannot mount EROFS from a file; Linux 6.12 or later with EROFS_FS_BACKED_BY_FILE can"
+    )]
+    NoFileBacked,
+    #[error("the image is not a valid EROFS file system")]
+    Invalid,
+    #[error("the blocks needed to mount the image could not be read in time")]
+    Unreadable,
+    #[error("the file system cannot be mounted: {0}")]
+    Erofs(Errno),
+    #[error("the folder for mounts cannot be used: {0}")]
+    Folder(#[from] io::Error),
+}
+
+/// A mounted image. Dropping it does not unmount it.
+pub struct MountedImage {
+    folder: PathBuf,
+}
+
+impl MountedImage {
+    /// Where the file system is.
+    pub fn file_system(folder: &Path) -> PathBuf {
+        folder.join("fs")
+    }
+
+    /// Mounts; may wait for blocks.
+    pub fn mount(
+        folder: PathBuf,
+        file: ImageFile,
+        threads: usize,
+        direct_io: bool,
+    ) -> Result<Self, MountError> {
+        let (file_path, fs_path) = (folder.join("file"), Self::file_system(&folder));
+        fs::create_dir_all(&fs_path)?;
+        File::create(&file_path)?;
+        let mounted = Self { folder };
+        mount_fuse(&file_path, file, threads)?;
+        if let Err(error) = mount_erofs(&file_path, &fs_path, direct_io) {
+            mounted.unmount();
+            return Err(error);
+        }
+        Ok(mounted)
+    }
+
+    /// Unmounts what is mounted. The FUSE session ends by itself with its last user.
+    pub fn unmount(self) {
+        let path = Self::file_system(&self.folder);
+        unmount_now(&path);
+        unmount_now(&self.folder.join("file"));
+        let gone = fs::remove_dir(&path)
+            .and_then(|()| fs::remove_file(self.folder.join("file")))
+            .and_then(|()| fs::remove_dir(&self.folder));
+        if let Err(error) = gone {
+            tracing::warn!(folder = %self.folder.display(), %error, "removing the folder of a mount");
+        }
+    }
+}
+
+/// Unmounts; what is still in use is detached and vanishes with its last user.
+pub fn unmount_now(path: &Path) {
+    let unmounted = unmount(path, UnmountFlags::NOFOLLOW)
+        .or_else(|_| unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH));
+    match unmounted {
+        // Nothing was mounted there.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(error) => tracing::warn!(path = %path.display(), %error, "unmounting"),
+    }
+}
+
+fn mount_fuse(path: &Path, file: ImageFile, threads: usize) -> Result<(), MountError> {
+    let device = File::options().read(true).write(true).open("/dev/fuse").map_err(MountError::Device)?;
+    let device = OwnedFd::from(device);
+    // The root of this mount is a regular file (S_IFREG), readable by its owner.
+    let options = format!("fd={},rootmode=100400,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    let options = CString::new(options).expect("digits and words contain no NUL");
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount("faasnet", path, "fuse", flags, options.as_c_str()).map_err(|error| match error {
+        Errno::NODEV => MountError::Device(error.into()),
+        _ => MountError::Fuse(error.into()),
+    })?;
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads);
+    config.clone_fd = true;
+    let session = Session::from_fd(file, device, SessionACL::All, config).and_then(Session::spawn);
+    session.map(drop).map_err(|error| {
+        unmount_now(path);
+        MountError::Fuse(error)
+    })
+}
+
+fn mount_erofs(file: &Path, target: &Path, direct_io: bool) -> Result<(), MountError> {
+    let options = direct_io.then_some(c"directio");
+    mount(file, target, "erofs", MountFlags::RDONLY | MountFlags::NODEV, options).map_err(|error| match error
+    {
+        Errno::NODEV => MountError::NoErofs,
+        Errno::NOTBLK => MountError::NoFileBacked,
+        Errno::INVAL | Errno::UCLEAN | Errno::BADMSG => MountError::Invalid,
+        Errno::IO => MountError::Unreadable,
+        _ => MountError::Erofs(error),
+    })
+}

@@ -1,0 +1,113 @@
+//! The root file system of a container: the image below, a bounded tmpfs above.
+//!
+//! As in Cloud Run, what a container writes is kept in memory and counts against its memory limit.
+
+use super::mount::unmount_now;
+use rustix::{
+    fs::{AtFlags, CWD, Timespec, Timestamps, stat, utimensat},
+    io::Errno,
+    mount::{MountFlags, mount},
+};
+use std::{
+    ffi::CString,
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+/// Features by which extended attributes in a layer could direct overlayfs elsewhere are off; the
+/// image has one layer, so none is needed.
+const FEATURES: &str = "redirect_dir=nofollow,metacopy=off,index=off,nfs_export=off,xino=off";
+
+/// Why a root file system could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    #[error("the writable layer cannot be made: {0}")]
+    Writable(io::Error),
+    #[error("the image's blocks could not be read in time")]
+    Unreadable,
+    #[error("overlayfs refuses the mount ({0}); is it in this kernel (`modprobe overlay`)?")]
+    Overlay(Errno),
+}
+
+/// A mounted root file system at `rootfs`.
+pub struct Overlay {
+    writable: PathBuf,
+    pub rootfs: PathBuf,
+}
+
+impl Overlay {
+    /// Mounts `lower` with a writable layer of at most `writable_bytes` below `folder`.
+    pub fn mount(folder: &Path, lower: &Path, writable_bytes: u64) -> Result<Self, OverlayError> {
+        let overlay = Self { writable: folder.join("writable"), rootfs: folder.join("rootfs") };
+        let mounted = overlay.mount_both(lower, writable_bytes);
+        if mounted.is_err() {
+            overlay.unmount();
+        }
+        mounted.map(|()| overlay)
+    }
+
+    fn mount_both(&self, lower: &Path, writable_bytes: u64) -> Result<(), OverlayError> {
+        let writable = OverlayError::Writable;
+        for folder in [&self.writable, &self.rootfs] {
+            DirBuilder::new().mode(0o700).create(folder).map_err(writable)?;
+        }
+        // One inode for each page: files cannot take more memory by being many and empty.
+        let options = format!("mode=0700,size={writable_bytes},nr_inodes={}", writable_bytes / 4096 + 1024);
+        let options = CString::new(options).expect("digits and words contain no NUL");
+        mount("faasnet", &self.writable, "tmpfs", MountFlags::NODEV, options.as_c_str())
+            .map_err(|error| writable(error.into()))?;
+        let (upper, work) = (self.writable.join("upper"), self.writable.join("work"));
+        for folder in [&upper, &work] {
+            fs::create_dir(folder).map_err(writable)?;
+        }
+        copy_attributes(lower, &upper)?;
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},{FEATURES}",
+            escape(lower),
+            escape(&upper),
+            escape(&work)
+        );
+        let options = CString::new(options).map_err(|_| OverlayError::Overlay(Errno::INVAL))?;
+        mount("faasnet", &self.rootfs, "overlay", MountFlags::NODEV, options.as_c_str())
+            .map_err(overlay_error)
+    }
+
+    pub fn unmount(&self) {
+        unmount_now(&self.rootfs);
+        unmount_now(&self.writable);
+    }
+}
+
+fn overlay_error(error: Errno) -> OverlayError {
+    match error {
+        Errno::IO => OverlayError::Unreadable,
+        _ => OverlayError::Overlay(error),
+    }
+}
+
+/// The root folder of an overlay shows the attributes of its upper layer, so these must be the image's.
+fn copy_attributes(lower: &Path, upper: &Path) -> Result<(), OverlayError> {
+    let found = stat(lower).map_err(overlay_error)?;
+    let time = Timespec { tv_sec: found.st_mtime as i64, tv_nsec: found.st_mtime_nsec as i64 };
+    chown(upper, Some(found.st_uid), Some(found.st_gid))
+        .and_then(|()| fs::set_permissions(upper, Permissions::from_mode(found.st_mode & 0o7777)))
+        .and_then(|()| {
+            let times = Timestamps { last_access: time, last_modification: time };
+            utimensat(CWD, upper, &times, AtFlags::empty()).map_err(io::Error::from)
+        })
+        .map_err(OverlayError::Writable)
+}
+
+/// Overlayfs separates options by commas and layers by colons.
+fn escape(path: &Path) -> String {
+    let mut text = String::new();
+    for character in path.to_string_lossy().chars() {
+        if matches!(character, ',' | ':' | '\\') {
+            text.push('\\');
+        }
+        text.push(character);
+    }
+    text
+}

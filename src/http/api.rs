@@ -1,0 +1,201 @@
+//! Handlers of the API: each asks the scheduler one question.
+
+use super::{
+    HttpState,
+    auth::{AllTenants, Caller},
+    dial::DialError,
+    problem::Problem,
+    request::{Answer, JsonBody},
+};
+use crate::tokens::TokenError;
+use actix_web::{
+    HttpResponse,
+    http::{StatusCode, header},
+    web::{Data, Json, Path, Query},
+};
+use faasnet_actors::{
+    id::{FunctionName, StartId, VmId},
+    model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, SystemTime};
+
+type State = Data<HttpState>;
+
+#[derive(Serialize)]
+pub(super) struct Functions {
+    functions: Vec<FunctionView>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Starts {
+    starts: Vec<StartView>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Vms {
+    vms: Vec<VmView>,
+}
+
+#[derive(Serialize)]
+struct Accepted {
+    starts: Vec<StartId>,
+}
+
+#[derive(Serialize)]
+pub(super) struct JoinTokenText {
+    token: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct Health {
+    status: &'static str,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StartsWanted {
+    count: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tail {
+    tail: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limit {
+    limit: Option<usize>,
+}
+
+pub(super) async fn put_function(
+    state: State,
+    caller: Caller,
+    name: Path<FunctionName>,
+    spec: JsonBody<FunctionSpec>,
+) -> Answer<FunctionView> {
+    Ok(Json(state.scheduler.put_function(caller.tenant, name.into_inner(), spec.0).await?))
+}
+
+pub(super) async fn get_function(
+    state: State,
+    caller: Caller,
+    name: Path<FunctionName>,
+) -> Answer<FunctionView> {
+    Ok(Json(state.scheduler.function(caller.tenant, name.into_inner()).await?))
+}
+
+pub(super) async fn list_functions(state: State, caller: Caller) -> Answer<Functions> {
+    Ok(Json(Functions { functions: state.scheduler.functions(caller.tenant).await? }))
+}
+
+pub(super) async fn delete_function(
+    state: State,
+    caller: Caller,
+    name: Path<FunctionName>,
+) -> Result<HttpResponse, Problem> {
+    state.scheduler.delete_function(caller.tenant, name.into_inner()).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+pub(super) async fn start_instances(
+    state: State,
+    caller: Caller,
+    name: Path<FunctionName>,
+    wanted: JsonBody<StartsWanted>,
+) -> Result<HttpResponse, Problem> {
+    if wanted.0.count == 0 {
+        return Err(Problem::invalid("count must be at least 1"));
+    }
+    let starts = state.scheduler.start(caller.tenant, name.into_inner(), wanted.0.count).await?;
+    Ok(HttpResponse::Accepted().json(Accepted { starts }))
+}
+
+pub(super) async fn list_starts(
+    state: State,
+    caller: Caller,
+    name: Path<FunctionName>,
+    query: Query<Limit>,
+) -> Answer<Starts> {
+    let limit_max = state.settings.starts_listed_max;
+    let limit = query.limit.unwrap_or(limit_max).min(limit_max);
+    Ok(Json(Starts { starts: state.scheduler.starts(caller.tenant, name.into_inner(), limit).await? }))
+}
+
+pub(super) async fn get_start(state: State, caller: Caller, start: Path<StartId>) -> Answer<StartView> {
+    Ok(Json(state.scheduler.start_view(caller.tenant, start.into_inner()).await?))
+}
+
+pub(super) async fn stop(
+    state: State,
+    caller: Caller,
+    start: Path<StartId>,
+) -> Result<HttpResponse, Problem> {
+    state.scheduler.stop(caller.tenant, start.into_inner()).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// The end of an instance's output, as it wrote it.
+pub(super) async fn logs(
+    state: State,
+    caller: Caller,
+    start: Path<StartId>,
+    query: Query<Tail>,
+) -> Result<HttpResponse, Problem> {
+    let tail_max = state.settings.log_tail_bytes_max;
+    let tail = query.tail.unwrap_or(tail_max).min(tail_max);
+    let located = state.scheduler.locate(caller.tenant, start.into_inner()).await?;
+    let deadline = Duration::from_millis(state.settings.request_deadline_ms);
+    let output = tokio::time::timeout(deadline, state.dial.logs(&located, tail))
+        .await
+        .unwrap_or_else(|_| Err(DialError::Unreachable("it did not answer in time".into())))?;
+    // An agent of another release might send more than was asked for.
+    let output = output.slice(output.len() - output.len().min(tail as usize)..);
+    Ok(HttpResponse::Ok()
+        .content_type("text/plain; charset=utf-8")
+        // The text is a tenant's: no browser may guess that it is a page of ours.
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .body(output))
+}
+
+pub(super) async fn tree(state: State, caller: Caller, name: Path<FunctionName>) -> Answer<TreeView> {
+    Ok(Json(state.scheduler.tree(caller.tenant, name.into_inner()).await?))
+}
+
+pub(super) async fn list_vms(state: State, _: AllTenants) -> Answer<Vms> {
+    Ok(Json(Vms { vms: state.scheduler.vms().await? }))
+}
+
+pub(super) async fn remove_vm(state: State, _: AllTenants, vm: Path<VmId>) -> Result<HttpResponse, Problem> {
+    state.scheduler.remove_vm(vm.into_inner()).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+pub(super) async fn create_join_token(state: State, _: AllTenants) -> Result<HttpResponse, Problem> {
+    let token = state.join.create(SystemTime::now()).await.map_err(|error| match error {
+        TokenError::TooMany(_) => {
+            Problem::new(StatusCode::CONFLICT, "too_many_join_tokens", error.to_string())
+        }
+        error => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "metadata_unavailable", error.to_string()),
+    })?;
+    Ok(HttpResponse::Created().json(JoinTokenText { token }))
+}
+
+/// The process lives.
+pub(super) async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// The manager has read its metadata and takes requests.
+pub(super) async fn readyz(state: State) -> Answer<Health> {
+    if *state.ready.borrow() {
+        return Ok(Json(Health { status: "ready" }));
+    }
+    Err(Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "not_ready",
+        "the manager is starting or shutting down",
+    ))
+}

@@ -1,0 +1,72 @@
+//! HTTP of the manager: the API, and the gateway to instances.
+//!
+//! ```text
+//! request -> id and span -> token -> route -> role -> handler -> scheduler
+//!                                                        |
+//!                                              gateway: scheduler -> agent -> instance
+//! ```
+
+mod api;
+mod auth;
+mod dial;
+mod gateway;
+mod problem;
+mod request;
+mod routes;
+
+pub use auth::{DEFAULT_TENANT, TENANT_HEADER};
+pub use dial::{AsyncReadWrite, DialError, InstanceDialer};
+pub use gateway::{START_HEADER, VM_HEADER};
+pub use problem::{PROBLEM_JSON, Problem};
+pub use routes::{RouteEntry, routes};
+
+use crate::{
+    settings::HttpSettings,
+    tokens::{ApiTokens, JoinTokens},
+};
+use actix_web::{
+    App, HttpServer,
+    dev::{Server, ServerHandle},
+    middleware::from_fn,
+    web::Data,
+};
+use faasnet_actors::scheduler::SchedulerHandle;
+use std::{io, net::TcpListener, sync::Arc};
+use tokio::sync::watch;
+
+/// All that handlers reach. Cheap to clone.
+#[derive(Clone)]
+pub struct HttpState {
+    pub scheduler: SchedulerHandle,
+    pub tokens: Arc<ApiTokens>,
+    pub join: Arc<JoinTokens>,
+    pub dial: Arc<dyn InstanceDialer>,
+    pub settings: HttpSettings,
+    /// What `/readyz` says.
+    pub ready: watch::Receiver<bool>,
+}
+
+/// Serves HTTP on `listener` until the handle is told to stop. The server is a future that must be
+/// awaited or spawned; its threads are its own.
+pub fn serve(state: HttpState, listener: TcpListener) -> io::Result<(Server, ServerHandle)> {
+    let settings = state.settings.clone();
+    let app = move || {
+        App::new()
+            .app_data(Data::new(state.clone()))
+            .configure(routes::configure)
+            .wrap(from_fn(auth::authenticate))
+            .wrap(from_fn(request::identify))
+    };
+    let server = HttpServer::new(app)
+        .workers(settings.workers)
+        // actix counts connections for each worker.
+        .max_connections(settings.connections_max.div_ceil(settings.workers))
+        // A client that closes its side has left: its request is dropped, and with it its place.
+        .h1_allow_half_closed(false)
+        .shutdown_timeout(settings.shutdown_ms.div_ceil(1000))
+        .disable_signals()
+        .listen(listener)?
+        .run();
+    let handle = server.handle();
+    Ok((server, handle))
+}

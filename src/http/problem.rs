@@ -1,0 +1,154 @@
+//! Errors of the API as problem details (RFC 9457): a stable code for programs, a sentence for people.
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header},
+};
+use faasnet_actors::scheduler::ControlError;
+use serde::{Deserialize, Serialize};
+use std::{borrow::Cow, fmt, time::Duration};
+
+/// Media type of a problem.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// What is wrong. Clients read it from what servers send.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Problem {
+    pub status: u16,
+    pub detail: String,
+    /// Stable, in snake case.
+    pub code: Cow<'static, str>,
+    /// Seconds after which the same request may succeed; also in the header `Retry-After`.
+    #[serde(default)]
+    pub retry_after: Option<u64>,
+    /// For the header `Allow` of a 405.
+    #[serde(skip)]
+    allow: Option<String>,
+}
+
+/// A problem as it travels.
+#[derive(Serialize)]
+struct ProblemJson<'a> {
+    /// `urn:faasnet:problem:` and the code.
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
+}
+
+/// Given when the reason of a 503 does not say how long it lasts.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            status: status.as_u16(),
+            detail: detail.into(),
+            code: code.into(),
+            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER.as_secs()),
+            allow: None,
+        }
+    }
+
+    /// Tells the caller when to come back; whole seconds, at least one.
+    pub fn retry_after(mut self, pause: Duration) -> Self {
+        self.retry_after = Some(pause.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX));
+        self
+    }
+
+    pub fn invalid(detail: impl fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid", detail.to_string())
+    }
+
+    fn json(&self) -> Vec<u8> {
+        let json = ProblemJson {
+            r#type: format!("urn:faasnet:problem:{}", self.code),
+            title: self.status_code().canonical_reason().unwrap_or("Error"),
+            status: self.status,
+            detail: &self.detail,
+            code: &self.code,
+            retry_after: self.retry_after,
+        };
+        serde_json::to_vec(&json).expect("a problem has only text and numbers")
+    }
+
+    pub(super) fn method_not_allowed(allow: String) -> Self {
+        let detail = format!("this address knows {allow}");
+        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail) }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} ({})", self.detail, self.code)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status_code());
+        response.content_type(PROBLEM_JSON);
+        if let Some(seconds) = self.retry_after {
+            response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        if let Some(allow) = &self.allow {
+            response.insert_header((header::ALLOW, allow.as_str()));
+        }
+        if self.status_code() == StatusCode::UNAUTHORIZED {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"faasnet\""));
+        }
+        response.body(self.json())
+    }
+}
+
+impl From<ControlError> for Problem {
+    fn from(error: ControlError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ControlError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            ControlError::Invalid(_) => Self::invalid(detail),
+            ControlError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
+            ControlError::TooMany { retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", detail).retry_after(retry_after)
+            }
+            ControlError::Overloaded { retry_after } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(retry_after)
+            }
+            ControlError::ImageNotReady { retry_after } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "image_not_ready", detail).retry_after(retry_after)
+            }
+            // The function's owner can mend it, the caller's next try cannot.
+            ControlError::ImageFailed(_) => Self::new(StatusCode::CONFLICT, "image_failed", detail),
+            ControlError::StartFailed(_) => Self::new(StatusCode::BAD_GATEWAY, "start_failed", detail),
+            ControlError::DeadlineExceeded => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", detail)
+            }
+            ControlError::Metadata(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "metadata_unavailable", detail)
+            }
+            ControlError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", detail),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_given_in_whole_seconds_and_never_as_zero() {
+        let problem =
+            |retry_after| Problem::from(ControlError::TooMany { what: "requests", retry_after }).retry_after;
+        assert_eq!(problem(Duration::ZERO), Some(1));
+        assert_eq!(problem(Duration::from_millis(1001)), Some(2));
+        assert_eq!(Problem::from(ControlError::Closed).retry_after, Some(1));
+        assert_eq!(Problem::from(ControlError::NotFound("function")).retry_after, None);
+    }
+}

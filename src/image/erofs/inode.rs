@@ -1,0 +1,60 @@
+//! Inodes in their extended form: 64 bytes, with all of the owner, time and link count.
+
+use super::layout::Place;
+use crate::image::{
+    tree::{Inode, Kind, Tree},
+    xattr,
+};
+
+pub const INODE_BYTES: u64 = 64;
+
+/// Bit 0 of the format: the extended form.
+const EXTENDED: u16 = 1;
+/// Bits 1 to 3 of the format: how the content is laid out.
+const FLAT_PLAIN: u16 = 0 << 1;
+const FLAT_INLINE: u16 = 2 << 1;
+
+/// `S_IF*` of Linux.
+fn type_bits(kind: &Kind) -> u16 {
+    match kind {
+        Kind::Fifo => 0o010_000,
+        Kind::CharDevice(_) => 0o020_000,
+        Kind::Directory(_) => 0o040_000,
+        Kind::BlockDevice(_) => 0o060_000,
+        Kind::File { .. } => 0o100_000,
+        Kind::Symlink(_) => 0o120_000,
+    }
+}
+
+/// The inode's 64 bytes. `number` is what `stat` shows on machines of 32 bits.
+pub fn encode(tree: &Tree, inode: &Inode, place: Place, number: u32) -> Vec<u8> {
+    let attributes = &inode.attributes;
+    let union = match &inode.kind {
+        Kind::CharDevice(device) | Kind::BlockDevice(device) => *device,
+        Kind::Directory(_) | Kind::File { .. } | Kind::Symlink(_) | Kind::Fifo => place.block,
+    };
+    let mut out = Vec::with_capacity(INODE_BYTES as usize);
+    out.extend_from_slice(&(EXTENDED | if place.inline { FLAT_INLINE } else { FLAT_PLAIN }).to_le_bytes());
+    out.extend_from_slice(&xattr::count(&attributes.xattrs).to_le_bytes());
+    out.extend_from_slice(&(type_bits(&inode.kind) | attributes.mode).to_le_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&place.bytes.to_le_bytes());
+    out.extend_from_slice(&union.to_le_bytes());
+    out.extend_from_slice(&number.to_le_bytes());
+    out.extend_from_slice(&attributes.uid.to_le_bytes());
+    out.extend_from_slice(&attributes.gid.to_le_bytes());
+    out.extend_from_slice(&attributes.mtime.seconds.to_le_bytes());
+    out.extend_from_slice(&attributes.mtime.nanos.to_le_bytes());
+    out.extend_from_slice(&links(tree, inode).to_le_bytes());
+    out.resize(INODE_BYTES as usize, 0);
+    out
+}
+
+/// Of a directory: its name, its `.`, and the `..` of each directory in it.
+fn links(tree: &Tree, inode: &Inode) -> u32 {
+    let Kind::Directory(children) = &inode.kind else {
+        return inode.names;
+    };
+    let directories = children.values().filter(|child| tree.children(child.inode).is_some());
+    2 + directories.count() as u32
+}

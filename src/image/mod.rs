@@ -1,0 +1,22 @@
+//! The converter: an OCI image becomes a block image (one EROFS file system, cut into blocks that are
+//! compressed and hashed one by one), published as an OCI artifact.
+//!
+//! Everything in here blocks and belongs on a blocking thread. Whatever a source hands over is hostile
+//! until its digest, its size and its limits were checked.
+
+pub mod artifact;
+pub mod blocks;
+pub mod convert;
+mod erofs;
+mod layer;
+pub mod manifest;
+mod merge;
+pub mod progress;
+pub mod publish;
+pub mod resolve;
+mod runtime;
+pub mod source;
+mod spool;
+mod tar;
+mod tree;
+mod xattr;

@@ -1,0 +1,198 @@
+//! The file system of an image while it is put together: inodes and names, no file data.
+//!
+//! Memory grows with the number of entries (some 200 bytes and the name each), never with data.
+
+use crate::image::tar::Time;
+use std::collections::BTreeMap;
+
+/// The number of an inode within its tree; the root is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InodeId(pub u32);
+
+pub const ROOT: InodeId = InodeId(0);
+
+/// What `stat` tells of an inode beside its type.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits, set-id and sticky bits: 07777.
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Time,
+    /// Full names and values, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Where a file's data is found: the entry of that number in that layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DataPlace {
+    pub layer: u16,
+    pub entry: u32,
+}
+
+/// A name in a directory, and the layer that last wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Child {
+    pub inode: InodeId,
+    pub layer: u16,
+}
+
+pub type Children = BTreeMap<Box<[u8]>, Child>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    Directory(Children),
+    File {
+        size: u64,
+        data: DataPlace,
+    },
+    Symlink(Box<[u8]>),
+    /// Device number as the kernel encodes it in 32 bits.
+    CharDevice(u32),
+    BlockDevice(u32),
+    Fifo,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inode {
+    pub attributes: Attributes,
+    pub kind: Kind,
+    /// Names that lead here; of directories always 1.
+    pub names: u32,
+}
+
+/// Inodes by number. Those without a name are gone.
+#[derive(Debug)]
+pub struct Tree {
+    inodes: Vec<Option<Inode>>,
+}
+
+impl Tree {
+    /// A root directory and nothing in it.
+    pub fn new() -> Self {
+        Self { inodes: vec![Some(implied_directory())] }
+    }
+
+    pub fn inode(&self, id: InodeId) -> &Inode {
+        self.inodes[id.0 as usize].as_ref().expect("only inodes with a name are asked for")
+    }
+
+    pub fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
+        self.inodes[id.0 as usize].as_mut().expect("only inodes with a name are asked for")
+    }
+
+    /// One more than the largest number of an inode.
+    pub fn len_max(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// All inodes that have a name.
+    pub fn iter(&self) -> impl Iterator<Item = (InodeId, &Inode)> {
+        let numbered = (0..).map(InodeId).zip(&self.inodes);
+        numbered.filter_map(|(id, inode)| inode.as_ref().map(|inode| (id, inode)))
+    }
+
+    /// Names in a directory, or `None` if it is something else.
+    pub fn children(&self, id: InodeId) -> Option<&Children> {
+        match &self.inode(id).kind {
+            Kind::Directory(children) => Some(children),
+            _ => None,
+        }
+    }
+
+    pub fn child(&self, directory: InodeId, name: &[u8]) -> Option<Child> {
+        self.children(directory)?.get(name).copied()
+    }
+
+    /// Adds an inode under a name that is free.
+    pub fn add(&mut self, directory: InodeId, name: &[u8], layer: u16, inode: Inode) -> InodeId {
+        let id = InodeId(u32::try_from(self.inodes.len()).expect("entries are limited far below 2^32"));
+        self.inodes.push(Some(inode));
+        self.children_mut(directory).insert(name.into(), Child { inode: id, layer });
+        id
+    }
+
+    /// Gives an inode that has names already one more, which must be free.
+    pub fn link(&mut self, directory: InodeId, name: &[u8], child: Child) {
+        self.inode_mut(child.inode).names += 1;
+        self.children_mut(directory).insert(name.into(), child);
+    }
+
+    /// Takes away a name and everything below it.
+    pub fn remove(&mut self, directory: InodeId, name: &[u8]) {
+        if let Some(child) = self.children_mut(directory).remove(name) {
+            self.drop_name(child.inode);
+        }
+    }
+
+    /// Marks a name as written by a layer.
+    pub fn touch(&mut self, directory: InodeId, name: &[u8], layer: u16) {
+        if let Some(child) = self.children_mut(directory).get_mut(name) {
+            child.layer = layer;
+        }
+    }
+
+    /// Takes away everything below a directory that is older than the layer. Older directories stay if
+    /// something of the layer is in them.
+    pub fn hide_below(&mut self, top: InodeId, layer: u16) {
+        for directory in self.directories_below(top).into_iter().rev() {
+            let children = std::mem::take(self.children_mut(directory));
+            let is_kept = |child: &Child| {
+                child.layer == layer || self.children(child.inode).is_some_and(|below| !below.is_empty())
+            };
+            let (kept, hidden): (Children, Children) =
+                children.into_iter().partition(|(_, child)| is_kept(child));
+            *self.children_mut(directory) = kept;
+            for child in hidden.into_values() {
+                self.drop_name(child.inode);
+            }
+        }
+    }
+
+    /// A directory and all below it, each after the one it lies in.
+    pub fn directories_below(&self, top: InodeId) -> Vec<InodeId> {
+        let mut found = vec![top];
+        let mut next = 0;
+        while let Some(directory) = found.get(next).copied() {
+            let children = self.children(directory).into_iter().flat_map(BTreeMap::values);
+            found.extend(children.map(|child| child.inode).filter(|id| self.children(*id).is_some()));
+            next += 1;
+        }
+        found
+    }
+
+    fn children_mut(&mut self, id: InodeId) -> &mut Children {
+        match &mut self.inode_mut(id).kind {
+            Kind::Directory(children) => children,
+            _ => panic!("callers look up directories before they change them"),
+        }
+    }
+
+    /// Not recursive: paths may be two thousand directories deep.
+    fn drop_name(&mut self, id: InodeId) {
+        let mut dropped = vec![id];
+        while let Some(id) = dropped.pop() {
+            let inode = self.inode_mut(id);
+            inode.names -= 1;
+            if inode.names > 0 {
+                continue;
+            }
+            if let Some(Inode { kind: Kind::Directory(children), .. }) = self.inodes[id.0 as usize].take() {
+                dropped.extend(children.into_values().map(|child| child.inode));
+            }
+        }
+    }
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A directory that no entry describes: of root, for all to enter, of 1970 because conversions must not
+/// depend on the clock.
+pub fn implied_directory() -> Inode {
+    let attributes = Attributes { mode: 0o755, ..Attributes::default() };
+    Inode { attributes, kind: Kind::Directory(Children::new()), names: 1 }
+}

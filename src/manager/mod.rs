@@ -1,0 +1,3 @@
+pub fn run(_settings: crate::settings::Settings) -> anyhow::Result<()> {
+    anyhow::bail!("not yet")
+}

@@ -1,0 +1,313 @@
+//! The client verbs, as the real binary against a running API.
+
+use super::{
+    control::{OTHER_START, START},
+    world::World,
+};
+use faasnet_actors::scheduler::Located;
+use serde_json::Value;
+use std::{process::Stdio, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    process::Command,
+};
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_faasnet"));
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    for name in ["FAASNET_API", "FAASNET_TOKEN", "FAASNET_TENANT"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+async fn run(mut command: Command) -> Ran {
+    let output = tokio::time::timeout(Duration::from_secs(30), command.output())
+        .await
+        .expect("it ends")
+        .expect("it was started");
+    Ran {
+        code: output.status.code().expect("it was not killed"),
+        out: String::from_utf8(output.stdout).expect("text"),
+        err: String::from_utf8(output.stderr).expect("text"),
+    }
+}
+
+impl World {
+    /// Runs a verb as the admin.
+    async fn cli(&self, arguments: &[&str]) -> Ran {
+        let mut command = command(arguments);
+        command.env("FAASNET_API", &self.url).env("FAASNET_TOKEN", &self.admin);
+        run(command).await
+    }
+
+    /// The same, for a verb that succeeds.
+    async fn prints(&self, arguments: &[&str]) -> String {
+        let ran = self.cli(arguments).await;
+        assert_eq!(ran.code, 0, "{arguments:?}: {}", ran.err);
+        ran.out
+    }
+}
+
+/// An instance that answers every request with what it got, and with a status that the path names.
+async fn instance() -> Located {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    actix_web::rt::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            let ended = |request: &[u8]| request.windows(7).any(|part| part == b"the end");
+            while !ended(&request) && stream.read_buf(&mut request).await.expect("read") > 0 {
+                if request.starts_with(b"GET") && request.ends_with(b"\r\n\r\n") {
+                    break;
+                }
+            }
+            let status = if request.starts_with(b"GET /missing") { "404 Not Found" } else { "200 OK" };
+            let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n");
+            stream.write_all(&[head.as_bytes(), &request].concat()).await.expect("written");
+        }
+    });
+    Located { start: START.parse().expect("valid"), vm: "vm-1".parse().expect("valid"), address }
+}
+
+#[actix_web::test]
+async fn a_function_is_deployed_shown_and_deleted() {
+    let world = World::new().await;
+    let deploy = [
+        "function",
+        "deploy",
+        "app",
+        "--image",
+        "registry.example/app:1",
+        "--memory",
+        "512",
+        "--env",
+        "SECRET=a=b",
+        "--probe",
+        "/ok",
+    ];
+    let shown = world.prints(&deploy).await;
+    for wanted in
+        ["name         app\n", "memory       512.0 MiB\n", "probe        /ok\n", "env          SECRET\n"]
+    {
+        assert!(shown.contains(wanted), "{wanted:?} is not in\n{shown}");
+    }
+    assert!(!shown.contains("a=b"), "values of the environment may be secrets");
+    assert_eq!(world.prints(&["function", "show", "app"]).await, shown);
+
+    let json: Value =
+        serde_json::from_str(&world.prints(&["--json", "function", "show", "app"]).await).expect("JSON");
+    assert_eq!(json["env"]["SECRET"], "a=b");
+    assert_eq!(json["concurrency"], 80, "the manager's default");
+
+    let list = world.prints(&["function", "list"]).await;
+    assert_eq!(
+        list,
+        "NAME  IMAGE                   STATE  READY  STARTING\n\
+         app   registry.example/app:1  ready  1      0\n"
+    );
+    assert_eq!(world.prints(&["function", "delete", "app"]).await, "app is deleted\n");
+    let gone = world.cli(&["function", "show", "app"]).await;
+    assert_eq!(gone.code, 1);
+    assert_eq!(
+        gone.err,
+        "error: there is no function (not_found)\n\
+         hint: `faasnet function list` shows what is there; --tenant chooses the tenant\n"
+    );
+}
+
+#[actix_web::test]
+async fn an_image_that_cannot_be_converted_fails_the_deployment() {
+    let world = World::new().await;
+    let deploy = ["function", "deploy", "app", "--image", "registry.example/broken:1"];
+    let ran = world.cli(&deploy).await;
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    assert!(ran.err.contains("layer 2 is truncated"), "{}", ran.err);
+    let shown = world.prints(&[deploy.as_slice(), &["--no-wait"]].concat()).await;
+    assert!(shown.contains("failed: layer 2 is truncated"), "{shown}");
+}
+
+#[actix_web::test]
+async fn json_is_exactly_what_the_api_said() {
+    let world = World::new().await;
+    let verbs: [(&[&str], String); 5] = [
+        (&["vm", "list"], "/v1/vms".into()),
+        (&["tree", "app"], "/v1/functions/app/tree".into()),
+        (&["start", "show", START], format!("/v1/starts/{START}")),
+        (&["start", "list", "app"], "/v1/functions/app/starts".into()),
+        (&["function", "list"], "/v1/functions".into()),
+    ];
+    for (verb, path) in verbs {
+        let said = world.as_admin("GET", &path).send().await.expect("answered").text().await.expect("text");
+        assert_eq!(world.prints(&[&["--json"], verb].concat()).await, format!("{said}\n"), "{verb:?}");
+    }
+}
+
+#[actix_web::test]
+async fn a_start_is_a_waterfall() {
+    let world = World::new().await;
+    let ids = world.prints(&["start", "app", "--count", "3"]).await;
+    assert_eq!(ids.lines().count(), 3, "{ids}");
+    let waited = world.prints(&["start", "app", "--count", "20", "--wait"]).await;
+    assert_eq!(waited.lines().count(), 21, "{waited}");
+    assert!(waited.lines().nth(1).expect("a start").contains("252.0 ms"), "{waited}");
+
+    let shown = world.prints(&["start", "show", START]).await;
+    assert!(
+        shown.contains("30.0 MiB from the parent, 0 B from other VMs, 14.0 MiB from the origin"),
+        "{shown}"
+    );
+    assert!(shown.contains("3, 45.0 ms together"), "{shown}");
+    let bars: Vec<_> = shown.lines().filter(|line| line.contains('█')).collect();
+    assert_eq!(bars.len(), 8, "{shown}");
+    assert!(bars[7].starts_with("probe") && bars[7].ends_with("120.0 ms"), "{shown}");
+    assert_eq!(world.prints(&["stop", START]).await, format!("{START} is being stopped\n"));
+}
+
+#[actix_web::test]
+async fn a_tree_is_drawn_as_one() {
+    let world = World::new().await;
+    let drawn = world.prints(&["tree", "app"]).await;
+    let lines: Vec<_> = drawn.lines().collect();
+    assert!(lines[0].ends_with("epoch 1.4  height 2  VMs 4"), "{drawn}");
+    let wanted = [
+        "vm-0          ● ████████████████████ 100/100",
+        "├── vm-1      ● ███████████████░░░░░ 75/100",
+        "│   └── vm-3  ○ ░░░░░░░░░░░░░░░░░░░░ 0/100",
+        "└── vm-2      ● ██████████░░░░░░░░░░ 51/100",
+    ];
+    assert_eq!(lines[1..], wanted, "{drawn}");
+}
+
+#[actix_web::test]
+async fn vms_are_listed_admitted_and_removed() {
+    let world = World::new().await;
+    let list = world.prints(&["vm", "list"]).await;
+    assert!(list.contains("vm-1  up     127.0.0.1:7072  256.0 MiB of 4.0 GiB  1"), "{list}");
+    assert!(world.prints(&["vm", "join-token"]).await.starts_with("fnj_"));
+    let refused = world.cli(&["vm", "remove", "vm-1"]).await;
+    assert_eq!(
+        (refused.code, refused.err.as_str()),
+        (1, "error: the VM is up; stop its agent first (conflict)\n")
+    );
+}
+
+#[actix_web::test]
+async fn a_function_is_invoked() {
+    let world = World::with(vec![instance().await], |_| {}).await;
+    let got = world.cli(&["invoke", "app", "/a?b=c", "-H", "X-Own: yes", "--on", START]).await;
+    assert_eq!(got.code, 0, "{}", got.err);
+    assert!(got.out.starts_with("GET /a?b=c HTTP/1.1\r\n"), "{}", got.out);
+    assert!(got.out.contains("x-own: yes\r\n"), "{}", got.out);
+    assert_eq!(got.err, format!("200 OK from {START} on vm-1\n"));
+
+    let posted = world.prints(&["invoke", "app", "--data", "all to the end"]).await;
+    assert!(
+        posted.starts_with("POST / HTTP/1.1\r\n") && posted.ends_with("\r\n\r\nall to the end"),
+        "{posted}"
+    );
+    let file = world.folder.path().join("body");
+    std::fs::write(&file, "a file to the end").expect("written");
+    let data = format!("@{}", file.display());
+    let put = world.prints(&["invoke", "app", "x", "--method", "PUT", "--data", &data]).await;
+    assert!(put.starts_with("PUT /x HTTP/1.1\r\n") && put.contains("a file to the end"), "{put}");
+
+    let missing = world.cli(&["invoke", "app", "/missing"]).await;
+    assert_eq!(missing.code, 22);
+    assert!(missing.out.starts_with("GET /missing"), "the instance's own answer is printed");
+    let nowhere = world.cli(&["invoke", "app", "--on", OTHER_START]).await;
+    assert_eq!((nowhere.code, nowhere.out.as_str()), (22, ""));
+    assert!(nowhere.err.starts_with("error: there is no instance (not_found)\n"), "{}", nowhere.err);
+    for path in ["/../other", "/a/%2e%2E/../../x", "/.."] {
+        let outside = world.cli(&["invoke", "app", path]).await;
+        assert_eq!(outside.code, 2, "{path}: {}", outside.err);
+    }
+}
+
+#[actix_web::test]
+async fn logs_are_printed_as_they_are() {
+    let world = World::with(vec![instance().await], |_| {}).await;
+    assert_eq!(world.prints(&["logs", START]).await, "first line\nlast line\n");
+    assert_eq!(world.prints(&["logs", START, "--tail", "10"]).await, "last line\n");
+}
+
+#[actix_web::test]
+async fn the_token_is_found_where_it_is() {
+    let world = World::new().await;
+    let code = async |change: &dyn Fn(&mut Command)| {
+        let mut command = command(&["function", "list"]);
+        command.env("FAASNET_API", &world.url);
+        change(&mut command);
+        run(command).await.code
+    };
+    let data = world.folder.path();
+    let in_data_folder = |command: &mut Command| {
+        command.env("FAASNET__MANAGER__DATA", data);
+    };
+    assert_eq!(code(&in_data_folder).await, 0);
+    let in_named_file = |command: &mut Command| {
+        command.arg("--token-file").arg(data.join("admin.token"));
+    };
+    assert_eq!(code(&in_named_file).await, 0);
+    let listen = world.address().to_string();
+    let settings = |command: &mut Command| {
+        command
+            .env_remove("FAASNET_API")
+            .env("FAASNET_TOKEN", &world.viewer)
+            .env("FAASNET__HTTP__LISTEN", &listen);
+    };
+    assert_eq!(code(&settings).await, 0);
+    let other_tenant = |command: &mut Command| {
+        command.env("FAASNET_TOKEN", &world.team_a).args(["--tenant", "team-b"]);
+    };
+    assert_eq!(code(&other_tenant).await, 1);
+}
+
+#[actix_web::test]
+async fn errors_say_what_to_do() {
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let nobody = format!("http://{}", unused.local_addr().expect("bound"));
+    drop(unused);
+    let mut command_to_nobody = command(&["--api", &nobody, "vm", "list"]);
+    command_to_nobody.env("FAASNET_TOKEN", "fn_x");
+    let ran = run(command_to_nobody).await;
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    assert!(ran.err.starts_with(&format!("error: the manager at {nobody} cannot be reached")), "{}", ran.err);
+    assert!(ran.err.contains("`faasnet up`"), "{}", ran.err);
+
+    let mut without_token = command(&["vm", "list"]);
+    without_token.env("FAASNET__MANAGER__DATA", "/nonexistent");
+    let ran = run(without_token).await;
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("FAASNET_TOKEN") && ran.err.contains("/nonexistent/admin.token"), "{}", ran.err);
+
+    let world = World::new().await;
+    let mut wrong_token = command(&["vm", "list"]);
+    wrong_token.env("FAASNET_API", &world.url).env("FAASNET_TOKEN", "fn_wrong");
+    let ran = run(wrong_token).await;
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("(unauthorized)\nhint: the token is not one of this manager's"), "{}", ran.err);
+
+    for usage in [
+        vec!["unknown"],
+        vec!["start"],
+        vec!["function", "show", "UPPER"],
+        vec!["--config", "/nonexistent", "vm", "list"],
+    ] {
+        assert_eq!(run(command(&usage)).await.code, 2, "{usage:?}");
+    }
+}
+
+#[actix_web::test]
+async fn completions_need_no_manager() {
+    let script = run(command(&["completions", "bash"])).await;
+    assert_eq!(script.code, 0, "{}", script.err);
+    assert!(script.out.contains("join-token"));
+}

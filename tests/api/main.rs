@@ -1,0 +1,8 @@
+//! The API, the gateway and the client verbs over real sockets. Behind them stands a small control
+//! plane that holds what a test puts into it.
+
+mod cli;
+mod control;
+mod gateway;
+mod routes;
+mod world;

@@ -1,0 +1,146 @@
+//! A running HTTP server with its tokens, in front of the control plane of the tests.
+
+use super::control::Control;
+use actix::Actor;
+use actix_web::dev::ServerHandle;
+use bytes::Bytes;
+use faasnet::{
+    http::{AsyncReadWrite, DialError, HttpState, InstanceDialer, serve},
+    metadata::RedbMetadata,
+    settings::{HttpSettings, Settings},
+    tokens::{ApiTokens, JoinTokens, Principal, Role, TenantScope, system_secrets},
+};
+use faasnet_actors::scheduler::{Located, SchedulerHandle};
+use futures::future::BoxFuture;
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::{net::TcpStream, sync::watch};
+
+/// Longest wait for something that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct World {
+    pub url: String,
+    pub client: reqwest::Client,
+    pub admin: String,
+    pub operator: String,
+    pub viewer: String,
+    /// An operator of the tenant `team-a` only.
+    pub team_a: String,
+    pub ready: watch::Sender<bool>,
+    /// Places at instances that are taken.
+    pub places: watch::Receiver<usize>,
+    pub folder: TempDir,
+    server: ServerHandle,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with(vec![], |_| {}).await
+    }
+
+    /// With these instances, `vm-0` the first, and with changed settings.
+    pub async fn with(instances: Vec<Located>, change: impl FnOnce(&mut HttpSettings)) -> Self {
+        // Another test of this process may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = TempDir::new().expect("folder");
+        let path = folder.path().join("metadata.redb");
+        let metadata = Arc::new(RedbMetadata::open(&path).expect("opened"));
+        let admin_file = folder.path().join("admin.token");
+        let mut tokens =
+            ApiTokens::open(metadata.clone(), system_secrets(), &admin_file).await.expect("tokens");
+        let admin = std::fs::read_to_string(&admin_file).expect("written").trim().to_owned();
+        let operator = create(&mut tokens, Role::Operator, TenantScope::All).await;
+        let viewer = create(&mut tokens, Role::Viewer, TenantScope::All).await;
+        let team_a = TenantScope::One("team-a".parse().expect("valid"));
+        let team_a = create(&mut tokens, Role::Operator, team_a).await;
+
+        let (places_changed, places) = watch::channel(0);
+        let control = Control {
+            functions: BTreeMap::new(),
+            instances,
+            acquired: 0,
+            places: places_changed,
+            waiting: vec![],
+        };
+        let scheduler = SchedulerHandle::new(control.start().recipient(), 1024);
+        let mut settings = Settings::load(None).expect("defaults").http;
+        settings.workers = 1;
+        change(&mut settings);
+        let join = JoinTokens::new(metadata, system_secrets(), [7; 32], Duration::from_secs(60), 10);
+        let (ready, is_ready) = watch::channel(true);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let state = HttpState {
+            scheduler,
+            tokens: Arc::new(tokens),
+            join: Arc::new(join),
+            dial: Arc::new(Loopback),
+            settings,
+            ready: is_ready,
+        };
+        let (serving, server) = serve(state, listener).expect("serves");
+        actix_web::rt::spawn(serving);
+        let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("client");
+        Self { url, client, admin, operator, viewer, team_a, ready, places, folder, server }
+    }
+
+    pub fn request(&self, method: &str, path: &str, token: &str) -> reqwest::RequestBuilder {
+        let method = method.parse().expect("a method");
+        self.client.request(method, format!("{}{path}", self.url)).bearer_auth(token)
+    }
+
+    pub fn as_admin(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        self.request(method, path, &self.admin)
+    }
+
+    /// The address of the server.
+    pub fn address(&self) -> SocketAddr {
+        self.url.trim_start_matches("http://").parse().expect("an address")
+    }
+
+    /// Waits until that many places are taken.
+    pub async fn wait_for_places(&self, wanted: usize) {
+        let mut places = self.places.clone();
+        tokio::time::timeout(PATIENCE, places.wait_for(|taken| *taken == wanted))
+            .await
+            .unwrap_or_else(|_| panic!("{} places are taken instead of {wanted}", *self.places.borrow()))
+            .expect("the control plane lives");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        drop(self.server.stop(false));
+    }
+}
+
+async fn create(tokens: &mut ApiTokens, role: Role, tenant: TenantScope) -> String {
+    tokens.create(Principal { name: "test".into(), role, tenant }).await.expect("made")
+}
+
+/// Reaches instances where they say they are, without an agent between.
+struct Loopback;
+
+impl InstanceDialer for Loopback {
+    fn dial(&self, located: &Located) -> BoxFuture<'static, Result<Box<dyn AsyncReadWrite>, DialError>> {
+        let address = located.address;
+        Box::pin(async move {
+            match TcpStream::connect(address).await {
+                Ok(stream) => Ok(Box::new(stream) as Box<dyn AsyncReadWrite>),
+                Err(error) => Err(DialError::Refused(error.to_string())),
+            }
+        })
+    }
+
+    fn logs(&self, _: &Located, tail: u64) -> BoxFuture<'static, Result<Bytes, DialError>> {
+        let output = Bytes::from_static(b"first line\nlast line\n");
+        let from = output.len().saturating_sub(tail as usize);
+        Box::pin(async move { Ok(output.slice(from..)) })
+    }
+}
