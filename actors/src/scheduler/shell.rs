@@ -11,7 +11,7 @@ use crate::{
     image::BlockImage,
     journal::JournalHandle,
     model::FunctionView,
-    support::{Budget, ExitNotice, Link},
+    support::{Budget, ExitNotice, Link, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage, VmNews},
     world::{ConversionProgress, Converter, Metadata, Write},
 };
@@ -290,5 +290,13 @@ impl Handler<Converted> for Scheduler {
 
     fn handle(&mut self, Converted { source, result }: Converted, ctx: &mut Context<Self>) {
         self.happened(Event::Converted { source, result }, ctx);
+    }
+}
+
+impl Handler<Stop> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
     }
 }

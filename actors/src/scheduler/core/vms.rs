@@ -37,8 +37,15 @@ impl SchedulerCore {
             }
             VmEvent::Ready { start, report } => self.ready(&vm, start, report, now, effects),
             VmEvent::Ended { start, reason, report } => {
-                if self.is_at(&start, &vm) {
-                    self.starts.get_mut(&start).expect("it was just there").report = report;
+                let is_here = self.is_at(&start, &vm);
+                if let Some(known) = self.starts.get_mut(&start).filter(|known| known.vm.as_ref() == Some(&vm)) {
+                    known.report = report;
+                    if known.reason == Some(EndReason::VmLost) {
+                        // It was missing in a hello, and now the agent says why.
+                        known.reason = Some(reason.clone());
+                    }
+                }
+                if is_here {
                     self.end(&start, reason, now, effects);
                 }
             }
