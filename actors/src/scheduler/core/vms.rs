@@ -38,7 +38,9 @@ impl SchedulerCore {
             VmEvent::Ready { start, report } => self.ready(&vm, start, report, now, effects),
             VmEvent::Ended { start, reason, report } => {
                 let is_here = self.is_at(&start, &vm);
-                if let Some(known) = self.starts.get_mut(&start).filter(|known| known.vm.as_ref() == Some(&vm)) {
+                if let Some(known) =
+                    self.starts.get_mut(&start).filter(|known| known.vm.as_ref() == Some(&vm))
+                {
                     known.report = report;
                     if known.reason == Some(EndReason::VmLost) {
                         // It was missing in a hello, and now the agent says why.
