@@ -12,6 +12,7 @@ pub mod id;
 pub mod image;
 pub mod instance;
 pub mod journal;
+pub mod manager;
 pub mod model;
 pub mod ring;
 pub mod scheduler;

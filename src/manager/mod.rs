@@ -1,3 +1,243 @@
-pub fn run(_settings: crate::settings::Settings) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+//! The manager process: its data folder, its identity, the actors, the control listener and HTTP.
+
+mod convert;
+mod dial;
+mod keys;
+mod sessions;
+
+use crate::{
+    http::{self, HttpState},
+    metadata::RedbMetadata,
+    net::{
+        identity::Authority,
+        tls::{Acceptor, Dialer},
+    },
+    settings::{Settings, Topology},
+    tokens::{ApiTokens, JoinTokens, system_secrets},
+    up::ManagerReady,
+};
+use actix::System;
+use anyhow::{Context, bail};
+use convert::ImageConverter;
+use dial::AgentDialer;
+use faasnet_actors::{
+    function_tree::TreeLimits,
+    manager::{Manager, ManagerHandle, ManagerLimits, ManagerWorld},
+    scheduler::Limits,
+    tree::Complete,
+    wire::frame::FrameLimits,
+    world::Metadata,
+};
+use rustix::fs::{FlockOperation, flock};
+use sessions::{Doors, SessionLimits};
+use std::{
+    fs::{DirBuilder, File},
+    io::Write,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::task::TaskTracker;
+
+fn millis(value: u64) -> Duration {
+    Duration::from_millis(value)
+}
+
+/// Time that sessions get to end after the actors have; they only flush what is in their queues.
+const SESSIONS_END: Duration = Duration::from_secs(3);
+
+/// Runs a manager until SIGTERM or SIGINT. Prints one line of JSON, a [`ManagerReady`], when it serves.
+/// Agents and instances go on without it, and come back to the next manager on the same data folder.
+pub fn run(settings: Settings) -> anyhow::Result<()> {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.enable_all().build().expect("the operating system gives threads")
+    };
+    System::with_tokio_rt(runtime).block_on(serve(settings, |ready| {
+        let line = serde_json::to_string(&ready).expect("plain data");
+        let mut output = std::io::stdout();
+        writeln!(output, "{line}").and_then(|()| output.flush()).context("saying that the manager is ready")
+    }))
+}
+
+/// Runs a manager within an actix system; `ready` is called when it serves.
+pub async fn serve(
+    settings: Settings,
+    ready: impl FnOnce(ManagerReady) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let data = settings.manager.data.clone();
+    DirBuilder::new().recursive(true).mode(0o700).create(&data).context("making the data folder")?;
+    let _lock = lock(&data)?;
+    let metadata: Arc<dyn Metadata> =
+        Arc::new(RedbMetadata::open(&data.join("metadata.redb")).context("opening the metadata store")?);
+    let authority = Authority::open(&data, SystemTime::now()).context("opening the CA")?;
+    let identity = authority.issue_manager(SystemTime::now(), millis(settings.manager.certificate_ttl_ms))?;
+    let handshake = millis(settings.manager.handshake_ms);
+    let (acceptors, acceptor) = watch::channel(Acceptor::manager(&identity, handshake)?);
+    let (dialers, dialer) = watch::channel(Dialer::new(&identity, millis(settings.agent.connect_ms))?);
+
+    let token_file = data.join("admin.token");
+    let tokens = ApiTokens::open(Arc::clone(&metadata), system_secrets(), &token_file).await?;
+    let join = Arc::new(JoinTokens::new(
+        Arc::clone(&metadata),
+        system_secrets(),
+        authority.hash(),
+        millis(settings.tokens.join_ttl_ms),
+        settings.tokens.join_tokens_max,
+    ));
+    let listener = bind(&settings).await?;
+    let control = listener.local_addr()?;
+    let api_listener = std::net::TcpListener::bind(settings.http.listen).with_context(|| {
+        format!("listening on {}; choose another address with http.listen", settings.http.listen)
+    })?;
+    let api = format!("http://{}", api_listener.local_addr()?);
+
+    let keys = keys::open(metadata.as_ref(), millis(settings.manager.capability_ttl_ms)).await?;
+    tracing::info!(term = keys.term, "a new term begins");
+    let manager = Manager::start(world(&settings, metadata, keys));
+    let sessions = TaskTracker::new();
+    let authority = Arc::new(authority);
+    let doors = Arc::new(Doors {
+        fleet: manager.fleet.clone(),
+        vms: manager.vms.clone(),
+        acceptor,
+        authority: Arc::clone(&authority),
+        join: Arc::clone(&join),
+        limits: session_limits(&settings),
+        tasks: sessions.clone(),
+    });
+    let listening = tokio::spawn(sessions::listen(listener, doors));
+    let renewing = tokio::spawn(keys::renew(authority, settings.clone(), acceptors, dialers));
+
+    let (serving, is_serving) = watch::channel(true);
+    let state = HttpState {
+        scheduler: manager.scheduler.clone(),
+        tokens: Arc::new(tokens),
+        join,
+        dial: Arc::new(AgentDialer { dialer, handshake, frame: log_frame(&settings) }),
+        settings: settings.http.clone(),
+        ready: is_serving,
+    };
+    let (server, http) = http::serve(state, api_listener).context("starting HTTP")?;
+    let mut server = actix::spawn(server);
+    ready(ManagerReady { api: api.clone(), control, token_file })?;
+    tracing::info!(%api, %control, "the manager is up");
+
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        () = actors_end(&manager) => Err(anyhow::anyhow!("the manager's actors crashed too often; start it again")),
+        ended = &mut server => match ended {
+            Ok(Ok(())) => Err(anyhow::anyhow!("HTTP ended by itself")),
+            Ok(Err(error)) => Err(error).context("serving HTTP"),
+            Err(error) => Err(error).context("serving HTTP"),
+        },
+    };
+    tracing::info!("the manager shuts down");
+    serving.send_replace(false);
+    http.stop(true).await;
+    renewing.abort();
+    listening.abort();
+    manager.shut_down().await;
+    sessions.close();
+    if tokio::time::timeout(SESSIONS_END, sessions.wait()).await.is_err() {
+        tracing::warn!(sessions = sessions.len(), "sessions did not end in time");
+    }
+    result
+}
+
+/// Returns when the actors have given up.
+async fn actors_end(manager: &ManagerHandle) {
+    let mut look = tokio::time::interval(Duration::from_secs(1));
+    while manager.is_up() {
+        look.tick().await;
+    }
+}
+
+/// One manager for a data folder.
+fn lock(data: &Path) -> anyhow::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(data.join("manager.lock"))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| anyhow::anyhow!("another manager uses the data folder {}", data.display()))?;
+    Ok(file)
+}
+
+async fn bind(settings: &Settings) -> anyhow::Result<TcpListener> {
+    let listen = settings.manager.listen;
+    if settings.manager.connections_max == 0 {
+        bail!("manager.connections_max must be at least 1");
+    }
+    TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listening on {listen}; choose another address with manager.listen"))
+}
+
+fn world(settings: &Settings, metadata: Arc<dyn Metadata>, keys: keys::Keys) -> ManagerWorld {
+    let (manager, scheduler, tree) = (&settings.manager, &settings.scheduler, &settings.tree);
+    let lease = millis(manager.lease_ms);
+    let fan_out = tree.fan_out;
+    let topology = tree.topology;
+    ManagerWorld {
+        metadata,
+        converter: Arc::new(ImageConverter::new(settings.clone())),
+        capability_key: keys.capabilities.public().to_vec(),
+        capabilities: Arc::new(keys.capabilities),
+        topology: Arc::new(move || match topology {
+            Topology::Complete => Box::new(Complete::new(fan_out)),
+        }),
+        term: keys.term,
+        seed: rand::random(),
+        limits: ManagerLimits {
+            scheduler: Limits {
+                functions_max: scheduler.functions_max,
+                functions_per_vm_max: scheduler.functions_per_vm_max,
+                starts_per_request_max: scheduler.starts_per_request_max,
+                starts_waiting_max: scheduler.starts_waiting_max,
+                starts_kept: scheduler.starts_kept,
+                requests_waiting_per_function_max: scheduler.requests_waiting_per_function_max,
+                requests_waiting_max: scheduler.requests_waiting_max,
+                placement_deadline: millis(scheduler.placement_deadline_ms),
+                ready_deadline: millis(scheduler.ready_deadline_ms),
+                lease,
+                // Agents try again after at most the longest pause, and say hello within a lease.
+                rejoin_grace: lease + millis(settings.agent.reconnect_max_ms),
+            },
+            tree: TreeLimits {
+                ancestors_max: tree.ancestors_max,
+                capability_ttl: millis(manager.capability_ttl_ms),
+                complaint_pause: lease,
+            },
+            heartbeat: millis(manager.heartbeat_ms),
+            lease,
+            mailbox_permits: scheduler.mailbox_permits,
+        },
+    }
+}
+
+fn session_limits(settings: &Settings) -> SessionLimits {
+    SessionLimits {
+        frame: FrameLimits { header_bytes_max: settings.transfer.frame_header_bytes_max, body_bytes_max: 0 },
+        handshake: millis(settings.manager.handshake_ms),
+        lease: millis(settings.manager.lease_ms),
+        connections_max: settings.manager.connections_max,
+        orders_queued_max: settings.manager.orders_queued_max,
+        certificate_ttl: millis(settings.manager.certificate_ttl_ms),
+    }
+}
+
+/// What an agent may answer to a question for an instance's output.
+fn log_frame(settings: &Settings) -> FrameLimits {
+    let bytes = settings.http.log_tail_bytes_max.max(settings.holder.log_bytes_max);
+    FrameLimits {
+        header_bytes_max: settings.transfer.frame_header_bytes_max,
+        body_bytes_max: u32::try_from(bytes).unwrap_or(u32::MAX),
+    }
 }

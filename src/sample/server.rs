@@ -10,7 +10,7 @@ use serde_json::json;
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -42,7 +42,13 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
     if options.never_answer {
         return wait_for_ever();
     }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).context("listen on $PORT")?;
     let identity = Identity { port: options.port, start_digest: start_digest.to_hex().to_string(), read_ms };
+    println!("listening on port {}", options.port);
+    answer(listener, identity).context("serve")
+}
+
+fn answer(listener: TcpListener, identity: Identity) -> io::Result<()> {
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(identity.clone()))
@@ -55,10 +61,8 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
             .route("/eat", web::get().to(eat))
             .route("/exit", web::get().to(exit))
     });
-    let address = (Ipv4Addr::LOCALHOST, options.port);
-    let server = server.workers(1).shutdown_timeout(1).bind(address).context("listen on $PORT")?;
-    println!("listening on port {}", options.port);
-    actix_web::rt::System::new().block_on(server.run()).context("serve")
+    // One worker: an instance is small, and a VM has many.
+    actix_web::rt::System::new().block_on(server.workers(1).shutdown_timeout(1).listen(listener)?.run())
 }
 
 /// A pipe that nobody writes to: reading it waits without using time.
@@ -167,4 +171,39 @@ struct ExitCode {
 
 async fn exit(code: web::Query<ExitCode>) -> HttpResponse {
     std::process::exit(code.code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{SocketAddr, TcpStream};
+
+    /// The whole answer, with its head.
+    fn exchange(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn the_server_answers_reads_and_echoes() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let identity = Identity { port: address.port(), start_digest: "d1ge57".to_owned(), read_ms: 3 };
+        std::thread::spawn(move || answer(listener, identity));
+        let get = |path: &str| exchange(address, &format!("GET {path} HTTP/1.0\r\nHost: sample\r\n\r\n"));
+
+        assert!(get("/").contains("\"start_digest\":\"d1ge57\""));
+        assert!(get("/healthz").starts_with("HTTP/1.0 200"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "0123456789").unwrap();
+        let digest = get(&format!("/read?path={}&offset=2&len=5", file.path().display()));
+        assert!(digest.contains(&blake3::hash(b"23456").to_hex().to_string()), "{digest}");
+        assert!(get("/read?path=/nowhere").starts_with("HTTP/1.0 400"));
+        let echoed =
+            exchange(address, "POST /echo HTTP/1.0\r\nHost: sample\r\nContent-Length: 5\r\n\r\nhello");
+        assert!(echoed.contains("hello"), "{echoed}");
+    }
 }

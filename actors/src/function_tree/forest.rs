@@ -7,7 +7,7 @@ use super::{
 use crate::{
     id::{Epoch, TreeId},
     scheduler::ControlError,
-    support::{AfterExit, Budget, ChildExited, Children, ExitNotice, Link},
+    support::{AfterExit, Budget, ChildExited, Children, ExitNotice, Link, Stop},
     tree::Topology,
     vm_node::{ToFleet, ToVm},
     world::CapabilityIssuer,
@@ -212,5 +212,14 @@ impl Handler<ChildExited<TreeId>> for Forest {
                 ctx.stop();
             }
         }
+    }
+}
+
+impl Handler<Stop> for Forest {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        self.trees.iter().for_each(|(_, tree)| tree.do_send(Stop));
+        ctx.stop();
     }
 }

@@ -16,7 +16,7 @@ pub use messages::{StartDraft, ToForest, ToTree};
 
 use crate::{
     id::{TreeId, VmId},
-    support::{Budget, ExitNotice, Link},
+    support::{Budget, ExitNotice, Link, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage},
     wire::control::{Place, StartOrder},
     world::{CapabilityIssuer, KeyHash},
@@ -125,5 +125,13 @@ impl Handler<GetView> for FunctionTree {
         self.budget.spend(ctx);
         // Whoever asked may be gone; then nobody wants the view.
         let _gone = reply.send(Ok(self.core.view(self.tree.image)));
+    }
+}
+
+impl Handler<Stop> for FunctionTree {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
     }
 }

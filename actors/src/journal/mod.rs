@@ -9,7 +9,10 @@ mod tests;
 
 pub use messages::{Commit, Done};
 
-use crate::world::{Metadata, MetadataError, Write};
+use crate::{
+    support::{ExitNotice, Stop},
+    world::{Metadata, MetadataError, Write},
+};
 use actix::prelude::*;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -25,11 +28,12 @@ pub struct Journal {
     writes: Vec<Write>,
     waiting: Vec<Waiting>,
     committing: bool,
+    _exit: Option<ExitNotice<&'static str>>,
 }
 
 impl Journal {
-    pub fn new(metadata: Arc<dyn Metadata>) -> Self {
-        Self { metadata, writes: Vec::new(), waiting: Vec::new(), committing: false }
+    pub fn new(metadata: Arc<dyn Metadata>, exit: Option<ExitNotice<&'static str>>) -> Self {
+        Self { metadata, writes: Vec::new(), waiting: Vec::new(), committing: false, _exit: exit }
     }
 
     fn commit_next(&mut self, ctx: &mut Context<Self>) {
@@ -64,6 +68,14 @@ impl Handler<Commit> for Journal {
         self.writes.extend(writes);
         self.waiting.push(Waiting { done, permit });
         self.commit_next(ctx);
+    }
+}
+
+impl Handler<Stop> for Journal {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
     }
 }
 

@@ -6,4 +6,4 @@ mod supervision;
 
 pub use budget::Budget;
 pub use link::{Link, LinkSource};
-pub use supervision::{AfterExit, ChildExited, Children, ExitCause, ExitNotice, Slot};
+pub use supervision::{AfterExit, ChildExited, Children, ExitCause, ExitNotice, Slot, Stop};

@@ -21,6 +21,11 @@ pub enum ExitCause {
     Panicked,
 }
 
+/// Ends an actor and its children on purpose.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Stop;
+
 /// A child has ended. Bounded by the number of children.
 #[derive(Debug)]
 pub struct ChildExited<K> {

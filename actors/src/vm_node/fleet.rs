@@ -9,7 +9,7 @@ use crate::{
     function_tree::{ToForest, ToTree},
     id::VmId,
     journal::JournalHandle,
-    support::{AfterExit, Budget, ChildExited, Children, ExitNotice, Link},
+    support::{AfterExit, Budget, ChildExited, Children, ExitNotice, Link, Stop},
     wire::control::{JoinRefusal, ToAgent},
     world::{KeyHash, Metadata, MetadataError, Row, Table, Write},
 };
@@ -252,5 +252,14 @@ impl Handler<ChildExited<VmId>> for Fleet {
                 ctx.stop();
             }
         }
+    }
+}
+
+impl Handler<Stop> for Fleet {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        self.nodes.iter().for_each(|(_, node)| node.do_send(Stop));
+        ctx.stop();
     }
 }

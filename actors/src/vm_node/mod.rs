@@ -16,7 +16,7 @@ pub use messages::{Opening, Order, SessionId, ToFleet, ToVm, VmEvent, VmFacts, V
 use crate::{
     function_tree::ToTree,
     id::{StartId, VmId},
-    support::{Budget, ExitNotice, Link, Slot},
+    support::{Budget, ExitNotice, Link, Slot, Stop},
     wire::{PROTOCOL_VERSION, control::JoinRefusal, control::ToAgent},
 };
 use actix::prelude::*;
@@ -168,6 +168,14 @@ impl Handler<Forgotten> for VmNode {
 
     fn handle(&mut self, _: Forgotten, ctx: &mut Context<Self>) {
         self.happened(Event::Forgotten, &None);
+        ctx.stop();
+    }
+}
+
+impl Handler<Stop> for VmNode {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
         ctx.stop();
     }
 }

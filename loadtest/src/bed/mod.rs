@@ -216,6 +216,11 @@ impl BedState {
         Ok(())
     }
 
+    /// kill -9 of every process on the host.
+    pub fn kill_processes(&self, host: &str) -> anyhow::Result<()> {
+        state::kill_inside(&self.namespace(host)?)
+    }
+
     /// The same rate on both ends: each end shapes what it sends.
     fn shape(&self, host: &str, rate: Rate) -> anyhow::Result<()> {
         let port = port(self.place(host)?);

@@ -115,7 +115,7 @@ fn remove_links(switch: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn kill_inside(namespace: &str) -> anyhow::Result<()> {
+pub(super) fn kill_inside(namespace: &str) -> anyhow::Result<()> {
     for _ in 0..KILL_ROUNDS_MAX {
         let pids = processes(namespace)?;
         if pids.is_empty() {

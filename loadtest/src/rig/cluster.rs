@@ -120,6 +120,12 @@ impl Cluster {
         self.agents.remove(vm).with_context(|| format!("no agent runs on {vm}"))?.kill()
     }
 
+    /// Ends everything on a VM's host, the holder and the containers included, as a power cut would.
+    pub fn stop_vm(&mut self, vm: &str) -> anyhow::Result<()> {
+        self.agents.remove(vm).with_context(|| format!("no agent runs on {vm}"))?.kill()?;
+        self.bed.kill_processes(vm)
+    }
+
     /// kill -9 of the manager.
     pub fn kill_manager(&mut self) -> anyhow::Result<()> {
         self.manager.take().context("no manager runs")?.kill()

@@ -18,7 +18,7 @@ use std::{
 
 const TAG: &str = "latest";
 /// Part of the cached folders' names; raise it when what is built here changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 4;
 /// A file of ours beside the layout's, which OCI allows.
 const UNPACKED_BYTES: &str = "unpacked-bytes";
 const SERVER: &str = include_str!("server.py");
@@ -161,6 +161,13 @@ fn write_base(rootfs: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(rootfs.join(folder))?;
     }
     fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    // Packages leave the choice between equal libraries to a script, which is not run here.
+    let libraries = rootfs.join("usr/lib/x86_64-linux-gnu");
+    for library in ["libblas.so.3", "liblapack.so.3"] {
+        if libraries.join("openblas-pthread").join(library).exists() {
+            symlink(format!("openblas-pthread/{library}"), libraries.join(library))?;
+        }
+    }
     for (path, text) in [
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/srv:/bin/sh\n"),
         ("etc/group", "root:x:0:\napp:x:1000:\n"),

@@ -5,6 +5,7 @@ use crate::bed::BedState;
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     fs,
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
@@ -89,17 +90,48 @@ impl Registry {
 
     /// What was given for requests whose path contains `part`, by the registry's own log.
     pub fn given(&self, part: &str) -> anyhow::Result<Given> {
-        let text = fs::read_to_string(&self.service.log)?;
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let mut given = Given::default();
-        for line in lines.filter(|line| line["msg"] == "response completed") {
-            let is_get = line["http.request.method"] == "GET";
-            if is_get && line["http.request.uri"].as_str().is_some_and(|uri| uri.contains(part)) {
-                given.answers += 1;
-                given.bytes += line["http.response.written"].as_u64().unwrap_or(0);
-            }
+        for (_, bytes) in self.answers()?.into_iter().filter(|(uri, _)| uri.contains(part)) {
+            given.answers += 1;
+            given.bytes += bytes;
         }
         Ok(given)
+    }
+
+    /// The same for each blob, by its digest.
+    pub fn given_by_blob(&self) -> anyhow::Result<BTreeMap<String, Given>> {
+        let mut by_blob: BTreeMap<String, Given> = BTreeMap::new();
+        for (uri, bytes) in self.answers()? {
+            let Some((_, digest)) = uri.split_once("/blobs/sha256:") else { continue };
+            let given = by_blob.entry(format!("sha256:{digest}")).or_default();
+            given.answers += 1;
+            given.bytes += bytes;
+        }
+        Ok(by_blob)
+    }
+
+    /// Path and body length of every finished answer to a GET.
+    fn answers(&self) -> anyhow::Result<Vec<(String, u64)>> {
+        let text = fs::read_to_string(&self.service.log)?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let answers =
+            lines.filter(|line| line["msg"] == "response completed" && line["http.request.method"] == "GET");
+        let read = |line: Value| {
+            let uri = line["http.request.uri"].as_str().unwrap_or_default().to_owned();
+            (uri, line["http.response.written"].as_u64().unwrap_or(0))
+        };
+        Ok(answers.map(read).collect())
+    }
+
+    /// The files of all blobs.
+    pub fn blob_files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for prefix in fs::read_dir(self.folder.join("data/docker/registry/v2/blobs/sha256"))? {
+            for blob in fs::read_dir(prefix?.path())? {
+                found.push(blob?.path().join("data"));
+            }
+        }
+        Ok(found)
     }
 
     /// The file that holds a blob, to damage it.

@@ -1,8 +1,10 @@
 """HTTP server of the test image: answers, lists the file system, reads files. Python 3, no packages."""
-import hashlib, http.server, json, os, stat, sys, urllib.parse
+import hashlib, http.server, json, os, signal, stat, sys, urllib.parse
 
-for module in sys.argv[1:]:
-    __import__(module)
+if "EXIT_AT_START" in os.environ:
+    sys.exit(int(os.environ["EXIT_AT_START"]))
+if "NEVER_ANSWER" in os.environ:
+    signal.pause()
 
 KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe",
          stat.S_IFSOCK: "socket", stat.S_IFCHR: "char", stat.S_IFBLK: "block"}
@@ -71,7 +73,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif url.path == "/exit":
             os._exit(int(query["code"]))
         else:
-            self.answer([json.dumps(dict(hostname=os.uname().nodename, pid=os.getpid())).encode()])
+            answer = dict(hostname=os.uname().nodename, pid=os.getpid(), port=int(os.environ["PORT"]))
+            self.answer([json.dumps(answer).encode()])
 
     def answer(self, pieces):
         self.send_response(200)
@@ -80,5 +83,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(piece)
 
 
+if sys.argv[1:] == ["--list"]:
+    sys.stdout.buffer.writelines(listing())
+    sys.exit()
+for module in sys.argv[1:]:
+    __import__(module)
 print("listening", flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()

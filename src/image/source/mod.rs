@@ -9,7 +9,7 @@ use crate::{
     settings::Settings,
 };
 use faasnet_actors::id::Digest;
-use layout::LayoutSource;
+pub use layout::LayoutSource;
 use registry::RegistrySource;
 use std::{
     io,

@@ -1,0 +1,458 @@
+//! The scheduler's decisions: admission, placement, routing, scaling.
+//!
+//! ```text
+//!              durable            VM chosen           handed over           probe
+//!   (accepted) -------> waiting ------------> chosen ------------> ordered -------> ready
+//!                          ^  |                  |                    |               |
+//!                          |  | no room in time  | undeliverable      | failed, lost  | exited, stopped
+//!                          |  v                  |                    v               v
+//!                          |  ended <------------+---------------------------------- ended
+//!                          +---------------------+
+//! ```
+//!
+//! Invariants: 8 (no VM runs two tenants, more functions or more memory than it may), 9 (what is
+//! answered is durable) and 10 (each start ends, with a reason).
+
+mod functions;
+mod requests;
+mod starts;
+mod views;
+mod vms;
+
+use super::{
+    messages::{ControlError, Located},
+    records::{FunctionKey, Loaded},
+};
+use crate::{
+    function_tree::{Contact, StartDraft},
+    id::{ImageId, StartId, TenantId, TreeId, VmId},
+    image::BlockImage,
+    model::{FunctionSpec, FunctionView},
+    ring::Ring,
+    vm_node::VmEvent,
+    wire::control::{EndReason, HeldTree, StartReport},
+    world::{ConversionProgress, KeyHash, Write},
+};
+use rand::rngs::StdRng;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub functions_max: usize,
+    pub functions_per_vm_max: usize,
+    pub starts_per_request_max: u32,
+    pub starts_waiting_max: usize,
+    pub starts_kept: usize,
+    pub requests_waiting_per_function_max: usize,
+    pub requests_waiting_max: usize,
+    /// How long a start waits for a VM with room.
+    pub placement_deadline: Duration,
+    /// From the order to ready.
+    pub ready_deadline: Duration,
+    /// Silence after which a VM is lost.
+    pub lease: Duration,
+    /// How long a new manager waits for agents to tell of the starts that it found accepted.
+    pub rejoin_grace: Duration,
+}
+
+/// Whoever waits for an answer; numbered by the shell, in the order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// Writes on their way to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WriteId(pub u64);
+
+#[derive(Debug)]
+pub enum Event {
+    /// What an earlier manager left. Comes first.
+    Loaded(Box<Loaded>),
+    Put {
+        ticket: Ticket,
+        key: FunctionKey,
+        spec: Box<FunctionSpec>,
+    },
+    Delete {
+        ticket: Ticket,
+        key: FunctionKey,
+    },
+    Start {
+        ticket: Ticket,
+        key: FunctionKey,
+        count: u32,
+    },
+    Stop {
+        ticket: Ticket,
+        tenant: TenantId,
+        start: StartId,
+    },
+    Acquire {
+        ticket: Ticket,
+        key: FunctionKey,
+        on: Option<StartId>,
+        deadline: Instant,
+    },
+    RemoveVm {
+        ticket: Ticket,
+        vm: VmId,
+    },
+    /// Nobody waits for that answer any more.
+    Abandoned {
+        ticket: Ticket,
+    },
+    /// A request at that instance is over.
+    Released {
+        start: StartId,
+    },
+    /// Those writes are durable, or they are not.
+    Written {
+        write: WriteId,
+        result: Result<(), String>,
+    },
+    Converted {
+        source: String,
+        result: Result<Box<BlockImage>, String>,
+    },
+    News {
+        vm: VmId,
+        event: VmEvent,
+    },
+    Tick,
+}
+
+#[derive(Debug)]
+pub enum Effect {
+    Answer {
+        ticket: Ticket,
+        answer: Result<Answer, ControlError>,
+    },
+    /// To be answered by `Event::Written`, in the order of these effects.
+    Persist {
+        write: WriteId,
+        writes: Vec<Write>,
+    },
+    /// To be answered by `Event::Converted`.
+    Convert {
+        source: String,
+        progress: Arc<ConversionProgress>,
+    },
+    Join {
+        tree: TreeId,
+        vm: VmId,
+        contact: Contact,
+        start: Box<StartDraft>,
+    },
+    Leave {
+        tree: TreeId,
+        vm: VmId,
+    },
+    Dissolve {
+        tree: TreeId,
+    },
+    Stop {
+        vm: VmId,
+        start: StartId,
+    },
+    Forget {
+        vm: VmId,
+    },
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Answer {
+    Done,
+    Function(Box<FunctionView>),
+    Started(Vec<StartId>),
+    Acquired(Located),
+}
+
+enum Image {
+    Converting,
+    Ready(Arc<BlockImage>),
+    Failed(String),
+}
+
+struct Function {
+    spec: FunctionSpec,
+    image: Image,
+    /// Counts descriptions and images of this function.
+    revision: u64,
+    /// Starts and instances that have not ended.
+    live: BTreeSet<StartId>,
+    /// Those among them that are not ready, and are not being stopped.
+    unfinished: BTreeSet<StartId>,
+    /// Those among them that have no VM, the oldest first.
+    unplaced: VecDeque<StartId>,
+    /// Instances that take requests, by the number of requests they have.
+    routable: BTreeSet<(u32, StartId)>,
+    /// Starts on their way to the disk.
+    accepting: u32,
+    requests: BTreeMap<Ticket, Waiter>,
+}
+
+struct Waiter {
+    on: Option<StartId>,
+    deadline: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Found accepted by a new manager: it may run somewhere.
+    Recovering,
+    Waiting,
+    Chosen,
+    Ordered,
+    Ready,
+    Ended,
+}
+
+struct Start {
+    /// The order of acceptance.
+    sequence: u64,
+    key: FunctionKey,
+    phase: Phase,
+    vm: Option<VmId>,
+    image: Option<ImageId>,
+    revision: u64,
+    memory_bytes: u64,
+    /// VMs that could not be given the order.
+    avoid: BTreeSet<VmId>,
+    /// It was asked to end.
+    stopping: bool,
+    /// A newer one of its function is ready: it takes no more requests.
+    draining: bool,
+    in_flight: u32,
+    accepted_at: Instant,
+    chosen_at: Option<Instant>,
+    ordered_at: Option<Instant>,
+    ready_at: Option<Instant>,
+    timer: Option<Instant>,
+    report: StartReport,
+    reason: Option<EndReason>,
+}
+
+#[derive(Default)]
+struct Vm {
+    up: bool,
+    address: Option<SocketAddr>,
+    key_hash: Option<KeyHash>,
+    memory_bytes: u64,
+    memory_used: u64,
+    functions: BTreeMap<FunctionKey, BTreeSet<StartId>>,
+    held: BTreeMap<TreeId, HeldTree>,
+}
+
+/// What becomes true when it is durable.
+enum Change {
+    Put {
+        ticket: Ticket,
+        key: FunctionKey,
+        spec: Box<FunctionSpec>,
+    },
+    Delete {
+        ticket: Ticket,
+        key: FunctionKey,
+    },
+    Accept {
+        ticket: Option<Ticket>,
+        key: FunctionKey,
+        starts: Vec<StartId>,
+        accepted_at: Instant,
+    },
+    Image {
+        source: String,
+        image: Arc<BlockImage>,
+    },
+    RemoveVm {
+        ticket: Ticket,
+        vm: VmId,
+    },
+    /// Rows of starts that have ended; should they stay, a later manager ends them again.
+    Forget,
+}
+
+pub struct SchedulerCore {
+    limits: Limits,
+    rng: StdRng,
+    functions: BTreeMap<FunctionKey, Function>,
+    conversions: BTreeMap<String, Arc<ConversionProgress>>,
+    starts: BTreeMap<StartId, Start>,
+    /// All starts of a function that are known, in the order of acceptance.
+    history: BTreeMap<FunctionKey, BTreeSet<(u64, StartId)>>,
+    /// Ended starts, the oldest first.
+    ended: VecDeque<StartId>,
+    /// Ended starts whose rows are still there.
+    ended_rows: Vec<StartId>,
+    vms: BTreeMap<VmId, Vm>,
+    /// Instances and starts that use a tree.
+    trees: BTreeMap<TreeId, u32>,
+    timers: BTreeSet<(Instant, StartId)>,
+    deadlines: BTreeSet<(Instant, Ticket)>,
+    waiters: BTreeMap<Ticket, FunctionKey>,
+    changes: BTreeMap<WriteId, Change>,
+    /// Starts that have no VM, or are on their way to the disk.
+    starts_waiting: usize,
+    sequence: u64,
+    writes: u64,
+    ring: Option<Ring>,
+    orders: BTreeMap<FunctionKey, Arc<[VmId]>>,
+    /// Something happened after which a start may find room.
+    room_changed: bool,
+}
+
+/// Pause suggested to a caller that met a limit: starts and requests come and go within a second.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl SchedulerCore {
+    pub fn new(limits: Limits, rng: StdRng) -> Self {
+        Self {
+            limits,
+            rng,
+            functions: BTreeMap::new(),
+            conversions: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            history: BTreeMap::new(),
+            ended: VecDeque::new(),
+            ended_rows: Vec::new(),
+            vms: BTreeMap::new(),
+            trees: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            waiters: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            starts_waiting: 0,
+            sequence: 0,
+            writes: 0,
+            ring: None,
+            orders: BTreeMap::new(),
+            room_changed: false,
+        }
+    }
+
+    pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Loaded(loaded) => self.loaded(*loaded, now, effects),
+            Event::Put { ticket, key, spec } => self.put(ticket, key, spec, effects),
+            Event::Delete { ticket, key } => self.delete(ticket, key, effects),
+            Event::Start { ticket, key, count } => self.start(ticket, key, count, now, effects),
+            Event::Stop { ticket, tenant, start } => self.stop_asked(ticket, &tenant, &start, now, effects),
+            Event::Acquire { ticket, key, on, deadline } => {
+                self.acquire(ticket, key, on, deadline, now, effects);
+            }
+            Event::RemoveVm { ticket, vm } => self.remove_vm(ticket, vm, effects),
+            Event::Abandoned { ticket } => {
+                self.take_waiter(ticket);
+            }
+            Event::Released { start } => self.released(&start, now, effects),
+            Event::Written { write, result } => self.written(write, result, now, effects),
+            Event::Converted { source, result } => self.converted(source, result, now, effects),
+            Event::News { vm, event } => self.news(vm, event, now, effects),
+            Event::Tick => self.tick(now, effects),
+        }
+        if std::mem::take(&mut self.room_changed) {
+            self.place_waiting(now, effects);
+        }
+    }
+
+    fn persist(&mut self, writes: Vec<Write>, change: Change, effects: &mut Vec<Effect>) {
+        self.writes += 1;
+        let write = WriteId(self.writes);
+        self.changes.insert(write, change);
+        effects.push(Effect::Persist { write, writes });
+    }
+
+    fn written(
+        &mut self,
+        write: WriteId,
+        result: Result<(), String>,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(change) = self.changes.remove(&write) else { return };
+        match (change, result) {
+            (Change::Put { ticket, key, spec }, Ok(())) => self.put_durable(ticket, key, *spec, now, effects),
+            (Change::Delete { ticket, key }, Ok(())) => self.delete_durable(ticket, &key, now, effects),
+            (Change::Accept { ticket, key, starts, accepted_at }, Ok(())) => {
+                self.accepted(ticket, key, starts, accepted_at, now, effects);
+            }
+            (Change::Accept { ticket, key, starts, .. }, Err(reason)) => {
+                self.starts_waiting -= starts.len();
+                let error = ControlError::Metadata(reason);
+                if let Some(function) = self.functions.get_mut(&key) {
+                    function.accepting -= starts.len() as u32;
+                    self.fail_if_hopeless(&key, error.clone(), effects);
+                }
+                effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer: Err(error) }));
+            }
+            (Change::Image { source, image }, Ok(())) => self.image_durable(&source, &image, now, effects),
+            (Change::Image { source, .. }, Err(reason)) => {
+                self.conversion_failed(&source, &reason, now, effects);
+            }
+            (Change::RemoveVm { ticket, vm }, Ok(())) => self.vm_removed(ticket, &vm, now, effects),
+            (
+                Change::Put { ticket, .. } | Change::Delete { ticket, .. } | Change::RemoveVm { ticket, .. },
+                Err(reason),
+            ) => effects.push(Effect::Answer { ticket, answer: Err(ControlError::Metadata(reason)) }),
+            (Change::Forget, _) => {}
+        }
+    }
+
+    fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.expire_requests(now, effects);
+        while let Some((at, start)) = self.timers.first().filter(|(at, _)| *at <= now).cloned() {
+            self.timers.remove(&(at, start.clone()));
+            self.overdue(&start, now, effects);
+        }
+        if !self.ended_rows.is_empty() {
+            let ended = std::mem::take(&mut self.ended_rows);
+            self.persist(ended.iter().map(super::records::delete_start).collect(), Change::Forget, effects);
+        }
+    }
+
+    /// Checks the invariants over everything; for tests, because it looks at everyone.
+    #[cfg(test)]
+    pub fn check(&self) {
+        for (name, vm) in &self.vms {
+            let tenants: BTreeSet<&TenantId> = vm.functions.keys().map(|(tenant, _)| tenant).collect();
+            assert!(tenants.len() <= 1, "invariant 8: {name} runs two tenants");
+            assert!(vm.functions.len() <= self.limits.functions_per_vm_max, "invariant 8: functions");
+            let starts = || vm.functions.values().flatten().map(|start| &self.starts[start]);
+            assert_eq!(starts().map(|start| start.memory_bytes).sum::<u64>(), vm.memory_used);
+            assert!(vm.memory_used <= vm.memory_bytes || !vm.up, "invariant 8: memory");
+            assert!(starts().all(|start| start.vm.as_ref() == Some(name)));
+        }
+        let coming = self.changes.values().map(|change| match change {
+            Change::Accept { starts, .. } => starts.len(),
+            _ => 0,
+        });
+        let mut waiting = coming.sum::<usize>();
+        for (id, start) in &self.starts {
+            let on_vm = matches!(start.phase, Phase::Chosen | Phase::Ordered | Phase::Ready);
+            assert_eq!(start.vm.is_some() && start.phase != Phase::Ended, on_vm);
+            assert_eq!(start.phase == Phase::Ended, start.reason.is_some(), "invariant 10");
+            let timed = matches!(start.phase, Phase::Recovering | Phase::Chosen | Phase::Ordered);
+            assert!(start.timer.is_some() || !timed, "invariant 10: {id} may hang");
+            waiting += usize::from(start.phase == Phase::Waiting);
+            if let Some(function) = self.functions.get(&start.key) {
+                // A function that was made again does not know what the one before is still stopping.
+                let lives = start.phase != Phase::Ended;
+                assert!(function.live.contains(id) == lives || lives && start.stopping);
+                let routable = function.routable.contains(&(start.in_flight, id.clone()));
+                assert!(!routable || start.phase == Phase::Ready);
+            }
+        }
+        assert_eq!(waiting, self.starts_waiting);
+        for function in self.functions.values() {
+            assert_eq!(function.routable.len(), {
+                function.routable.iter().map(|(_, start)| start).collect::<BTreeSet<_>>().len()
+            });
+            assert!(function.requests.keys().all(|ticket| self.waiters.contains_key(ticket)));
+        }
+    }
+}

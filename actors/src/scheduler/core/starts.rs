@@ -1,0 +1,478 @@
+//! Starts: from acceptance to their end.
+
+use super::{
+    Answer, Change, ControlError, Effect, Function, FunctionKey, Image, Phase, RETRY_AFTER, SchedulerCore,
+    Start, Ticket, Vm,
+};
+use crate::{
+    function_tree::{Contact, StartDraft},
+    id::{StartId, TenantId, TreeId, VmId},
+    image::BlockImage,
+    ring::Ring,
+    scheduler::records,
+    wire::control::{EndReason, StartReport},
+};
+use rand::Rng;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
+use tokio::time::Instant;
+
+impl Start {
+    pub(super) fn new(sequence: u64, key: FunctionKey, phase: Phase, accepted_at: Instant) -> Self {
+        Self {
+            sequence,
+            key,
+            phase,
+            vm: None,
+            image: None,
+            revision: 0,
+            memory_bytes: 0,
+            avoid: BTreeSet::new(),
+            stopping: false,
+            draining: false,
+            in_flight: 0,
+            accepted_at,
+            chosen_at: None,
+            ordered_at: None,
+            ready_at: None,
+            timer: None,
+            report: StartReport::default(),
+            reason: None,
+        }
+    }
+}
+
+impl SchedulerCore {
+    pub(super) fn start(
+        &mut self,
+        ticket: Ticket,
+        key: FunctionKey,
+        count: u32,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(error) = self.refusal(&key, count) {
+            return effects.push(Effect::Answer { ticket, answer: Err(error) });
+        }
+        self.accept(Some(ticket), &key, count, now, effects);
+    }
+
+    fn refusal(&self, key: &FunctionKey, count: u32) -> Option<ControlError> {
+        let Some(function) = self.functions.get(key) else {
+            return Some(ControlError::NotFound("function"));
+        };
+        if let Image::Failed(reason) = &function.image {
+            return Some(ControlError::ImageFailed(reason.clone()));
+        }
+        let most = self.limits.starts_per_request_max;
+        if count == 0 || count > most {
+            return Some(ControlError::Invalid(format!("count must be 1 to {most}")));
+        }
+        let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
+        (count as usize > room).then_some(ControlError::Overloaded { retry_after: RETRY_AFTER })
+    }
+
+    /// Makes ids and brings them to the disk; only then are they starts.
+    pub(super) fn accept(
+        &mut self,
+        ticket: Option<Ticket>,
+        key: &FunctionKey,
+        count: u32,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let starts: Vec<StartId> = (0..count).map(|_| self.new_id()).collect();
+        let writes = starts.iter().map(|start| records::put_start(start, key)).collect();
+        self.functions.get_mut(key).expect("callers looked").accepting += count;
+        self.starts_waiting += starts.len();
+        self.persist(writes, Change::Accept { ticket, key: key.clone(), starts, accepted_at: now }, effects);
+    }
+
+    /// A random UUID (version 4) in its usual text.
+    fn new_id(&mut self) -> StartId {
+        let mut bytes = [0; 16];
+        self.rng.fill_bytes(&mut bytes);
+        bytes[6] = bytes[6] & 0x0f | 0x40;
+        bytes[8] = bytes[8] & 0x3f | 0x80;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+        text.parse().expect("hexadecimal digits and hyphens are a label")
+    }
+
+    pub(super) fn accepted(
+        &mut self,
+        ticket: Option<Ticket>,
+        key: FunctionKey,
+        starts: Vec<StartId>,
+        accepted_at: Instant,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let exists = match self.functions.get_mut(&key) {
+            Some(function) => {
+                // A function that was deleted and made again does not count the starts of the old one.
+                function.accepting = function.accepting.saturating_sub(starts.len() as u32);
+                true
+            }
+            None => false,
+        };
+        for id in &starts {
+            self.sequence += 1;
+            let start = Start::new(self.sequence, key.clone(), Phase::Waiting, accepted_at);
+            self.insert_start(id.clone(), start);
+            if exists {
+                self.wait_for_room(id, now);
+            } else {
+                self.end(id, EndReason::Stopped, now, effects);
+            }
+        }
+        self.room_changed = true;
+        let answer = Ok(Answer::Started(starts));
+        effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer }));
+        self.fail_if_image_failed(&key, now, effects);
+    }
+
+    fn wait_for_room(&mut self, id: &StartId, now: Instant) {
+        let key = self.starts[id].key.clone();
+        let function = self.functions.get_mut(&key).expect("only starts of known functions wait");
+        function.unplaced.push_back(id.clone());
+        // While the image is converted nothing can be placed, and the time does not count.
+        let ready = matches!(function.image, Image::Ready(_));
+        self.set_timer(id, ready.then_some(now + self.limits.placement_deadline));
+    }
+
+    fn fail_if_image_failed(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(function) = self.functions.get_mut(key) else { return };
+        let Image::Failed(reason) = &function.image else { return };
+        let reason = EndReason::ImageUnavailable(reason.clone());
+        for start in std::mem::take(&mut function.unplaced) {
+            self.end(&start, reason.clone(), now, effects);
+        }
+    }
+
+    pub(super) fn set_timer(&mut self, id: &StartId, at: Option<Instant>) {
+        let start = self.starts.get_mut(id).expect("timers are of known starts");
+        if let Some(before) = std::mem::replace(&mut start.timer, at) {
+            self.timers.remove(&(before, id.clone()));
+        }
+        self.timers.extend(at.map(|at| (at, id.clone())));
+    }
+
+    /// The time that a start had in its phase is over.
+    pub(super) fn overdue(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
+        let start = self.starts.get_mut(id).expect("timers are of known starts");
+        start.timer = None;
+        match start.phase {
+            // No agent told of it: it was lost with the manager, and is placed again.
+            Phase::Recovering => {
+                start.phase = Phase::Waiting;
+                self.starts_waiting += 1;
+                self.wait_for_room(id, now);
+                self.room_changed = true;
+            }
+            Phase::Waiting => self.end(id, EndReason::NoRoom, now, effects),
+            // The order was lost between the actors, one of which was rebuilt.
+            Phase::Chosen => self.requeue(id, now, effects),
+            Phase::Ordered => {
+                let vm = start.vm.clone().expect("an order went to a VM");
+                effects.push(Effect::Stop { vm, start: id.clone() });
+                self.end(id, EndReason::NotReady, now, effects);
+            }
+            Phase::Ready | Phase::Ended => {}
+        }
+    }
+
+    /// Places as many starts as find room. Functions take turns by their oldest start.
+    pub(super) fn place_waiting(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let oldest = |function: &Function| Some(self.starts[function.unplaced.front()?].sequence);
+        let mut waiting: Vec<(u64, FunctionKey)> = (self.functions.iter())
+            .filter(|(_, function)| matches!(function.image, Image::Ready(_)))
+            .filter_map(|(key, function)| Some((oldest(function)?, key.clone())))
+            .collect();
+        waiting.sort();
+        for (_, key) in waiting {
+            self.place_function(&key, now, effects);
+        }
+    }
+
+    /// VMs without the function first, then those that hold its image, then the order of the ring.
+    fn place_function(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
+        let order = self.order(key);
+        let function = self.functions.get_mut(key).expect("callers looked");
+        let Image::Ready(image) = &function.image else { return };
+        let image = Arc::clone(image);
+        let tree = TreeId { tenant: key.0.clone(), image: image.id };
+        let memory_bytes = function.spec.memory_mib << 20;
+        let unplaced = std::mem::take(&mut function.unplaced);
+        let functions_max = self.limits.functions_per_vm_max;
+        let rank = |vm: &Vm, place: usize| {
+            let instances = vm.functions.get(key).map_or(0, BTreeSet::len);
+            (instances, !vm.held.contains_key(&tree), place)
+        };
+        let fits = |vm: &Vm| vm.up && vm.has_room(key, memory_bytes, functions_max);
+        let mut candidates: BTreeSet<(usize, bool, usize)> = (order.iter().enumerate())
+            .filter_map(|(place, name)| Some((place, self.vms.get(name)?)))
+            .filter(|(_, vm)| fits(vm))
+            .map(|(place, vm)| rank(vm, place))
+            .collect();
+        let mut left = VecDeque::new();
+        for id in unplaced {
+            let avoid = &self.starts[&id].avoid;
+            let chosen = candidates.iter().find(|(_, _, place)| !avoid.contains(&order[*place])).copied();
+            let Some(candidate) = chosen else {
+                left.push_back(id);
+                continue;
+            };
+            candidates.remove(&candidate);
+            let name = &order[candidate.2];
+            self.choose(&id, name, &image, &tree, now, effects);
+            let vm = &self.vms[name];
+            if fits(vm) {
+                candidates.insert(rank(vm, candidate.2));
+            }
+        }
+        if let Some(function) = self.functions.get_mut(key) {
+            function.unplaced = left;
+        }
+    }
+
+    fn order(&mut self, key: &FunctionKey) -> Arc<[VmId]> {
+        if let Some(order) = self.orders.get(key) {
+            return Arc::clone(order);
+        }
+        let ring = self.ring.get_or_insert_with(|| Ring::new(self.vms.keys().cloned()));
+        let order: Arc<[VmId]> = ring.order(&format!("{}/{}", key.0, key.1)).into();
+        self.orders.insert(key.clone(), Arc::clone(&order));
+        order
+    }
+
+    fn choose(
+        &mut self,
+        id: &StartId,
+        vm: &VmId,
+        image: &Arc<BlockImage>,
+        tree: &TreeId,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let start = self.starts.get_mut(id).expect("it waits");
+        let function = &self.functions[&start.key];
+        start.phase = Phase::Chosen;
+        start.chosen_at = Some(now);
+        start.revision = function.revision;
+        let draft = StartDraft {
+            start: id.clone(),
+            function: start.key.1.clone(),
+            image: Arc::clone(image),
+            env: function.spec.env.clone(),
+            memory_bytes: function.spec.memory_mib << 20,
+            probe_path: function.spec.probe_path.clone(),
+            ready_deadline_ms: u64::try_from(self.limits.ready_deadline.as_millis()).unwrap_or(u64::MAX),
+        };
+        let memory_bytes = draft.memory_bytes;
+        self.starts_waiting -= 1;
+        self.set_timer(id, Some(now + self.limits.lease));
+        let host = &self.vms[vm];
+        let strangers = host.held.keys().filter(|held| held.tenant != tree.tenant);
+        // A VM that changes its tenant gives up what it holds of the one before.
+        effects.extend(strangers.map(|held| Effect::Leave { tree: held.clone(), vm: vm.clone() }));
+        let contact = host.contact().expect("a VM that is up has said who it is");
+        self.assign(id, vm, tree, memory_bytes);
+        effects.push(Effect::Join { tree: tree.clone(), vm: vm.clone(), contact, start: Box::new(draft) });
+    }
+
+    pub(super) fn assign(&mut self, id: &StartId, name: &VmId, tree: &TreeId, memory_bytes: u64) {
+        let start = self.starts.get_mut(id).expect("callers looked");
+        debug_assert!(start.vm.is_none(), "a start has one VM");
+        start.vm = Some(name.clone());
+        start.image = Some(tree.image);
+        start.memory_bytes = memory_bytes;
+        *self.trees.entry(tree.clone()).or_default() += 1;
+        let vm = self.vms.get_mut(name).expect("callers looked");
+        debug_assert!(vm.has_room(&start.key, memory_bytes, self.limits.functions_per_vm_max), "invariant 8");
+        vm.memory_used += memory_bytes;
+        vm.functions.entry(start.key.clone()).or_default().insert(id.clone());
+    }
+
+    /// Gives back what a start has on its VM.
+    fn unassign(&mut self, id: &StartId, effects: &mut Vec<Effect>) {
+        let start = self.starts.get_mut(id).expect("callers looked");
+        let Some(name) = &start.vm else { return };
+        let tree = TreeId { tenant: start.key.0.clone(), image: start.image.expect("set with the VM") };
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.memory_used -= start.memory_bytes;
+            if let Some(starts) = vm.functions.get_mut(&start.key) {
+                starts.remove(id);
+                if starts.is_empty() {
+                    vm.functions.remove(&start.key);
+                }
+            }
+        }
+        self.room_changed = true;
+        let users = self.trees.get_mut(&tree).expect("counted when assigned");
+        *users -= 1;
+        if *users == 0 {
+            self.trees.remove(&tree);
+            self.dissolve_if_unused(&tree, effects);
+        }
+    }
+
+    /// A start whose order did not reach its VM waits again, for another one.
+    pub(super) fn requeue(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
+        if self.starts[id].stopping {
+            return self.end(id, EndReason::Stopped, now, effects);
+        }
+        self.unassign(id, effects);
+        let start = self.starts.get_mut(id).expect("callers looked");
+        start.phase = Phase::Waiting;
+        start.chosen_at = None;
+        start.memory_bytes = 0;
+        start.avoid.extend(start.vm.take());
+        let place_by = start.accepted_at + self.limits.placement_deadline;
+        self.starts_waiting += 1;
+        self.wait_for_room(id, now);
+        self.set_timer(id, Some(place_by.max(now)));
+    }
+
+    pub(super) fn stop_asked(
+        &mut self,
+        ticket: Ticket,
+        tenant: &TenantId,
+        id: &StartId,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let known = self.starts.get(id).is_some_and(|start| start.key.0 == *tenant);
+        if known {
+            self.stop(id, now, effects);
+        }
+        let answer = if known { Ok(Answer::Done) } else { Err(ControlError::NotFound("start")) };
+        effects.push(Effect::Answer { ticket, answer });
+    }
+
+    pub(super) fn stop(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
+        let start = self.starts.get_mut(id).expect("callers looked");
+        let key = start.key.clone();
+        match start.phase {
+            Phase::Recovering | Phase::Waiting => return self.end(id, EndReason::Stopped, now, effects),
+            Phase::Ended => return,
+            // Told to stop when it is there: the order may still be on its way.
+            Phase::Chosen => start.stopping = true,
+            Phase::Ordered | Phase::Ready => {
+                start.stopping = true;
+                let vm = start.vm.clone().expect("an order went to a VM");
+                effects.push(Effect::Stop { vm, start: id.clone() });
+            }
+        }
+        self.unroute(id);
+        if let Some(function) = self.functions.get_mut(&key) {
+            function.unfinished.remove(id);
+        }
+        self.scale(&key, now, effects);
+    }
+
+    /// The end of a start or its instance, once.
+    pub(super) fn end(&mut self, id: &StartId, reason: EndReason, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(start) = self.starts.get(id).filter(|start| start.phase != Phase::Ended) else { return };
+        let key = start.key.clone();
+        let was_waiting = start.phase == Phase::Waiting;
+        // What failed by itself would fail again: only what ended for another reason is replaced.
+        let innocent =
+            start.phase == Phase::Ready || matches!(reason, EndReason::VmLost | EndReason::Stopped);
+        self.starts_waiting -= usize::from(was_waiting);
+        self.unroute(id);
+        self.set_timer(id, None);
+        self.unassign(id, effects);
+        let start = self.starts.get_mut(id).expect("it was just there");
+        start.phase = Phase::Ended;
+        let failed = ControlError::StartFailed(reason.to_string());
+        start.reason = Some(if start.stopping { EndReason::Stopped } else { reason });
+        let no_room = start.reason == Some(EndReason::NoRoom);
+        self.ended.push_back(id.clone());
+        self.ended_rows.push(id.clone());
+        if let Some(function) = self.functions.get_mut(&key) {
+            function.live.remove(id);
+            function.unfinished.remove(id);
+            if function.unplaced.front() == Some(id) {
+                function.unplaced.pop_front();
+            } else if was_waiting {
+                function.unplaced.retain(|waiting| waiting != id);
+            }
+            if innocent {
+                self.scale(&key, now, effects);
+            }
+            let overloaded = ControlError::Overloaded { retry_after: RETRY_AFTER };
+            self.fail_if_hopeless(&key, if no_room { overloaded } else { failed }, effects);
+        }
+        self.forget_oldest();
+    }
+
+    fn forget_oldest(&mut self) {
+        while self.ended.len() > self.limits.starts_kept {
+            let Some(id) = self.ended.pop_front() else { return };
+            let Some(start) = self.starts.remove(&id) else { continue };
+            if let Some(history) = self.history.get_mut(&start.key) {
+                history.remove(&(start.sequence, id));
+                if history.is_empty() {
+                    self.history.remove(&start.key);
+                }
+            }
+        }
+    }
+
+    /// The instance answers: it takes requests, and older ones of its function need not.
+    pub(super) fn became_ready(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
+        let start = self.starts.get_mut(id).expect("callers looked");
+        if start.phase != Phase::Ready {
+            start.phase = Phase::Ready;
+            start.ready_at.get_or_insert(now);
+        }
+        let key = start.key.clone();
+        self.set_timer(id, None);
+        if let Some(function) = self.functions.get_mut(&key) {
+            function.unfinished.remove(id);
+        }
+        self.route(id);
+        self.drain_old(&key, now, effects);
+        self.serve(&key, effects);
+    }
+
+    /// Stops instances of older descriptions, if one of the present one is ready.
+    fn drain_old(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(function) = self.functions.get(key) else { return };
+        let newest = function.revision;
+        let revision = |id: &StartId| self.starts[id].revision;
+        if !function.routable.iter().any(|(_, id)| revision(id) == newest) {
+            return;
+        }
+        let old: Vec<StartId> = (function.routable.iter().map(|(_, id)| id))
+            .filter(|id| revision(id) < newest)
+            .cloned()
+            .collect();
+        for id in old {
+            self.unroute(&id);
+            let start = self.starts.get_mut(&id).expect("routable");
+            start.draining = true;
+            if start.in_flight == 0 {
+                self.stop(&id, now, effects);
+            }
+        }
+    }
+}
+
+impl Vm {
+    /// Who the VM is, once it has said so.
+    fn contact(&self) -> Option<Contact> {
+        Some(Contact { address: self.address?, key_hash: self.key_hash.clone()? })
+    }
+
+    /// Whether one more instance keeps invariant 8.
+    pub(super) fn has_room(&self, key: &FunctionKey, memory_bytes: u64, functions_max: usize) -> bool {
+        let own_tenant = self.functions.keys().all(|(tenant, _)| *tenant == key.0);
+        let function_fits = self.functions.contains_key(key) || self.functions.len() < functions_max;
+        let memory_fits = self.memory_used + memory_bytes <= self.memory_bytes;
+        own_tenant && function_fits && memory_fits
+    }
+}

@@ -1,0 +1,128 @@
+//! What users see: questions that change nothing.
+
+use super::{ControlError, Function, FunctionKey, Image, Located, Phase, SchedulerCore, Start};
+use crate::{
+    id::{FunctionName, StartId, TenantId, TreeId},
+    model::{FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState, VmView},
+};
+use tokio::time::Instant;
+
+fn micros(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+}
+
+impl SchedulerCore {
+    pub fn function_view(&self, key: &FunctionKey) -> Option<FunctionView> {
+        let function = self.functions.get(key)?;
+        Some(FunctionView {
+            name: key.1.clone(),
+            spec: function.spec.clone(),
+            image_state: self.image_state(function),
+            ready: function.routable.len() as u32,
+            starting: function.unfinished.len() as u32 + function.accepting,
+        })
+    }
+
+    fn image_state(&self, function: &Function) -> ImageState {
+        match &function.image {
+            Image::Converting => {
+                let progress = self.conversions.get(&function.spec.image);
+                ImageState::Converting {
+                    phase: progress.map_or("waiting", |progress| progress.phase().name()).into(),
+                    done: progress.map_or(0, |progress| progress.done()),
+                    total: progress.map_or(0, |progress| progress.total()),
+                }
+            }
+            Image::Ready(image) => ImageState::Ready {
+                id: image.id,
+                source: image.source,
+                plain_bytes: image.plain_bytes,
+                stored_bytes: image.blob_bytes,
+            },
+            Image::Failed(reason) => ImageState::Failed { reason: reason.clone() },
+        }
+    }
+
+    pub fn function_views(&self, tenant: &TenantId) -> Vec<FunctionView> {
+        let own = self.functions.keys().filter(|(owner, _)| owner == tenant);
+        own.filter_map(|key| self.function_view(key)).collect()
+    }
+
+    pub fn start_view(&self, tenant: &TenantId, id: &StartId) -> Result<StartView, ControlError> {
+        let start = self.starts.get(id).filter(|start| start.key.0 == *tenant);
+        start.map(|start| view(id, start)).ok_or(ControlError::NotFound("start"))
+    }
+
+    /// The newest first.
+    pub fn start_views(&self, key: &FunctionKey, limit: usize) -> Result<Vec<StartView>, ControlError> {
+        let Some(history) = self.history.get(key) else {
+            let known = self.functions.contains_key(key);
+            return if known { Ok(Vec::new()) } else { Err(ControlError::NotFound("function")) };
+        };
+        Ok(history.iter().rev().take(limit).map(|(_, id)| view(id, &self.starts[id])).collect())
+    }
+
+    pub fn locate(&self, tenant: &TenantId, id: &StartId) -> Result<Located, ControlError> {
+        let start = self.starts.get(id).filter(|start| start.key.0 == *tenant);
+        let start = start.ok_or(ControlError::NotFound("start"))?;
+        let vm = start.vm.clone().ok_or(ControlError::NotFound("instance"))?;
+        let address = self.vms.get(&vm).and_then(|vm| vm.address).ok_or(ControlError::NotFound("VM"))?;
+        Ok(Located { start: id.clone(), vm, address })
+    }
+
+    pub fn vm_views(&self) -> Vec<VmView> {
+        let views = self.vms.iter().map(|(name, vm)| VmView {
+            id: name.clone(),
+            address: vm.address,
+            state: if vm.up { VmState::Up } else { VmState::Lost },
+            memory_bytes: vm.memory_bytes,
+            memory_used_bytes: vm.memory_used,
+            instances: vm.functions.values().flatten().cloned().collect(),
+            trees: (vm.held.values())
+                .map(|held| HeldImageView {
+                    image: held.tree.image,
+                    blocks_present: held.blocks_present,
+                    blocks_total: held.blocks_total,
+                    bytes: held.bytes,
+                })
+                .collect(),
+        });
+        views.collect()
+    }
+
+    /// The tree of a function's present image.
+    pub fn tree_of(&self, tenant: &TenantId, name: &FunctionName) -> Result<TreeId, ControlError> {
+        let function = self.functions.get(&(tenant.clone(), name.clone()));
+        match &function.ok_or(ControlError::NotFound("function"))?.image {
+            Image::Ready(image) => Ok(TreeId { tenant: tenant.clone(), image: image.id }),
+            Image::Converting => Err(ControlError::ImageNotReady { retry_after: super::RETRY_AFTER }),
+            Image::Failed(reason) => Err(ControlError::ImageFailed(reason.clone())),
+        }
+    }
+}
+
+fn view(id: &StartId, start: &Start) -> StartView {
+    let mut timeline = Timeline {
+        waiting: start.chosen_at.map(|chosen| micros(start.accepted_at, chosen)),
+        placing: start.chosen_at.zip(start.ordered_at).map(|(chosen, ordered)| micros(chosen, ordered)),
+        ready: start.ready_at.map(|ready| micros(start.accepted_at, ready)),
+        ..Timeline::default()
+    };
+    timeline.set_steps(&start.report.steps_us);
+    StartView {
+        id: id.clone(),
+        function: start.key.1.clone(),
+        vm: start.vm.clone(),
+        state: match start.phase {
+            Phase::Recovering | Phase::Waiting => StartState::Waiting,
+            Phase::Chosen | Phase::Ordered => StartState::Starting,
+            Phase::Ready => StartState::Ready,
+            Phase::Ended => StartState::Ended,
+        },
+        reason: start.reason.clone(),
+        timeline_us: timeline,
+        bytes: start.report.bytes,
+        stalls: start.report.stalls,
+        stalled_us: start.report.stalled_us,
+    }
+}

@@ -1,0 +1,302 @@
+//! The scheduler's actor: translates questions into events, performs effects.
+
+use super::{
+    core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, WriteId},
+    messages::{Acquired, Ask, ControlError, Release, Reply, Request},
+    records::Loaded,
+};
+use crate::{
+    function_tree::{Event as TreeEvent, ToForest, ToTree},
+    id::StartId,
+    image::BlockImage,
+    journal::JournalHandle,
+    model::FunctionView,
+    support::{Budget, ExitNotice, Link, Stop},
+    vm_node::{Order, ToFleet, ToVm, VmMessage, VmNews},
+    world::{ConversionProgress, Converter, Metadata, Write},
+};
+use actix::prelude::*;
+use rand::{SeedableRng, rngs::StdRng};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// What the scheduler is made with, and made again.
+#[derive(Clone)]
+pub struct SchedulerSettings {
+    pub limits: Limits,
+    /// How often the scheduler looks at what is due.
+    pub tick: Duration,
+    /// Seed of the ids of starts.
+    pub seed: [u8; 32],
+    pub metadata: Arc<dyn Metadata>,
+    pub journal: JournalHandle,
+    pub converter: Arc<dyn Converter>,
+    pub vms: Link<ToVm>,
+    pub fleet: Link<ToFleet>,
+    pub trees: Link<ToTree>,
+    pub forest: Link<ToForest>,
+}
+
+pub struct Scheduler {
+    settings: SchedulerSettings,
+    core: SchedulerCore,
+    replies: BTreeMap<Ticket, Pending>,
+    tickets: u64,
+    budget: Budget,
+    exit: Option<ExitNotice<&'static str>>,
+}
+
+/// An answer that somebody waits for. Bounded by the permits of requests and by the core's limits of
+/// what may wait.
+enum Pending {
+    Done(Reply<()>),
+    Function(Reply<FunctionView>),
+    Started(Reply<Vec<StartId>>),
+    Acquired(Reply<Acquired>),
+}
+
+/// The journal's answer. Bounded by the journal's permits.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Written {
+    write: WriteId,
+    result: Result<(), String>,
+}
+
+/// The converter's answer. Bounded by the number of functions.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Converted {
+    source: String,
+    result: Result<Box<BlockImage>, String>,
+}
+
+impl Scheduler {
+    pub fn new(settings: SchedulerSettings, exit: Option<ExitNotice<&'static str>>) -> Self {
+        let mut seed = settings.seed;
+        // A rebuilt scheduler must not make the ids again that the one before made.
+        seed[0] ^= exit.as_ref().map_or(0, |exit| exit.generation() as u8);
+        let core = SchedulerCore::new(settings.limits, StdRng::from_seed(seed));
+        Self { settings, core, replies: BTreeMap::new(), tickets: 0, budget: Budget::default(), exit }
+    }
+
+    fn happened(&mut self, event: Event, ctx: &mut Context<Self>) {
+        let mut effects = Vec::new();
+        self.core.apply(event, Instant::now(), &mut effects);
+        for effect in effects {
+            self.perform(effect, ctx);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        let tree = |tree, event| ToTree { tree, event, slot: None };
+        match effect {
+            Effect::Answer { ticket, answer } => {
+                if let Some(pending) = self.replies.remove(&ticket) {
+                    pending.answer(answer, ctx.address().recipient());
+                }
+            }
+            Effect::Persist { write, writes } => self.persist(write, writes, ctx),
+            Effect::Convert { source, progress } => self.convert(source, progress, ctx),
+            Effect::Join { tree: id, vm, contact, start } => {
+                self.settings.trees.send(tree(id, TreeEvent::Join { vm, contact, start }));
+            }
+            Effect::Leave { tree: id, vm } => self.settings.trees.send(tree(id, TreeEvent::Leave { vm })),
+            Effect::Dissolve { tree: id } => self.settings.trees.send(tree(id, TreeEvent::Dissolve)),
+            Effect::Stop { vm, start } => {
+                let message = VmMessage::Order(Order::Stop { start });
+                self.settings.vms.send(ToVm { vm, message });
+            }
+            Effect::Forget { vm } => self.settings.fleet.send(ToFleet::Forget { vm }),
+        }
+    }
+
+    fn persist(&self, write: WriteId, writes: Vec<Write>, ctx: &mut Context<Self>) {
+        let written = ctx.address().recipient();
+        let done = move |result: Result<(), crate::world::MetadataError>| {
+            written.do_send(Written { write, result: result.map_err(|error| error.to_string()) });
+        };
+        self.settings.journal.submit(writes, Box::new(done));
+    }
+
+    fn convert(&self, source: String, progress: Arc<ConversionProgress>, ctx: &mut Context<Self>) {
+        let conversion = self.settings.converter.convert(&source, progress);
+        let converted = ctx.address().recipient();
+        ctx.spawn(conversion.into_actor(self).map(move |result, _scheduler, _ctx| {
+            let result = result.map(Box::new).map_err(|error| error.to_string());
+            converted.do_send(Converted { source, result });
+        }));
+    }
+
+    fn pend(&mut self, pending: Pending) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.replies.insert(ticket, pending);
+        ticket
+    }
+
+    fn ask(&mut self, ask: Ask, ctx: &mut Context<Self>) {
+        let event = match ask {
+            Ask::PutFunction { tenant, name, spec, reply } => {
+                let ticket = self.pend(Pending::Function(reply));
+                Event::Put { ticket, key: (tenant, name), spec: Box::new(spec) }
+            }
+            Ask::DeleteFunction { tenant, name, reply } => {
+                Event::Delete { ticket: self.pend(Pending::Done(reply)), key: (tenant, name) }
+            }
+            Ask::Start { tenant, name, count, reply } => {
+                Event::Start { ticket: self.pend(Pending::Started(reply)), key: (tenant, name), count }
+            }
+            Ask::Stop { tenant, start, reply } => {
+                Event::Stop { ticket: self.pend(Pending::Done(reply)), tenant, start }
+            }
+            Ask::Acquire { tenant, name, on, deadline, reply } => {
+                let ticket = self.pend(Pending::Acquired(reply));
+                Event::Acquire { ticket, key: (tenant, name), on, deadline }
+            }
+            Ask::RemoveVm { vm, reply } => Event::RemoveVm { ticket: self.pend(Pending::Done(reply)), vm },
+            Ask::GetFunction { tenant, name, reply } => {
+                let view = self.core.function_view(&(tenant, name));
+                return answer(reply, view.ok_or(ControlError::NotFound("function")));
+            }
+            Ask::ListFunctions { tenant, reply } => {
+                return answer(reply, Ok(self.core.function_views(&tenant)));
+            }
+            Ask::GetStart { tenant, start, reply } => {
+                return answer(reply, self.core.start_view(&tenant, &start));
+            }
+            Ask::ListStarts { tenant, name, limit, reply } => {
+                return answer(reply, self.core.start_views(&(tenant, name), limit));
+            }
+            Ask::Locate { tenant, start, reply } => return answer(reply, self.core.locate(&tenant, &start)),
+            Ask::ListVms { reply } => return answer(reply, Ok(self.core.vm_views())),
+            Ask::GetTree { tenant, name, reply } => {
+                return match self.core.tree_of(&tenant, &name) {
+                    Ok(tree) => self.settings.forest.send(ToForest::View { tree, reply }),
+                    Err(error) => answer(reply, Err(error)),
+                };
+            }
+        };
+        self.happened(event, ctx);
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let gone = self.replies.iter().filter(|(_, pending)| pending.is_abandoned());
+        for ticket in gone.map(|(ticket, _)| *ticket).collect::<Vec<_>>() {
+            self.replies.remove(&ticket);
+            self.happened(Event::Abandoned { ticket }, ctx);
+        }
+        self.happened(Event::Tick, ctx);
+    }
+}
+
+/// Whoever asked may be gone; then nobody wants the answer.
+fn answer<T>(reply: Reply<T>, answer: Result<T, ControlError>) {
+    let _gone = reply.send(answer);
+}
+
+impl Pending {
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Done(reply) => reply.is_closed(),
+            Self::Function(reply) => reply.is_closed(),
+            Self::Started(reply) => reply.is_closed(),
+            Self::Acquired(reply) => reply.is_closed(),
+        }
+    }
+
+    fn answer(self, result: Result<Answer, ControlError>, releases: Recipient<Release>) {
+        match (self, result) {
+            (Self::Done(reply), Ok(Answer::Done)) => answer(reply, Ok(())),
+            (Self::Function(reply), Ok(Answer::Function(view))) => answer(reply, Ok(*view)),
+            (Self::Started(reply), Ok(Answer::Started(starts))) => answer(reply, Ok(starts)),
+            // Not sent, the place is dropped, and thereby given back.
+            (Self::Acquired(reply), Ok(Answer::Acquired(located))) => {
+                answer(reply, Ok(Acquired::new(located, releases)));
+            }
+            (Self::Done(reply), Err(error)) => answer(reply, Err(error)),
+            (Self::Function(reply), Err(error)) => answer(reply, Err(error)),
+            (Self::Started(reply), Err(error)) => answer(reply, Err(error)),
+            (Self::Acquired(reply), Err(error)) => answer(reply, Err(error)),
+            (Self::Done(_) | Self::Function(_) | Self::Started(_) | Self::Acquired(_), Ok(other)) => {
+                unreachable!("the core gave an answer to another question: {other:?}")
+            }
+        }
+    }
+}
+
+impl Actor for Scheduler {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        let metadata = Arc::clone(&self.settings.metadata);
+        let load = async move { Loaded::read(metadata.as_ref()).await };
+        ctx.wait(load.into_actor(self).map(|loaded, scheduler, ctx| match loaded {
+            Ok(loaded) => {
+                scheduler.happened(Event::Loaded(Box::new(loaded)), ctx);
+                if scheduler.exit.as_ref().is_some_and(|exit| exit.generation() > 0) {
+                    scheduler.settings.fleet.send(ToFleet::ReportAll);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "load functions and starts");
+                ctx.stop();
+            }
+        }));
+        ctx.run_interval(self.settings.tick, Self::tick);
+    }
+}
+
+impl Handler<Request> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, Request { ask, permit }: Request, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        drop(permit);
+        self.ask(ask, ctx);
+    }
+}
+
+impl Handler<Release> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, Release { start }: Release, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        self.happened(Event::Released { start }, ctx);
+    }
+}
+
+impl Handler<VmNews> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, VmNews { vm, event, slot }: VmNews, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        self.happened(Event::News { vm, event }, ctx);
+        drop(slot);
+    }
+}
+
+impl Handler<Written> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, Written { write, result }: Written, ctx: &mut Context<Self>) {
+        self.budget.spend(ctx);
+        self.happened(Event::Written { write, result }, ctx);
+    }
+}
+
+impl Handler<Converted> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, Converted { source, result }: Converted, ctx: &mut Context<Self>) {
+        self.happened(Event::Converted { source, result }, ctx);
+    }
+}
+
+impl Handler<Stop> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
+    }
+}

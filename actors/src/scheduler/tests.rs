@@ -1,0 +1,875 @@
+use super::{
+    core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, WriteId},
+    messages::ControlError,
+    records::{FunctionKey, Loaded},
+};
+use crate::{
+    id::{Digest, StartId, VmId},
+    image::{BlockImage, ImageLocation, RuntimeConfig},
+    model::{FunctionSpec, ImageState, StartState, VmState},
+    vm_node::{VmEvent, VmFacts},
+    wire::control::{BytesBySource, EndReason, HeldTree, RunningInstance, StartReport, Step},
+    world::{Table, Write},
+};
+use proptest::prelude::*;
+use rand::{SeedableRng, rngs::StdRng};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+const LIMITS: Limits = Limits {
+    functions_max: 5,
+    functions_per_vm_max: 2,
+    starts_per_request_max: 3000,
+    starts_waiting_max: 3000,
+    starts_kept: 100,
+    requests_waiting_per_function_max: 3,
+    requests_waiting_max: 5,
+    placement_deadline: Duration::from_secs(30),
+    ready_deadline: Duration::from_secs(120),
+    lease: Duration::from_secs(3),
+    rejoin_grace: Duration::from_secs(10),
+};
+
+const GIB: u64 = 1 << 30;
+
+fn vm(number: usize) -> VmId {
+    format!("vm-{number}").parse().expect("name")
+}
+
+fn key(tenant: &str, name: &str) -> FunctionKey {
+    (tenant.parse().expect("name"), name.parse().expect("name"))
+}
+
+fn api() -> FunctionKey {
+    key("acme", "api")
+}
+
+fn spec(image: &str) -> FunctionSpec {
+    FunctionSpec {
+        image: image.into(),
+        memory_mib: 256,
+        concurrency: 2,
+        probe_path: "/".into(),
+        env: BTreeMap::new(),
+    }
+}
+
+/// The block image that is made of a source image of that name.
+fn block_image(source: &str) -> BlockImage {
+    let digest = Digest::from_bytes(*blake3::hash(source.as_bytes()).as_bytes());
+    BlockImage {
+        id: digest,
+        source: digest,
+        index_digest: digest,
+        index_bytes: 80,
+        blob_digest: digest,
+        blob_bytes: 100,
+        plain_bytes: 1000,
+        location: ImageLocation::Folder { path: "/images".into() },
+        runtime: RuntimeConfig::default(),
+    }
+}
+
+fn facts(number: usize, memory_bytes: u64) -> VmFacts {
+    VmFacts {
+        address: ([127, 0, 0, 1], 1000 + number as u16).into(),
+        key_hash: vec![number as u8].into(),
+        memory_bytes,
+        held: Vec::new(),
+        instances: Vec::new(),
+    }
+}
+
+/// A scheduler, its disk, and what it asked of others.
+struct World {
+    core: SchedulerCore,
+    now: Instant,
+    tickets: u64,
+    answers: BTreeMap<Ticket, Result<Answer, ControlError>>,
+    rows: BTreeMap<(Table, String), Vec<u8>>,
+    /// Writes on their way to the disk.
+    writes: VecDeque<(WriteId, Vec<Write>)>,
+    /// Whether writes wait for `write_one`.
+    disk_is_slow: bool,
+    conversions: Vec<String>,
+    /// Starts that a VM was chosen for.
+    joins: Vec<(VmId, StartId)>,
+    stops: Vec<(VmId, StartId)>,
+    /// Other effects in short.
+    others: Vec<String>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(LIMITS)
+    }
+
+    fn with(limits: Limits) -> Self {
+        Self {
+            core: SchedulerCore::new(limits, StdRng::from_seed([7; 32])),
+            now: Instant::now(),
+            tickets: 0,
+            answers: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            writes: VecDeque::new(),
+            disk_is_slow: false,
+            conversions: Vec::new(),
+            joins: Vec::new(),
+            stops: Vec::new(),
+            others: Vec::new(),
+        }
+    }
+
+    /// A function that is ready to run, and VMs of 1 GiB.
+    fn with_vms(count: usize) -> Self {
+        let mut world = Self::new();
+        world.deploy(api(), "app:1");
+        (0..count).for_each(|number| world.up(number, facts(number, GIB)));
+        world
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.step(event);
+        self.core.check();
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut effects = Vec::new();
+        self.core.apply(event, self.now, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Answer { ticket, answer } => {
+                    assert!(self.answers.insert(ticket, answer).is_none(), "answered twice");
+                }
+                Effect::Persist { write, writes } => self.writes.push_back((write, writes)),
+                Effect::Convert { source, .. } => self.conversions.push(source),
+                Effect::Join { vm, start, .. } => self.joins.push((vm, start.start)),
+                Effect::Leave { vm, .. } => self.others.push(format!("leave {vm}")),
+                Effect::Dissolve { .. } => self.others.push("dissolve".into()),
+                Effect::Stop { vm, start } => self.stops.push((vm, start)),
+                Effect::Forget { vm } => self.others.push(format!("forget {vm}")),
+            }
+        }
+        while !self.disk_is_slow && self.write_one(Ok(())) {}
+    }
+
+    fn write_one(&mut self, result: Result<(), String>) -> bool {
+        let Some((write, writes)) = self.writes.pop_front() else { return false };
+        for row in writes.into_iter().filter(|_| result.is_ok()) {
+            match row {
+                Write::Put(row) => {
+                    self.rows.insert((row.table, row.key), row.value);
+                }
+                Write::Delete { table, key } => {
+                    self.rows.remove(&(table, key));
+                }
+            }
+        }
+        self.step(Event::Written { write, result });
+        true
+    }
+
+    fn ask(&mut self, event: impl FnOnce(Ticket) -> Event) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.apply(event(ticket));
+        ticket
+    }
+
+    fn put(&mut self, key: FunctionKey, spec: FunctionSpec) -> Ticket {
+        self.ask(|ticket| Event::Put { ticket, key, spec: Box::new(spec) })
+    }
+
+    fn deploy(&mut self, key: FunctionKey, image: &str) {
+        self.put(key, spec(image));
+        self.convert(image);
+    }
+
+    fn convert(&mut self, image: &str) {
+        self.conversions.retain(|source| source != image);
+        self.apply(Event::Converted { source: image.into(), result: Ok(Box::new(block_image(image))) });
+    }
+
+    fn start(&mut self, key: FunctionKey, count: u32) -> Vec<StartId> {
+        let ticket = self.ask(|ticket| Event::Start { ticket, key, count });
+        match &self.answers[&ticket] {
+            Ok(Answer::Started(starts)) => starts.clone(),
+            other => panic!("not accepted: {other:?}"),
+        }
+    }
+
+    fn acquire(&mut self) -> Ticket {
+        let deadline = self.now + Duration::from_secs(60);
+        self.ask(|ticket| Event::Acquire { ticket, key: api(), on: None, deadline })
+    }
+
+    fn news(&mut self, vm: VmId, event: VmEvent) {
+        self.apply(Event::News { vm, event });
+    }
+
+    fn up(&mut self, number: usize, facts: VmFacts) {
+        self.news(vm(number), VmEvent::Up(Box::new(facts)));
+    }
+
+    fn vm_of(&self, start: &StartId) -> VmId {
+        self.joins.iter().rev().find(|(_, joined)| joined == start).expect("it was placed").0.clone()
+    }
+
+    /// The VM gets its order, and the instance answers.
+    fn run(&mut self, start: &StartId) {
+        let vm = self.vm_of(start);
+        self.news(vm.clone(), VmEvent::Ordered { start: start.clone() });
+        self.news(vm, VmEvent::Ready { start: start.clone(), report: StartReport::default() });
+    }
+
+    fn end(&mut self, start: &StartId, reason: EndReason) {
+        let event = VmEvent::Ended { start: start.clone(), reason, report: StartReport::default() };
+        self.news(self.vm_of(start), event);
+    }
+
+    fn state(&self, start: &StartId) -> (StartState, Option<EndReason>) {
+        let view = self.core.start_view(&api().0, start).expect("known");
+        (view.state, view.reason)
+    }
+
+    fn granted(&self, ticket: Ticket) -> Option<StartId> {
+        match self.answers.get(&ticket) {
+            Some(Ok(Answer::Acquired(located))) => Some(located.start.clone()),
+            _ => None,
+        }
+    }
+
+    fn error(&self, ticket: Ticket) -> ControlError {
+        self.answers[&ticket].as_ref().expect_err("refused").clone()
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.apply(Event::Tick);
+    }
+}
+
+fn instance(start: &StartId, image: &str, ready: bool) -> RunningInstance {
+    RunningInstance {
+        start: start.clone(),
+        tenant: api().0,
+        function: api().1,
+        image: block_image(image).id,
+        memory_bytes: 256 << 20,
+        ready,
+    }
+}
+
+fn ended(reason: EndReason) -> (StartState, Option<EndReason>) {
+    (StartState::Ended, Some(reason))
+}
+
+#[test]
+fn a_start_is_answered_when_its_id_is_durable_and_placed_after_that() {
+    let mut world = World::with_vms(1);
+    world.disk_is_slow = true;
+    let ticket = world.ask(|ticket| Event::Start { ticket, key: api(), count: 1 });
+    assert!(world.answers.get(&ticket).is_none() && world.joins.is_empty());
+    world.write_one(Ok(()));
+    let Some(Ok(Answer::Started(starts))) = world.answers.get(&ticket) else { panic!("not accepted") };
+    assert!(world.rows.contains_key(&(Table::Starts, starts[0].to_string())), "invariant 9");
+    assert_eq!(world.joins, [(vm(0), starts[0].clone())]);
+}
+
+#[test]
+fn what_could_not_be_made_durable_is_not_acknowledged_and_not_done() {
+    let mut world = World::with_vms(1);
+    world.disk_is_slow = true;
+    let start = world.ask(|ticket| Event::Start { ticket, key: api(), count: 2 });
+    let put = world.put(key("acme", "web"), spec("web:1"));
+    world.write_one(Err("disk full".into()));
+    world.write_one(Err("disk full".into()));
+    assert_eq!(world.error(start), ControlError::Metadata("disk full".into()));
+    assert_eq!(world.error(put), ControlError::Metadata("disk full".into()));
+    assert!(world.joins.is_empty() && world.core.function_view(&key("acme", "web")).is_none());
+    world.core.check();
+}
+
+#[test]
+fn starts_go_to_vms_without_the_function_first_and_to_holders_of_its_image_before_others() {
+    let mut world = World::with_vms(3);
+    let tree = crate::id::TreeId { tenant: api().0, image: block_image("app:1").id };
+    let held = HeldTree {
+        tree,
+        epoch: Default::default(),
+        blocks_present: 1,
+        blocks_total: 9,
+        bytes: BytesBySource::default(),
+    };
+    world.news(vm(2), VmEvent::Held(vec![held]));
+    world.start(api(), 4);
+    let order: Vec<VmId> = world.joins.iter().map(|(vm, _)| vm.clone()).collect();
+    assert_eq!(order[0], vm(2));
+    assert_eq!(order[..3].iter().collect::<BTreeSet<_>>().len(), 3);
+    assert_eq!(order[3], vm(2));
+}
+
+#[test]
+fn a_vm_serves_one_tenant_and_no_more_memory_than_it_has() {
+    let mut world = World::with_vms(1);
+    world.deploy(key("other", "api"), "app:1");
+    let first = world.start(api(), 1).remove(0);
+    let other = world.start(key("other", "api"), 1).remove(0);
+    world.start(api(), 4);
+    let on_vm: Vec<StartId> = world.joins.iter().map(|(_, start)| start.clone()).collect();
+    assert_eq!(on_vm.len(), 4, "1 GiB holds four times 256 MiB");
+    assert!(on_vm.contains(&first) && !on_vm.contains(&other), "invariant 8");
+}
+
+#[test]
+fn a_vm_that_changes_its_tenant_leaves_the_trees_of_the_one_before() {
+    let mut world = World::with_vms(1);
+    world.deploy(key("other", "api"), "app:1");
+    let start = world.start(api(), 1).remove(0);
+    world.run(&start);
+    let tree = crate::id::TreeId { tenant: api().0, image: block_image("app:1").id };
+    let (epoch, bytes) = Default::default();
+    world.news(
+        vm(0),
+        VmEvent::Held(vec![HeldTree { tree, epoch, blocks_present: 9, blocks_total: 9, bytes }]),
+    );
+    world.ask(|ticket| Event::Stop { ticket, tenant: api().0, start: start.clone() });
+    world.end(&start, EndReason::Stopped);
+    world.start(key("other", "api"), 1);
+    assert_eq!((world.joins.len(), world.others.as_slice()), (2, &["leave vm-0".to_owned()][..]));
+}
+
+#[test]
+fn a_start_without_room_waits_until_its_deadline() {
+    let mut world = World::with_vms(0);
+    let starts = world.start(api(), 2);
+    world.pass(LIMITS.placement_deadline - Duration::from_secs(1));
+    world.up(0, facts(0, 256 << 20));
+    assert_eq!(world.joins, [(vm(0), starts[0].clone())]);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.state(&starts[1]), ended(EndReason::NoRoom));
+}
+
+#[test]
+fn an_order_that_cannot_be_delivered_goes_to_another_vm() {
+    let mut world = World::with_vms(2);
+    let start = world.start(api(), 1).remove(0);
+    let first = world.vm_of(&start);
+    world.news(first.clone(), VmEvent::Undeliverable { start: start.clone() });
+    assert_ne!(world.vm_of(&start), first);
+    let second = world.vm_of(&start);
+    // The second is not heard of: the actors between lost it.
+    world.pass(LIMITS.lease);
+    assert_eq!((world.joins.len(), world.state(&start).0), (2, StartState::Waiting));
+    world.news(second.clone(), VmEvent::Ordered { start: start.clone() });
+    assert_eq!(world.stops, [(second, start)], "it went there after all");
+}
+
+#[test]
+fn requests_share_instances_up_to_their_concurrency_and_start_what_they_need() {
+    let mut world = World::with_vms(4);
+    let waiting: Vec<Ticket> = (0..3).map(|_| world.acquire()).collect();
+    assert_eq!(world.joins.len(), 2, "three requests need two instances of two");
+    let too_many = world.acquire();
+    assert!(matches!(world.error(too_many), ControlError::TooMany { .. }));
+    let starts: Vec<StartId> = world.joins.iter().map(|(_, start)| start.clone()).collect();
+    world.run(&starts[0]);
+    assert_eq!(world.granted(waiting[0]), Some(starts[0].clone()));
+    assert_eq!(world.granted(waiting[1]), Some(starts[0].clone()));
+    assert_eq!(world.granted(waiting[2]), None);
+    world.apply(Event::Released { start: starts[0].clone() });
+    assert_eq!(world.granted(waiting[2]), Some(starts[0].clone()));
+    world.run(&starts[1]);
+    let next = world.acquire();
+    assert_eq!(world.granted(next), Some(starts[1].clone()), "fewest in flight");
+}
+
+#[test]
+fn a_request_whose_deadline_passes_or_whose_caller_goes_waits_no_more() {
+    let mut world = World::with_vms(0);
+    let deadline = world.now + Duration::from_secs(1);
+    let late = world.ask(|ticket| Event::Acquire { ticket, key: api(), on: None, deadline });
+    let gone = world.acquire();
+    world.apply(Event::Abandoned { ticket: gone });
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.error(late), ControlError::DeadlineExceeded);
+    assert!(world.answers.get(&gone).is_none());
+    world.up(0, facts(0, GIB));
+    let start = world.joins[0].1.clone();
+    world.run(&start);
+    assert!(world.answers.get(&gone).is_none());
+}
+
+#[test]
+fn requests_fail_with_the_start_that_they_wait_for_and_not_before() {
+    let mut world = World::with_vms(2);
+    let waiting: Vec<Ticket> = (0..3).map(|_| world.acquire()).collect();
+    let starts: Vec<StartId> = world.joins.iter().map(|(_, start)| start.clone()).collect();
+    for start in &starts {
+        world.news(world.vm_of(start), VmEvent::Ordered { start: start.clone() });
+    }
+    world.end(&starts[0], EndReason::MountFailed("x".into()));
+    assert!(waiting.iter().all(|ticket| world.answers.get(ticket).is_none()), "another is under way");
+    world.end(&starts[1], EndReason::MountFailed("x".into()));
+    assert_eq!(world.joins.len(), 2, "what fails by itself is not tried again and again");
+    assert!(waiting.iter().all(|ticket| matches!(world.error(*ticket), ControlError::StartFailed(_))));
+}
+
+#[test]
+fn a_request_for_one_instance_gets_that_one_or_none() {
+    let mut world = World::with_vms(2);
+    let starts = world.start(api(), 2);
+    starts.iter().for_each(|start| world.run(start));
+    let deadline = world.now + Duration::from_secs(9);
+    let mut on = |start: &StartId| {
+        let on = Some(start.clone());
+        world.ask(|ticket| Event::Acquire { ticket, key: api(), on, deadline })
+    };
+    let tickets = [on(&starts[1]), on(&starts[1]), on(&starts[1])];
+    assert_eq!(world.granted(tickets[1]), Some(starts[1].clone()));
+    assert_eq!(world.granted(tickets[2]), None);
+    world.end(&starts[1], EndReason::NotReady);
+    assert!(matches!(world.error(tickets[2]), ControlError::StartFailed(_)));
+}
+
+#[test]
+fn a_vm_that_is_down_gets_no_requests_and_brings_its_instances_back() {
+    let mut world = World::with_vms(1);
+    let starts = world.start(api(), 3);
+    world.run(&starts[0]);
+    world.run(&starts[1]);
+    world.news(vm(0), VmEvent::Ordered { start: starts[2].clone() });
+    world.news(vm(0), VmEvent::Down);
+    let waiting = world.acquire();
+    assert_eq!(world.granted(waiting), None);
+    assert_eq!(world.core.vm_views()[0].state, VmState::Lost);
+    world.news(vm(0), VmEvent::LeaseOver);
+    assert_eq!(world.state(&starts[2]), ended(EndReason::VmLost));
+    assert_eq!(world.state(&starts[0]).0, StartState::Ready, "kept");
+    let mut back = facts(0, GIB);
+    back.instances = vec![instance(&starts[0], "app:1", true), instance(&starts[2], "app:1", true)];
+    world.up(0, back);
+    assert_eq!(world.granted(waiting), Some(starts[0].clone()));
+    assert_eq!(world.state(&starts[1]), ended(EndReason::VmLost), "missing in the hello");
+    assert_eq!(world.stops, [(vm(0), starts[2].clone())], "what has ended is stopped");
+}
+
+#[test]
+fn starts_wait_for_the_conversion_and_end_when_it_fails() {
+    let mut world = World::new();
+    world.put(api(), spec("app:1"));
+    world.up(0, facts(0, GIB));
+    let start = world.start(api(), 1).remove(0);
+    let request = world.acquire();
+    world.pass(Duration::from_secs(3600));
+    assert!(world.answers.get(&request).is_some_and(Result::is_err), "its own deadline");
+    assert_eq!(world.state(&start).0, StartState::Waiting, "conversion does not count");
+    let request = world.acquire();
+    world.apply(Event::Converted { source: "app:1".into(), result: Err("no such tag".into()) });
+    assert_eq!(world.state(&start), ended(EndReason::ImageUnavailable("no such tag".into())));
+    assert_eq!(world.error(request), ControlError::ImageFailed("no such tag".into()));
+    let refused = world.ask(|ticket| Event::Start { ticket, key: api(), count: 1 });
+    assert_eq!(world.error(refused), ControlError::ImageFailed("no such tag".into()));
+    // Said again, it is tried again.
+    world.deploy(api(), "app:1");
+    assert_eq!(world.start(api(), 1).len(), 1);
+    assert_eq!(world.joins.len(), 1);
+}
+
+#[test]
+fn an_image_is_converted_once_however_many_functions_name_it() {
+    let mut world = World::new();
+    world.put(api(), spec("app:1"));
+    world.put(key("acme", "web"), spec("app:1"));
+    assert_eq!(world.conversions, ["app:1"]);
+    world.convert("app:1");
+    let ready = |key: &FunctionKey| world.core.function_view(key).expect("known").image_state;
+    assert!(matches!(ready(&api()), ImageState::Ready { .. }));
+    assert!(matches!(ready(&key("acme", "web")), ImageState::Ready { .. }));
+    let image = (Table::Images, block_image("app:1").id.to_string());
+    assert!(world.rows.contains_key(&image), "trusted only with its record");
+}
+
+#[test]
+fn a_new_description_replaces_instances_when_a_new_one_is_ready() {
+    let mut world = World::with_vms(2);
+    let old = world.start(api(), 1).remove(0);
+    world.run(&old);
+    let busy = world.acquire();
+    world.deploy(api(), "app:2");
+    assert_eq!(world.joins.len(), 2, "one of the new is started");
+    let new = world.joins[1].1.clone();
+    let still_old = world.acquire();
+    assert_eq!(world.granted(still_old), Some(old.clone()));
+    world.run(&new);
+    assert!(world.stops.is_empty(), "two requests are still there");
+    let now_new = world.acquire();
+    assert_eq!(world.granted(now_new), Some(new));
+    assert_eq!(world.granted(busy), Some(old.clone()));
+    world.apply(Event::Released { start: old.clone() });
+    world.apply(Event::Released { start: old.clone() });
+    assert_eq!(world.stops.len(), 1);
+    world.end(&old, EndReason::Stopped);
+    assert_eq!(world.others, ["dissolve"], "nobody uses the old image");
+}
+
+#[test]
+fn a_deleted_function_is_stopped_everywhere_and_its_tree_dissolves_at_the_end() {
+    let mut world = World::with_vms(1);
+    let starts = world.start(api(), 5);
+    world.run(&starts[0]);
+    let deleted = world.ask(|ticket| Event::Delete { ticket, key: api() });
+    assert_eq!(world.answers[&deleted], Ok(Answer::Done));
+    assert_eq!(world.state(&starts[4]), ended(EndReason::Stopped), "it had no VM");
+    assert_eq!(world.stops, [(vm(0), starts[0].clone())]);
+    for start in &starts[1..4] {
+        world.news(vm(0), VmEvent::Ordered { start: start.clone() });
+    }
+    assert_eq!(world.stops.len(), 4, "told as soon as the order is there");
+    assert!(world.others.is_empty());
+    starts[..4].iter().for_each(|start| world.end(start, EndReason::Stopped));
+    assert_eq!(world.others, ["dissolve"]);
+    world.apply(Event::Tick);
+    assert!(world.rows.keys().all(|(table, _)| *table == Table::Images), "{:?}", world.rows.keys());
+}
+
+#[test]
+fn a_new_manager_takes_over_what_runs_and_places_the_rest_again() {
+    let mut before = World::with_vms(2);
+    let starts = before.start(api(), 3);
+    before.run(&starts[0]);
+
+    let mut world = World::new();
+    let loaded = Loaded {
+        functions: BTreeMap::from([(api(), (spec("app:1"), Some(block_image("app:1").into())))]),
+        vms: vec![vm(0), vm(1)],
+        starts: starts.iter().map(|start| (start.clone(), api())).collect(),
+    };
+    world.apply(Event::Loaded(Box::new(loaded)));
+    assert_eq!(world.core.vm_views().len(), 2);
+    let unknown: StartId = "unknown".parse().expect("name");
+    let mut hello = facts(0, GIB);
+    hello.instances = vec![instance(&starts[0], "app:1", true), instance(&unknown, "app:1", true)];
+    world.up(0, hello);
+    assert_eq!(world.state(&starts[0]).0, StartState::Ready);
+    assert_eq!(world.state(&unknown).0, StartState::Ready, "its function exists");
+    let request = world.acquire();
+    assert!(world.granted(request).is_some());
+    assert!(world.joins.is_empty());
+    world.pass(LIMITS.rejoin_grace);
+    let placed: BTreeSet<StartId> = world.joins.iter().map(|(_, start)| start.clone()).collect();
+    assert_eq!(placed, starts[1..].iter().cloned().collect());
+    assert!(world.stops.is_empty());
+}
+
+#[test]
+fn an_instance_that_nobody_wants_is_stopped() {
+    let mut world = World::with_vms(1);
+    let start: StartId = "stray".parse().expect("name");
+    let mut hello = facts(0, GIB);
+    hello.instances =
+        vec![RunningInstance { function: "gone".parse().expect("name"), ..instance(&start, "app:1", true) }];
+    world.up(0, hello);
+    assert_eq!(world.stops, [(vm(0), start)]);
+}
+
+#[test]
+fn a_vm_is_removed_only_when_it_is_lost_and_its_instances_end() {
+    let mut world = World::with_vms(1);
+    let start = world.start(api(), 1).remove(0);
+    world.run(&start);
+    let refused = world.ask(|ticket| Event::RemoveVm { ticket, vm: vm(0) });
+    assert!(matches!(world.error(refused), ControlError::Conflict(_)));
+    world.news(vm(0), VmEvent::Down);
+    let removed = world.ask(|ticket| Event::RemoveVm { ticket, vm: vm(0) });
+    assert_eq!(world.answers[&removed], Ok(Answer::Done));
+    assert_eq!(world.state(&start), ended(EndReason::VmLost));
+    assert_eq!(world.others, ["forget vm-0"]);
+    assert!(world.core.vm_views().is_empty());
+}
+
+#[test]
+fn a_start_that_says_nothing_ends_after_its_deadline_and_a_lease() {
+    let mut world = World::with_vms(1);
+    let start = world.start(api(), 1).remove(0);
+    world.news(vm(0), VmEvent::Ordered { start: start.clone() });
+    world.pass(LIMITS.ready_deadline);
+    assert_eq!(world.state(&start).0, StartState::Starting);
+    world.pass(LIMITS.lease);
+    assert_eq!(world.state(&start), ended(EndReason::NotReady));
+    assert_eq!(world.stops, [(vm(0), start)]);
+}
+
+#[test]
+fn the_timeline_says_how_long_each_phase_took() {
+    let mut world = World::with_vms(0);
+    let start = world.start(api(), 1).remove(0);
+    world.now += Duration::from_millis(5);
+    world.up(0, facts(0, GIB));
+    world.now += Duration::from_millis(2);
+    world.news(vm(0), VmEvent::Ordered { start: start.clone() });
+    world.news(vm(0), VmEvent::Progress { start: start.clone(), step: Step::Connecting, elapsed_us: 700 });
+    let timeline = world.core.start_view(&api().0, &start).expect("known").timeline_us;
+    assert_eq!(
+        (timeline.waiting, timeline.placing, timeline.connecting),
+        (Some(5000), Some(2000), Some(700))
+    );
+    world.now += Duration::from_millis(93);
+    let report = StartReport {
+        steps_us: Step::ALL.into_iter().zip((1..).map(|n| n * 1000)).collect(),
+        ..Default::default()
+    };
+    world.news(vm(0), VmEvent::Ready { start: start.clone(), report });
+    let timeline = world.core.start_view(&api().0, &start).expect("known").timeline_us;
+    assert_eq!((timeline.ready, timeline.mount, timeline.probe), (Some(100_000), Some(1000), Some(1000)));
+}
+
+#[test]
+fn only_so_many_ended_starts_are_kept_and_the_newest_come_first() {
+    let mut world = World::with(Limits { starts_kept: 3, ..LIMITS });
+    world.deploy(api(), "app:1");
+    let starts = world.start(api(), 5);
+    world.pass(LIMITS.placement_deadline);
+    let kept: Vec<StartId> =
+        world.core.start_views(&api(), 10).expect("known").into_iter().map(|view| view.id).collect();
+    assert_eq!(kept.len(), 3);
+    assert!(kept.iter().all(|kept| starts.contains(kept)));
+    assert!(!world.rows.keys().any(|(table, _)| *table == Table::Starts));
+}
+
+#[test]
+fn limits_are_answered_with_when_to_come_back() {
+    let mut world = World::with(Limits { starts_waiting_max: 2, functions_max: 1, ..LIMITS });
+    world.deploy(api(), "app:1");
+    let ask = |count| move |ticket| Event::Start { ticket, key: api(), count };
+    let (zero, many) = (world.ask(ask(0)), world.ask(ask(3)));
+    assert!(matches!(world.error(zero), ControlError::Invalid(_)));
+    assert!(matches!(world.error(many), ControlError::Overloaded { .. }));
+    let put = world.put(key("acme", "web"), spec("app:1"));
+    assert!(matches!(world.error(put), ControlError::TooMany { .. }));
+}
+
+/// A burst onto 1,000 VMs through the cores of the scheduler and of the tree. Prints how long it took.
+#[test]
+fn a_burst_of_2500_starts_on_1000_vms_is_placed_evenly() {
+    use crate::function_tree::{Effect as TreeEffect, Event as TreeEvent, TreeCore, TreeLimits};
+    let begin = Instant::now();
+    let mut world = World::with_vms(1000);
+    let up = Instant::now();
+    let mut effects = Vec::new();
+    world.core.apply(Event::Start { ticket: Ticket(999), key: api(), count: 2500 }, world.now, &mut effects);
+    let Some(Effect::Persist { write, .. }) = effects.pop() else { panic!("ids are made durable first") };
+    world.core.apply(Event::Written { write, result: Ok(()) }, world.now, &mut effects);
+    let placed = Instant::now();
+    let limits = TreeLimits {
+        ancestors_max: 3,
+        capability_ttl: Duration::from_secs(3600),
+        complaint_pause: Duration::from_secs(3),
+    };
+    let mut tree = TreeCore::new(limits, Box::new(crate::tree::Complete::new(2)), Default::default());
+    let (mut orders, mut per_vm) = (Vec::new(), BTreeMap::new());
+    for effect in effects {
+        if let Effect::Join { vm, contact, start, .. } = effect {
+            *per_vm.entry(vm.clone()).or_insert(0) += 1;
+            tree.apply(TreeEvent::Join { vm, contact, start }, world.now, &mut orders);
+        }
+    }
+    println!(
+        "1000 VMs up: {:?}; 2500 starts accepted and placed: {:?}; joined: {:?}",
+        up - begin,
+        placed - up,
+        placed.elapsed()
+    );
+    let starts = orders.iter().filter(|order| matches!(order, TreeEffect::Start { .. })).count();
+    assert_eq!((starts, orders.len(), per_vm.len()), (2500, 2500, 1000));
+    assert!(per_vm.values().all(|count| (2..=3).contains(count)));
+    assert_eq!(tree.view(block_image("app:1").id).height, 9);
+    world.core.check();
+}
+
+/// What a random history is made of.
+#[derive(Debug, Clone)]
+enum Deed {
+    Put(u8, u8),
+    Delete(u8),
+    Converted(bool),
+    Start(u8, u8),
+    Acquire(u8),
+    Release(u8),
+    Up(u8, bool),
+    Down(u8),
+    LeaseOver(u8),
+    Remove(u8),
+    Ordered(u8),
+    Undeliverable(u8),
+    Ready(u8),
+    Ended(u8),
+    Stop(u8),
+    Write(bool),
+    Pass(u16),
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    let small = 0_u8..6;
+    prop_oneof![
+        3 => (small.clone(), 0_u8..3).prop_map(|(function, image)| Deed::Put(function, image)),
+        1 => small.clone().prop_map(Deed::Delete),
+        3 => proptest::bool::weighted(0.8).prop_map(Deed::Converted),
+        6 => (small.clone(), 1_u8..4).prop_map(|(function, count)| Deed::Start(function, count)),
+        6 => small.clone().prop_map(Deed::Acquire),
+        4 => any::<u8>().prop_map(Deed::Release),
+        5 => (small.clone(), any::<bool>()).prop_map(|(vm, keeps)| Deed::Up(vm, keeps)),
+        2 => small.clone().prop_map(Deed::Down),
+        2 => small.clone().prop_map(Deed::LeaseOver),
+        1 => small.prop_map(Deed::Remove),
+        8 => any::<u8>().prop_map(Deed::Ordered),
+        2 => any::<u8>().prop_map(Deed::Undeliverable),
+        6 => any::<u8>().prop_map(Deed::Ready),
+        4 => any::<u8>().prop_map(Deed::Ended),
+        2 => any::<u8>().prop_map(Deed::Stop),
+        12 => proptest::bool::weighted(0.9).prop_map(Deed::Write),
+        3 => (0_u16..20_000).prop_map(Deed::Pass),
+    ]
+}
+
+fn function_of(number: u8) -> FunctionKey {
+    key(["acme", "other"][usize::from(number % 2)], ["api", "web", "job"][usize::from(number / 2 % 3)])
+}
+
+impl World {
+    fn pick(&self, number: u8) -> Option<(VmId, StartId)> {
+        (!self.joins.is_empty()).then(|| self.joins[usize::from(number) % self.joins.len()].clone())
+    }
+
+    fn run_told(&self, number: u8, keeps: bool) -> Vec<RunningInstance> {
+        // What the agent runs: everything it was ordered that has not ended, or nothing.
+        let name = vm(usize::from(number));
+        let mut told = BTreeMap::new();
+        for (vm, start) in self.joins.iter().filter(|_| keeps) {
+            let view = [api().0, key("other", "x").0]
+                .into_iter()
+                .find_map(|tenant| Some((tenant.clone(), self.core.start_view(&tenant, start).ok()?)));
+            let Some((tenant, view)) = view else { continue };
+            if *vm == name && told.len() < 4 {
+                let ready = view.state == StartState::Ready;
+                let running =
+                    RunningInstance { tenant, function: view.function, ..instance(start, "app:1", ready) };
+                told.insert(start.clone(), running);
+            }
+        }
+        told.into_values().collect()
+    }
+
+    fn act(&mut self, deed: Deed) {
+        let report = StartReport::default();
+        match deed {
+            Deed::Put(function, image) => {
+                self.put(function_of(function), spec(&format!("app:{image}")));
+            }
+            Deed::Delete(function) => {
+                self.ask(|ticket| Event::Delete { ticket, key: function_of(function) });
+            }
+            Deed::Converted(works) => {
+                if let Some(source) = self.conversions.pop() {
+                    let result = if works { Ok(Box::new(block_image(&source))) } else { Err("no".into()) };
+                    self.apply(Event::Converted { source, result });
+                }
+            }
+            Deed::Start(function, count) => {
+                let (key, count) = (function_of(function), u32::from(count));
+                self.ask(|ticket| Event::Start { ticket, key, count });
+            }
+            Deed::Acquire(function) => {
+                let deadline = self.now + Duration::from_secs(20);
+                let key = function_of(function);
+                self.ask(|ticket| Event::Acquire { ticket, key, on: None, deadline });
+            }
+            Deed::Release(number) => {
+                if let Some((_, start)) = self.pick(number) {
+                    self.apply(Event::Released { start });
+                }
+            }
+            Deed::Up(number, keeps) => {
+                let instances = self.run_told(number, keeps);
+                self.up(number.into(), VmFacts { instances, ..facts(number.into(), GIB) });
+            }
+            Deed::Down(number) => self.news(vm(number.into()), VmEvent::Down),
+            Deed::LeaseOver(number) => self.news(vm(number.into()), VmEvent::LeaseOver),
+            Deed::Remove(number) => {
+                self.ask(|ticket| Event::RemoveVm { ticket, vm: vm(number.into()) });
+            }
+            Deed::Ordered(number) => {
+                if let Some((vm, start)) = self.pick(number) {
+                    self.news(vm, VmEvent::Ordered { start });
+                }
+            }
+            Deed::Undeliverable(number) => {
+                if let Some((vm, start)) = self.pick(number) {
+                    self.news(vm, VmEvent::Undeliverable { start });
+                }
+            }
+            Deed::Ready(number) => {
+                if let Some((vm, start)) = self.pick(number) {
+                    self.news(vm, VmEvent::Ready { start, report });
+                }
+            }
+            Deed::Ended(number) => {
+                if let Some((vm, start)) = self.pick(number) {
+                    self.news(vm, VmEvent::Ended { start, reason: EndReason::NotReady, report });
+                }
+            }
+            Deed::Stop(number) => {
+                if let Some((_, start)) = self.pick(number) {
+                    self.ask(|ticket| Event::Stop { ticket, tenant: api().0, start });
+                }
+            }
+            Deed::Write(works) => {
+                self.write_one(if works { Ok(()) } else { Err("disk full".into()) });
+                self.core.check();
+            }
+            Deed::Pass(millis) => self.pass(Duration::from_millis(millis.into())),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn whatever_happens_no_invariant_breaks_and_in_the_end_everything_is_answered(
+        history in proptest::collection::vec(deed(), 1..250),
+    ) {
+        let mut world = World::new();
+        world.disk_is_slow = true;
+        history.into_iter().for_each(|deed| world.act(deed));
+        // Faults stop: the disk works, conversions end, agents are silent for good.
+        world.disk_is_slow = false;
+        while world.write_one(Ok(())) {}
+        while !world.conversions.is_empty() {
+            world.act(Deed::Converted(true));
+        }
+        for number in 0..6 {
+            world.news(vm(number), VmEvent::Down);
+            world.news(vm(number), VmEvent::LeaseOver);
+        }
+        for _ in 0..4 {
+            world.pass(LIMITS.ready_deadline + LIMITS.lease);
+        }
+        for ticket in (1..=world.tickets).map(Ticket) {
+            prop_assert!(world.answers.contains_key(&ticket), "{:?} was never answered", ticket);
+        }
+        for tenant in [api().0, key("other", "x").0] {
+            for (_, start) in &world.joins {
+                if let Ok(view) = world.core.start_view(&tenant, start) {
+                    prop_assert!(
+                        matches!(view.state, StartState::Ready | StartState::Ended),
+                        "invariant 10: {:?}",
+                        view
+                    );
+                }
+            }
+        }
+    }
+}

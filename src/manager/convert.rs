@@ -1,0 +1,146 @@
+//! The converter as the scheduler's actor knows it: source images in, block images out.
+
+use crate::{
+    image::{
+        convert::{ConvertOptions, convert},
+        progress::{Phase, Progress},
+        publish,
+        resolve::Platform,
+        source,
+    },
+    settings::Settings,
+};
+use faasnet_actors::{
+    image::BlockImage,
+    world::{ConversionPhase, ConversionProgress, ConvertFailure, Converter},
+};
+use futures::future::BoxFuture;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::Semaphore;
+
+/// How often the converter's counters are shown to others.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Converts on blocking threads, a few at a time.
+pub struct ImageConverter {
+    settings: Arc<Settings>,
+    permits: Arc<Semaphore>,
+}
+
+impl ImageConverter {
+    pub fn new(settings: Settings) -> Self {
+        let permits = Arc::new(Semaphore::new(settings.image.conversions_max.max(1)));
+        Self { settings: Arc::new(settings), permits }
+    }
+}
+
+impl Converter for ImageConverter {
+    fn convert(
+        &self,
+        image: &str,
+        shown: Arc<ConversionProgress>,
+    ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>> {
+        let (settings, permits, image) =
+            (Arc::clone(&self.settings), Arc::clone(&self.permits), image.to_owned());
+        Box::pin(async move {
+            let _permit = permits.acquire_owned().await.expect("never closed");
+            let progress = Arc::new(Progress::default());
+            let _cancel = CancelOnDrop(Arc::clone(&progress));
+            let counters = Arc::clone(&progress);
+            let mut work = tokio::task::spawn_blocking(move || run(&image, &settings, &counters));
+            let mut look = tokio::time::interval(LOOK);
+            loop {
+                tokio::select! {
+                    biased;
+                    done = &mut work => {
+                        return done.unwrap_or_else(|_| Err(ConvertFailure("the converter crashed".into())));
+                    }
+                    _ = look.tick() => show(&progress, &shown),
+                }
+            }
+        })
+    }
+}
+
+/// Ends a conversion that nobody waits for any more.
+struct CancelOnDrop(Arc<Progress>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+fn show(progress: &Progress, shown: &ConversionProgress) {
+    let now = progress.snapshot();
+    let phase = match now.phase {
+        Phase::Resolving | Phase::Reading => ConversionPhase::Reading,
+        Phase::Packing => ConversionPhase::Writing,
+        Phase::Publishing | Phase::Done => ConversionPhase::Publishing,
+    };
+    if shown.phase() != phase {
+        shown.begin(phase, now.total_bytes);
+    }
+    shown.set(now.done_bytes, now.total_bytes);
+}
+
+fn run(image: &str, settings: &Settings, progress: &Progress) -> Result<BlockImage, ConvertFailure> {
+    let failure = |error: &dyn std::fmt::Display| ConvertFailure(error.to_string());
+    if let Some(layout) = image.strip_prefix("oci:") {
+        permitted(layout, &settings.image.layout_roots)?;
+    }
+    let source = source::open(image, settings).map_err(|error| failure(&error))?;
+    let destination =
+        publish::open(&settings.image.destination, settings).map_err(|error| failure(&error))?;
+    let spool = match &settings.image.spool {
+        none if none.as_os_str().is_empty() => settings.manager.data.join("spool"),
+        spool => spool.clone(),
+    };
+    let options =
+        ConvertOptions { platform: Platform::of_this_machine(), settings: settings.image.clone(), spool };
+    convert(source.as_ref(), destination.as_ref(), &options, progress).map_err(|error| failure(&error))
+}
+
+/// Callers of the API may name folders of this machine only below those that the operator permits.
+fn permitted(layout: &str, roots: &[PathBuf]) -> Result<(), ConvertFailure> {
+    let folder = crate::image::source::LayoutSource::new(layout, 0)
+        .map_err(|error| ConvertFailure(error.to_string()))?;
+    // Resolved, so that neither `..` nor a link leads out.
+    let inside = |folder: &Path| {
+        roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| folder.starts_with(root))
+    };
+    match folder.folder().canonicalize() {
+        Ok(folder) if inside(&folder) => Ok(()),
+        // The same answer whether the folder is there or not.
+        _ => Err(ConvertFailure(format!(
+            "oci:{layout} is not a folder below one that image.layout_roots permits"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_folders_below_permitted_ones_are_read() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (roots, secret) = (folder.path().join("roots"), folder.path().join("secret"));
+        for path in [roots.join("app"), secret.clone()] {
+            std::fs::create_dir_all(path).expect("made");
+        }
+        std::os::unix::fs::symlink(&secret, roots.join("link")).expect("linked");
+        let allowed = [roots.clone()];
+        let ask = |path: PathBuf| permitted(&format!("{}:tag", path.display()), &allowed);
+        assert_eq!(ask(roots.join("app")), Ok(()));
+        let refused = [secret, roots.join("../secret"), roots.join("link"), roots.join("missing")];
+        for path in refused {
+            assert!(ask(path.clone()).is_err(), "{}", path.display());
+        }
+        assert!(permitted(&roots.join("app").display().to_string(), &[]).is_err());
+    }
+}

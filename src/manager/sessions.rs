@@ -1,0 +1,243 @@
+//! The control listener: VMs that join, and the sessions of agents.
+//!
+//! A session is one task: it reads reports, each with a slot that bounds how many are on their way
+//! through the actors, and writes the orders of a bounded queue. It ends when either side of the
+//! connection does, or when nobody holds the queue's sender any more.
+
+use crate::{
+    net::{
+        Purpose,
+        framed::{self, FrameReader},
+        identity::{Authority, IdentityError, Peer},
+        tls::{Accepted, Acceptor},
+    },
+    tokens::JoinTokens,
+};
+use faasnet_actors::{
+    id::VmId,
+    support::Link,
+    vm_node::{Opening, SessionId, ToFleet, ToVm, VmMessage},
+    wire::{
+        PROTOCOL_VERSION,
+        control::{Hello, JoinAnswer, JoinRefusal, JoinRequest, ToAgent, ToManager},
+        frame::FrameLimits,
+    },
+};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::timeout,
+};
+use tokio_rustls::server::TlsStream;
+use tokio_util::task::TaskTracker;
+
+#[derive(Debug, Clone, Copy)]
+pub struct SessionLimits {
+    pub frame: FrameLimits,
+    pub handshake: Duration,
+    /// Time for an agent to take an order off the connection.
+    pub lease: Duration,
+    pub connections_max: usize,
+    pub orders_queued_max: usize,
+    pub certificate_ttl: Duration,
+}
+
+/// Reports of one agent on their way through the actors; further ones wait in the connection.
+const REPORTS_IN_FLIGHT_MAX: usize = 64;
+
+/// What the tasks of all connections share.
+pub struct Doors {
+    pub fleet: Link<ToFleet>,
+    pub vms: Link<ToVm>,
+    pub acceptor: watch::Receiver<Acceptor>,
+    pub authority: Arc<Authority>,
+    pub join: Arc<JoinTokens>,
+    pub limits: SessionLimits,
+    pub tasks: TaskTracker,
+}
+
+/// Accepts connections until the task is ended.
+pub async fn listen(listener: TcpListener, doors: Arc<Doors>) {
+    let connections = Arc::new(Semaphore::new(doors.limits.connections_max));
+    loop {
+        // Further ones wait in the kernel's queue.
+        let permit = Arc::clone(&connections).acquire_owned().await.expect("never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let shared = Arc::clone(&doors);
+                doors.tasks.spawn(async move {
+                    admit(stream, &shared).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, for instance: others must end first.
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn admit(stream: TcpStream, doors: &Doors) {
+    let acceptor = doors.acceptor.borrow().clone();
+    let Accepted { stream, purpose, peer } = match acceptor.accept(stream).await {
+        Ok(accepted) => accepted,
+        Err(error) => return tracing::debug!(%error, "a connection was refused"),
+    };
+    match (purpose, peer) {
+        (Purpose::Join, _) => join(stream, doors).await,
+        (Purpose::Control, Some(peer)) => session(stream, &peer, doors).await,
+        (Purpose::Control, None) | (Purpose::Blocks | Purpose::Request, _) => {
+            tracing::warn!(?purpose, "a connection that is not for the manager was refused");
+        }
+    }
+}
+
+/// Answers one request to join.
+async fn join(stream: TlsStream<TcpStream>, doors: &Doors) {
+    let mut frames = FrameReader::<_, JoinRequest>::new(stream, doors.limits.frame);
+    let Ok(request) = frames.expect(doors.limits.handshake).await else {
+        return;
+    };
+    let (mut stream, _) = frames.into_parts();
+    let vm = request.header.vm.clone();
+    let answer = match certify(request.header, doors).await {
+        Ok(certificate) => {
+            tracing::info!(%vm, "a VM joined");
+            JoinAnswer::Joined { certificate }
+        }
+        Err(reason) => {
+            tracing::warn!(%vm, %reason, "a VM was not let in");
+            JoinAnswer::Refused { reason }
+        }
+    };
+    let answering = async {
+        // The VM may be gone; it asks again.
+        let _gone = framed::write(&mut stream, &answer, &[]).await;
+        let _gone = stream.shutdown().await;
+    };
+    let _late = timeout(doors.limits.handshake, answering).await;
+}
+
+async fn certify(request: JoinRequest, doors: &Doors) -> Result<String, JoinRefusal> {
+    if request.version != PROTOCOL_VERSION {
+        return Err(JoinRefusal::Version);
+    }
+    let now = SystemTime::now();
+    match doors.join.check(&request.secret, now).await {
+        Ok(true) => {}
+        Ok(false) => return Err(JoinRefusal::Token),
+        Err(error) => {
+            tracing::error!(%error, "check a join token");
+            return Err(JoinRefusal::Request);
+        }
+    }
+    let life = doors.limits.certificate_ttl;
+    let issued = doors.authority.issue_vm(&request.vm, &request.signing_request, now, life);
+    let (certificate, key_hash) = issued.map_err(|error: IdentityError| {
+        tracing::warn!(vm = %request.vm, %error, "issue a certificate");
+        JoinRefusal::Request
+    })?;
+    // Sent only when the name is this key's for good.
+    let (reply, answer) = oneshot::channel();
+    let key_hash = Arc::from(key_hash);
+    doors.fleet.send(ToFleet::Register { vm: request.vm, key_hash, reply });
+    timeout(doors.limits.handshake, answer)
+        .await
+        .map_err(|_| JoinRefusal::Request)?
+        .map_err(|_| JoinRefusal::Request)??;
+    Ok(certificate)
+}
+
+/// Serves one agent until one side ends.
+async fn session(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
+    let Some(vm) = peer.vm() else {
+        return tracing::warn!(peer = %peer.name, "a session is for VMs only");
+    };
+    let (reading, mut writing) = tokio::io::split(stream);
+    let mut frames = FrameReader::<_, ToManager>::new(reading, doors.limits.frame);
+    let hello = match frames.expect(doors.limits.handshake).await.map(|frame| frame.header) {
+        Ok(ToManager::Hello(hello)) => hello,
+        Ok(_) => return tracing::warn!(%vm, "an agent did not begin with hello"),
+        Err(error) => return tracing::info!(%vm, %error, "an agent said no hello"),
+    };
+    let (session, orders) = match open(&vm, peer, hello, doors).await {
+        Ok(opened) => opened,
+        Err(reason) => {
+            tracing::warn!(%vm, %reason, "an agent was refused");
+            let refusal = ToAgent::Refused { reason };
+            let refusing = framed::write(&mut writing, &refusal, &[]);
+            // The agent may be gone already.
+            let _late = timeout(doors.limits.handshake, refusing).await;
+            let _late = timeout(doors.limits.handshake, writing.shutdown()).await;
+            return;
+        }
+    };
+    tracing::info!(%vm, "an agent is here");
+    let reason = tokio::select! {
+        reason = write_orders(&mut writing, orders, doors.limits.lease) => reason,
+        reason = hear(&mut frames, &vm, session, doors) => reason,
+    };
+    doors.vms.send(ToVm { vm: vm.clone(), message: VmMessage::Closed { session } });
+    tracing::info!(%vm, reason, "an agent's session has ended");
+    let _late = timeout(doors.limits.handshake, writing.shutdown()).await;
+}
+
+async fn open(
+    vm: &VmId,
+    peer: &Peer,
+    hello: Hello,
+    doors: &Doors,
+) -> Result<(SessionId, mpsc::Receiver<ToAgent>), JoinRefusal> {
+    let (orders, queue) = mpsc::channel(doors.limits.orders_queued_max);
+    let (reply, answer) = oneshot::channel();
+    let key_hash = Arc::from(peer.key_hash);
+    doors.fleet.send(ToFleet::Open(Opening { vm: vm.clone(), key_hash, hello, orders, reply }));
+    let answer = timeout(doors.limits.handshake, answer).await;
+    // Unanswered while an actor is rebuilt: the agent tries again.
+    let session = answer.map_err(|_| JoinRefusal::Request)?.map_err(|_| JoinRefusal::Request)??;
+    Ok((session, queue))
+}
+
+async fn write_orders(
+    writing: &mut (impl AsyncWrite + Unpin),
+    mut orders: mpsc::Receiver<ToAgent>,
+    lease: Duration,
+) -> &'static str {
+    while let Some(order) = orders.recv().await {
+        match timeout(lease, framed::write(writing, &order, &[])).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return "the connection broke",
+            Err(_) => return "the agent does not read",
+        }
+    }
+    "the manager closed it"
+}
+
+async fn hear(
+    frames: &mut FrameReader<impl AsyncRead + Unpin, ToManager>,
+    vm: &VmId,
+    session: SessionId,
+    doors: &Doors,
+) -> &'static str {
+    let slots = Arc::new(Semaphore::new(REPORTS_IN_FLIGHT_MAX));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
+        let message = match frames.next().await {
+            Ok(Some(frame)) => Box::new(frame.header),
+            Ok(None) => return "the agent closed it",
+            Err(error) => {
+                tracing::info!(%vm, %error, "read a report");
+                return "the connection broke";
+            }
+        };
+        let message = VmMessage::Heard { session, message, slot: Some(Arc::new(slot)) };
+        doors.vms.send(ToVm { vm: vm.clone(), message });
+    }
+}

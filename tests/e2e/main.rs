@@ -1,0 +1,12 @@
+//! The whole way on real parts: a registry, a manager and agents as processes, each on a host of its own
+//! of a test bed, and real containers. Needs root and the packages that `./check` installs.
+
+#![allow(clippy::unwrap_used, reason = "clippy knows test functions, but not the helpers beside them")]
+
+mod agent_restart;
+mod bad_input;
+mod burst;
+mod corruption;
+mod listing;
+mod sample;
+mod support;
