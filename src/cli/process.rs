@@ -106,7 +106,12 @@ impl Parent {
 
 impl Process {
     /// Runs the process until it ends. Makes its own runtime; must be called on the main thread.
-    pub fn run(self, mut settings: Settings, config: Option<PathBuf>, is_json: bool) -> anyhow::Result<ExitCode> {
+    pub fn run(
+        self,
+        mut settings: Settings,
+        config: Option<PathBuf>,
+        is_json: bool,
+    ) -> anyhow::Result<ExitCode> {
         match self {
             Self::Up(Up { vms, data, no_sample }) => {
                 let options = UpOptions { vms, data, has_sample: !no_sample, json: is_json };
