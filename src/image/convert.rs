@@ -20,7 +20,7 @@ use crate::{
         spool::Spool,
         tree::{DataPlace, InodeId, Kind, Tree},
     },
-    settings::ImageSettings,
+    settings::{ImageSettings, Settings},
 };
 use faasnet_actors::{
     id::Digest,
@@ -39,6 +39,16 @@ pub struct ConvertOptions {
     pub settings: ImageSettings,
     /// An existing or new folder for layers and blocks while the conversion runs; it is left as it was.
     pub spool: PathBuf,
+}
+
+impl ConvertOptions {
+    /// As the settings say; without `image.spool`, the spool lies in the manager's data folder.
+    pub fn new(settings: &Settings, platform: Platform) -> Self {
+        let spool = &settings.image.spool;
+        let is_given = !spool.as_os_str().is_empty();
+        let spool = if is_given { spool.clone() } else { settings.manager.data.join("spool") };
+        Self { platform, settings: settings.image.clone(), spool }
+    }
 }
 
 /// Why an image was not converted. Nothing was published.
