@@ -44,7 +44,8 @@ fn main() -> anyhow::Result<()> {
     );
     for round in 0..3 {
         for (name, setting) in [("directio", "true"), ("buffered", "false")] {
-            measure(name, setting, &image, mebibytes << 20).with_context(|| format!("{name}, round {round}"))?;
+            measure(name, setting, &image, mebibytes << 20)
+                .with_context(|| format!("{name}, round {round}"))?;
         }
     }
     Ok(())

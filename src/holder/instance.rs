@@ -72,17 +72,19 @@ pub fn run(host: &Host, run: &Run, lower: &Path, control: UnixDatagram, desk: &S
         }
         Err(reason) => Event::StartFailed { start, reason },
     };
-    unmount(host, &folder);
-    if let Err(error) = fs::remove_dir_all(&folder) {
-        tracing::warn!(folder = %folder.display(), %error, "removing the folder of an instance");
-    }
+    clean_up(host, &folder);
     let _ = desk.send(Input::Event(ended));
 }
 
-fn unmount(host: &Host, folder: &Path) {
+/// Unmounts and removes the folder; one that is still mounted is left alone, because looking into it
+/// may hang. The next holder removes it.
+fn clean_up(host: &Host, folder: &Path) {
     let [rootfs, writable] = mount_points(folder);
-    if rootfs.exists() {
-        step::unmount(&[&rootfs, &writable], host.runc.deadline);
+    if !step::unmount(&[&rootfs, &writable], host.runc.deadline) {
+        return;
+    }
+    if let Err(error) = fs::remove_dir_all(folder) {
+        tracing::warn!(folder = %folder.display(), %error, "removing the folder of an instance");
     }
 }
 

@@ -60,13 +60,15 @@ pub fn mount_overlay(folder: &Path, lower: &Path, bytes: u64, deadline: Duration
     call(&["overlay".as_ref(), folder.as_ref(), lower.as_ref(), bytes.as_ref()], deadline)
 }
 
-/// Unmounts in that order.
-pub fn unmount(paths: &[&Path], deadline: Duration) {
+/// Unmounts in that order; whether it was done in time.
+pub fn unmount(paths: &[&Path], deadline: Duration) -> bool {
     let mut arguments: Vec<&OsStr> = vec!["unmount".as_ref()];
     arguments.extend(paths.iter().map(|path| path.as_os_str()));
-    if let Err(error) = call(&arguments, deadline) {
+    let done = call(&arguments, deadline);
+    if let Err(error) = &done {
         tracing::warn!(?paths, error, "unmounting");
     }
+    done.is_ok()
 }
 
 /// The process that keeps a container's output.
