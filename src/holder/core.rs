@@ -4,9 +4,12 @@
 //! image:     Mount -> Mounting -> Mounted -> Unmount -> Unmounting -> (gone)
 //!                         |  MountEnded(Err)                ^ a Mount waits here for the end
 //!                         +-> (gone)
-//! instance:  Run -> Starting -> Running -> Ended -> told to an agent -> (gone)
+//! instance:  Run -> Starting -> Running -> Ended -> in a `State` that an agent acted upon -> (gone)
 //!                       +-> (gone), RunFailed
 //! ```
+//!
+//! An end is told when it happens, and again to the next agent: the one that was told may have died
+//! before it read the message. Only an order that follows a `State` shows that this was read.
 
 use super::reads::{ReadEffect, ReadId, Reads};
 use faasnet_actors::{
@@ -18,7 +21,7 @@ use faasnet_actors::{
     },
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
@@ -26,6 +29,8 @@ use std::{
 /// Instances known at once, those that ended untold included. Far above what a VM runs
 /// (`agent.instances_max`); it bounds what is kept while no agent comes.
 const INSTANCES_MAX: usize = 4096;
+/// Ended instances kept after an agent was told, for the next agent.
+const ENDED_KEPT_MAX: usize = 64;
 /// Mounts at once. Each is a FUSE session with threads of its own.
 const IMAGES_MAX: usize = 256;
 /// Failed starts kept until an agent is told.
@@ -114,12 +119,16 @@ struct Instance {
     port: u16,
     pid: Option<u32>,
     exit: Option<Exit>,
+    /// Whether the end was in the `State` of the present agent.
+    is_in_state: bool,
 }
 
 pub struct HolderCore {
     limits: Limits,
     images: BTreeMap<ImageId, Image>,
     instances: BTreeMap<StartId, Instance>,
+    /// Those that ended, the oldest first.
+    ended: VecDeque<StartId>,
     /// Answers to orders whose agent is gone.
     untold: Vec<FromHolder>,
     has_agent: bool,
@@ -132,6 +141,7 @@ impl HolderCore {
             limits,
             images: BTreeMap::new(),
             instances: BTreeMap::new(),
+            ended: VecDeque::new(),
             untold: Vec::new(),
             has_agent: false,
             closing: false,
@@ -195,7 +205,9 @@ impl HolderCore {
         };
         let instances = self.instances.iter().map(held).collect();
         effects.push(Effect::Tell(FromHolder::State { version: PROTOCOL_VERSION, mounts, instances }));
-        self.instances.retain(|_, instance| instance.exit.is_none());
+        for instance in self.instances.values_mut() {
+            instance.is_in_state = instance.exit.is_some();
+        }
         effects.extend(self.untold.drain(..).map(Effect::Tell));
         for image in self.images.keys().copied().collect::<Vec<_>>() {
             self.with_reads(image, effects, Reads::ask_again);
@@ -203,6 +215,7 @@ impl HolderCore {
     }
 
     fn order(&mut self, order: ToHolder, now: Instant, effects: &mut Vec<Effect>) {
+        self.instances.retain(|_, instance| !instance.is_in_state);
         match order {
             ToHolder::Hello { .. } => {}
             ToHolder::Mount(mount) => self.mount(mount, now, effects),
@@ -304,8 +317,10 @@ impl HolderCore {
     fn run(&mut self, run: Box<Run>, effects: &mut Vec<Effect>) {
         let start = run.start.clone();
         if let Some(known) = self.instances.get(&start) {
-            if let Some(pid) = known.pid {
-                effects.push(Effect::Tell(FromHolder::Running { start, pid }));
+            match (known.exit, known.pid) {
+                (Some(exit), _) => effects.push(Effect::Tell(FromHolder::Exited { start, exit })),
+                (None, Some(pid)) => effects.push(Effect::Tell(FromHolder::Running { start, pid })),
+                (None, None) => {}
             }
             return;
         }
@@ -320,7 +335,8 @@ impl HolderCore {
             let reason = reason.to_owned();
             return effects.push(Effect::Tell(FromHolder::RunFailed { start, reason }));
         }
-        let instance = Instance { image: run.image, port: run.port, pid: None, exit: None };
+        let instance =
+            Instance { image: run.image, port: run.port, pid: None, exit: None, is_in_state: false };
         self.instances.insert(start, instance);
         effects.push(Effect::Start(run));
     }
@@ -337,11 +353,16 @@ impl HolderCore {
 
     fn ended(&mut self, start: StartId, exit: Exit, effects: &mut Vec<Effect>) {
         let Some(instance) = self.instances.get_mut(&start) else { return };
+        instance.exit = Some(exit);
+        self.ended.retain(|each| self.instances.contains_key(each));
+        self.ended.push_back(start.clone());
         if self.has_agent {
-            self.instances.remove(&start);
             effects.push(Effect::Tell(FromHolder::Exited { start, exit }));
-        } else {
-            instance.exit = Some(exit);
+            if self.ended.len() > ENDED_KEPT_MAX
+                && let Some(oldest) = self.ended.pop_front()
+            {
+                self.instances.remove(&oldest);
+            }
         }
     }
 
@@ -416,176 +437,4 @@ impl HolderCore {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use faasnet_actors::{
-        id::{BlockId, Digest},
-        image::RuntimeConfig,
-    };
-
-    const IMAGE: ImageId = Digest::from_bytes([7; 32]);
-    const LIMITS: Limits = Limits {
-        read_deadline: Duration::from_secs(30),
-        call_deadline: Duration::from_secs(20),
-        reads_waiting_max: 4,
-    };
-
-    struct Bench {
-        core: HolderCore,
-        now: Instant,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            Self { core: HolderCore::new(LIMITS), now: Instant::now() }
-        }
-
-        /// With an agent and a mounted image whose two blocks are missing.
-        fn mounted() -> Self {
-            let mut bench = Self::new();
-            bench.apply(Event::Joined);
-            assert_eq!(bench.apply(Event::Order(ToHolder::Mount(mount()))), [Effect::Mount(mount())]);
-            let told = bench.apply(Event::MountEnded { image: IMAGE, result: Ok(()) });
-            assert_eq!(told, [Effect::Tell(FromHolder::Mounted { image: IMAGE })]);
-            bench
-        }
-
-        fn running(name: &str) -> Self {
-            let mut bench = Self::mounted();
-            bench.run(name);
-            bench
-        }
-
-        fn run(&mut self, name: &str) {
-            assert_eq!(self.apply(Event::Order(ToHolder::Run(run(name)))), [Effect::Start(run(name))]);
-            let running = FromHolder::Running { start: start(name), pid: 5 };
-            assert_eq!(self.apply(Event::Started { start: start(name), pid: 5 }), [Effect::Tell(running)]);
-        }
-
-        fn apply(&mut self, event: Event) -> Vec<Effect> {
-            let mut effects = Vec::new();
-            self.core.apply(event, self.now, &mut effects);
-            effects
-        }
-
-        fn read(&mut self, number: u64) -> Vec<Effect> {
-            self.apply(Event::ReadWaits { image: IMAGE, read: ReadId(number), blocks: 0..=1 })
-        }
-    }
-
-    fn start(name: &str) -> StartId {
-        name.parse().expect("a name")
-    }
-
-    fn mount() -> Mount {
-        let plain_bytes = u64::from(BLOCK_BYTES) + 1;
-        Mount { image: IMAGE, plain_path: "/cache".into(), plain_bytes, present: vec![0] }
-    }
-
-    fn run(name: &str) -> Box<Run> {
-        Box::new(Run {
-            start: start(name),
-            image: IMAGE,
-            runtime: RuntimeConfig::default(),
-            env: BTreeMap::new(),
-            port: 80,
-            memory_bytes: 1,
-            pids_max: 1,
-            writable_bytes: 1,
-            log_bytes_max: 1,
-        })
-    }
-
-    fn miss() -> Effect {
-        Effect::Tell(FromHolder::Miss { image: IMAGE, blocks: vec![BlockId(0), BlockId(1)] })
-    }
-
-    fn state(exit: Option<Exit>) -> Effect {
-        let held = HeldInstance { start: start("a"), image: IMAGE, port: 80, exit };
-        let (mounts, instances) = (vec![IMAGE], vec![held]);
-        Effect::Tell(FromHolder::State { version: PROTOCOL_VERSION, mounts, instances })
-    }
-
-    #[test]
-    fn a_read_without_an_agent_is_asked_for_when_one_joins() {
-        let mut bench = Bench::running("a");
-        bench.apply(Event::Left);
-        assert_eq!(bench.read(1), []);
-        assert_eq!(bench.apply(Event::Joined), [state(None), miss()]);
-        let present = ToHolder::Present { image: IMAGE, blocks: vec![BlockId(0), BlockId(1)] };
-        assert_eq!(bench.apply(Event::Order(present)), [Effect::Answer(IMAGE, ReadId(1))]);
-    }
-
-    #[test]
-    fn an_end_is_told_once_now_or_later() {
-        let exit = Exit::Code(3);
-        let ended = || Event::Ended { start: start("a"), exit };
-        let mut bench = Bench::running("a");
-        assert_eq!(bench.apply(ended()), [Effect::Tell(FromHolder::Exited { start: start("a"), exit })]);
-        let mut bench = Bench::running("a");
-        bench.apply(Event::Left);
-        assert_eq!(bench.apply(ended()), []);
-        assert_eq!(bench.apply(Event::Joined), [state(Some(exit))]);
-        let none =
-            FromHolder::State { version: PROTOCOL_VERSION, mounts: vec![IMAGE], instances: Vec::new() };
-        assert_eq!(bench.apply(Event::Joined), [Effect::Tell(none)]);
-    }
-
-    #[test]
-    fn a_failed_start_is_told_to_the_next_agent() {
-        let mut bench = Bench::mounted();
-        bench.apply(Event::Order(ToHolder::Run(run("a"))));
-        bench.apply(Event::Left);
-        bench.apply(Event::StartFailed { start: start("a"), reason: "no".to_owned() });
-        let failed = FromHolder::RunFailed { start: start("a"), reason: "no".to_owned() };
-        assert_eq!(bench.apply(Event::Joined).pop(), Some(Effect::Tell(failed)));
-    }
-
-    #[test]
-    fn a_mount_that_takes_too_long_ends_by_its_reads() {
-        let mut bench = Bench::new();
-        bench.apply(Event::Joined);
-        bench.apply(Event::Order(ToHolder::Mount(mount())));
-        assert_eq!(bench.read(1), [miss()]);
-        assert_eq!(bench.core.next_deadline(), Some(bench.now + LIMITS.call_deadline));
-        bench.now += LIMITS.call_deadline;
-        assert_eq!(bench.apply(Event::Tick), [Effect::Fail(IMAGE, ReadId(1))]);
-        assert_eq!(bench.read(2), [Effect::Fail(IMAGE, ReadId(2))]);
-        assert!(bench.core.next_deadline() > Some(bench.now), "or the desk would spin");
-    }
-
-    #[test]
-    fn an_image_in_use_stays_mounted_and_a_mount_waits_for_the_end_of_an_unmount() {
-        let mut bench = Bench::running("a");
-        let refused = bench.apply(Event::Order(ToHolder::Unmount { image: IMAGE }));
-        assert!(matches!(&refused[..], [Effect::Tell(FromHolder::MountFailed { .. })]), "{refused:?}");
-        bench.apply(Event::Ended { start: start("a"), exit: Exit::Code(0) });
-        assert_eq!(bench.apply(Event::Order(ToHolder::Unmount { image: IMAGE })), [Effect::Unmount(IMAGE)]);
-        assert_eq!(bench.apply(Event::Order(ToHolder::Mount(mount()))), []);
-        assert_eq!(bench.apply(Event::UnmountEnded { image: IMAGE }), [Effect::Mount(mount())]);
-    }
-
-    #[test]
-    fn reads_of_a_killed_container_fail_unless_another_needs_them() {
-        let mut bench = Bench::running("a");
-        bench.run("b");
-        bench.read(1);
-        assert_eq!(bench.apply(Event::Killed { start: start("a") }), []);
-        bench.apply(Event::Ended { start: start("a"), exit: Exit::Signal(9) });
-        assert_eq!(bench.apply(Event::Killed { start: start("b") }), [Effect::Fail(IMAGE, ReadId(1))]);
-    }
-
-    #[test]
-    fn a_shutdown_stops_then_unmounts_then_says_goodbye() {
-        let mut bench = Bench::running("a");
-        bench.read(1);
-        let stop = Effect::Stop { start: start("a"), grace_ms: 9 };
-        assert_eq!(bench.apply(Event::Order(ToHolder::Shutdown { grace_ms: 9 })), [stop]);
-        let refused = bench.apply(Event::Order(ToHolder::Run(run("b"))));
-        assert!(matches!(&refused[..], [Effect::Tell(FromHolder::RunFailed { .. })]), "{refused:?}");
-        let ended = bench.apply(Event::Ended { start: start("a"), exit: Exit::Signal(9) });
-        assert_eq!(ended[1..], [Effect::Fail(IMAGE, ReadId(1)), Effect::Unmount(IMAGE)]);
-        let last = bench.apply(Event::UnmountEnded { image: IMAGE });
-        assert_eq!(last, [Effect::Tell(FromHolder::Bye), Effect::Exit]);
-    }
-}
+mod tests;

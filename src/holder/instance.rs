@@ -62,9 +62,12 @@ pub fn log_path(data: &Path, start: &str) -> PathBuf {
 pub fn run(host: &Host, run: &Run, lower: &Path, control: UnixDatagram, desk: &SyncSender<Input>) {
     let folder = host.instances().join(run.start.as_str());
     let start = run.start.clone();
+    let started = Instant::now();
     let ended = match Container::start(host, run, &folder, lower) {
         Ok(mut container) => {
             let pid = container.pid.as_raw_nonzero().get() as u32;
+            let elapsed_ms = started.elapsed().as_millis() as u64;
+            tracing::info!(%start, pid, elapsed_ms, "started");
             // The desk is gone only when the process ends, and then nobody needs to be told.
             let _ = desk.send(Input::Event(Event::Started { start: start.clone(), pid }));
             let exit = container.watch(control, desk);
