@@ -141,6 +141,27 @@ fn a_killed_holder_is_gone_whatever_hangs_on_its_reads() {
 }
 
 #[test]
+fn a_runtime_does_not_outlive_its_holder() {
+    let image = TestImage::new();
+    let folder = tempfile::tempdir().expect("folder");
+    let (runtime, pid_file) = (folder.path().join("runtime"), folder.path().join("pid"));
+    // Hangs as a runtime on a slow machine may, and says who it is.
+    let script =
+        format!("#!/bin/sh\necho $$ > {0}.new; mv {0}.new {0}; exec sleep 1000\n", pid_file.display());
+    fs::write(&runtime, script).expect("written");
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("mode");
+    let mut holder = Holder::start_with(&[("runtime", runtime.to_str().expect("text"))]);
+    let mut agent = holder.agent(&image);
+    agent.mount(image.mount_whole()).expect("mounts");
+    agent.order(&ToHolder::Run(Box::new(image.run("start-1", "true"))));
+    let pid = agent.serve_until(|| fs::read_to_string(&pid_file).ok()?.trim().parse().ok());
+    drop(agent);
+    holder.child.kill().expect("killed");
+    holder.ended();
+    assert!(ends_within(pid, PATIENCE));
+}
+
+#[test]
 fn it_is_started_once_detached_and_reused() {
     let image = TestImage::new();
     let data = tempfile::tempdir().expect("folder");
