@@ -312,5 +312,9 @@ fn mount_image(
         // At the deadline the core fails the reads that the mount waits for; this is for other hangs.
         deadline: 2 * Duration::from_millis(settings.call_deadline_ms),
     };
-    MountedImage::mount(folder, file, &options).map_err(|error| error.to_string())
+    let started = Instant::now();
+    let mounted = MountedImage::mount(folder, file, &options).map_err(|error| error.to_string())?;
+    let elapsed_ms = started.elapsed().as_millis() as u64;
+    tracing::info!(image = %mount.image, elapsed_ms, "mounted");
+    Ok(mounted)
 }

@@ -62,9 +62,12 @@ pub fn log_path(data: &Path, start: &str) -> PathBuf {
 pub fn run(host: &Host, run: &Run, lower: &Path, control: UnixDatagram, desk: &SyncSender<Input>) {
     let folder = host.instances().join(run.start.as_str());
     let start = run.start.clone();
+    let started = Instant::now();
     let ended = match Container::start(host, run, &folder, lower) {
         Ok(mut container) => {
             let pid = container.pid.as_raw_nonzero().get() as u32;
+            let elapsed_ms = started.elapsed().as_millis() as u64;
+            tracing::info!(%start, pid, elapsed_ms, "started");
             // The desk is gone only when the process ends, and then nobody needs to be told.
             let _ = desk.send(Input::Event(Event::Started { start: start.clone(), pid }));
             let exit = container.watch(control, desk);
@@ -72,17 +75,19 @@ pub fn run(host: &Host, run: &Run, lower: &Path, control: UnixDatagram, desk: &S
         }
         Err(reason) => Event::StartFailed { start, reason },
     };
-    unmount(host, &folder);
-    if let Err(error) = fs::remove_dir_all(&folder) {
-        tracing::warn!(folder = %folder.display(), %error, "removing the folder of an instance");
-    }
+    clean_up(host, &folder);
     let _ = desk.send(Input::Event(ended));
 }
 
-fn unmount(host: &Host, folder: &Path) {
+/// Unmounts and removes the folder; one that is still mounted is left alone, because looking into it
+/// may hang. The next holder removes it.
+fn clean_up(host: &Host, folder: &Path) {
     let [rootfs, writable] = mount_points(folder);
-    if rootfs.exists() {
-        step::unmount(&[&rootfs, &writable], host.runc.deadline);
+    if !step::unmount(&[&rootfs, &writable], host.runc.deadline) {
+        return;
+    }
+    if let Err(error) = fs::remove_dir_all(folder) {
+        tracing::warn!(folder = %folder.display(), %error, "removing the folder of an instance");
     }
 }
 

@@ -7,7 +7,7 @@
 //! of the pipe while it waits for a block.
 
 use super::{log::BoundedLog, mount, overlay, wait};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
@@ -21,6 +21,8 @@ use std::{
 
 /// The hidden verb by which this program runs a step.
 pub const VERB: &str = "holder-step";
+/// How a step ends whose program does not exist; the number is that of shells.
+pub const EXIT_NOT_FOUND: i32 = 127;
 /// The longest reason that is read from a step.
 const REASON_BYTES_MAX: u64 = 1000;
 /// How much output is taken in one turn.
@@ -43,6 +45,15 @@ pub fn run(arguments: &[OsString]) -> anyhow::Result<()> {
             paths.iter().for_each(|path| mount::unmount_now(Path::new(path)));
         }
         [name, log, bytes_max] if *name == "output" => keep_output(Path::new(log), number(bytes_max)?)?,
+        [name, program, arguments @ ..] if *name == "exec" => {
+            // A runtime that outlived the holder could start a container that nobody knows.
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            let error = Command::new(program).args(arguments).exec();
+            if error.kind() == io::ErrorKind::NotFound {
+                std::process::exit(EXIT_NOT_FOUND);
+            }
+            return Err(error.into());
+        }
         _ => anyhow::bail!("not a step of the holder"),
     }
     Ok(())
@@ -60,13 +71,15 @@ pub fn mount_overlay(folder: &Path, lower: &Path, bytes: u64, deadline: Duration
     call(&["overlay".as_ref(), folder.as_ref(), lower.as_ref(), bytes.as_ref()], deadline)
 }
 
-/// Unmounts in that order.
-pub fn unmount(paths: &[&Path], deadline: Duration) {
+/// Unmounts in that order; whether it was done in time.
+pub fn unmount(paths: &[&Path], deadline: Duration) -> bool {
     let mut arguments: Vec<&OsStr> = vec!["unmount".as_ref()];
     arguments.extend(paths.iter().map(|path| path.as_os_str()));
-    if let Err(error) = call(&arguments, deadline) {
+    let done = call(&arguments, deadline);
+    if let Err(error) = &done {
         tracing::warn!(?paths, error, "unmounting");
     }
+    done.is_ok()
 }
 
 /// The process that keeps a container's output.
@@ -103,6 +116,11 @@ fn keep_output(path: &Path, bytes_max: u64) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// A program that is killed when the calling thread ends, with a process group of its own.
+pub fn program(program: &Path) -> Command {
+    command(&["exec".as_ref(), program.as_ref()])
 }
 
 fn command(arguments: &[&OsStr]) -> Command {

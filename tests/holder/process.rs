@@ -63,7 +63,7 @@ fn signals_end_it_as_a_shutdown_does() {
 }
 
 #[test]
-fn an_end_without_an_agent_is_told_to_the_next_once() {
+fn an_end_without_an_agent_is_told_to_the_next() {
     let image = TestImage::new();
     let holder = Holder::start();
     let mut agent = holder.agent(&image);
@@ -83,6 +83,11 @@ fn an_end_without_an_agent_is_told_to_the_next_once() {
     assert_eq!((held.start.as_str(), held.image, held.port), ("start-1", image.id, 77));
     assert_eq!(held.exit.unwrap_or_else(|| next.exit()), Exit::Code(4));
     drop(next);
+    // Told again, because we did nothing that shows that we know; then no more.
+    let mut third = holder.agent(&image);
+    assert_eq!(third.state().1[0].exit, Some(Exit::Code(4)));
+    third.mount(image.mount_whole()).expect("is mounted");
+    drop(third);
     assert_eq!(holder.agent(&image).state(), (vec![image.id], Vec::new()));
 }
 
@@ -96,7 +101,8 @@ fn the_next_holder_clears_what_a_killed_one_left() {
     drop(agent);
     holder.child.kill().expect("killed");
     holder.ended();
-    assert!(!ends_within(pid, std::time::Duration::ZERO), "the container outlives its holder");
+    // Whether the container outlives its holder depends on which pages it needs next.
+    assert!(!holder.remains().is_empty());
     holder.child = Holder::launch(&mut Holder::command(holder.data.path(), &[]));
     assert!(ends_within(pid, std::time::Duration::ZERO), "the next holder ended it before it was ready");
     assert_eq!(holder.remains(), Vec::<String>::new());
@@ -132,6 +138,27 @@ fn a_killed_holder_is_gone_whatever_hangs_on_its_reads() {
     holder.ended();
     holder.child = Holder::launch(&mut Holder::command(holder.data.path(), &[]));
     assert_eq!(holder.remains(), Vec::<String>::new());
+}
+
+#[test]
+fn a_runtime_does_not_outlive_its_holder() {
+    let image = TestImage::new();
+    let folder = tempfile::tempdir().expect("folder");
+    let (runtime, pid_file) = (folder.path().join("runtime"), folder.path().join("pid"));
+    // Hangs as a runtime on a slow machine may, and says who it is.
+    let script =
+        format!("#!/bin/sh\necho $$ > {0}.new; mv {0}.new {0}; exec sleep 1000\n", pid_file.display());
+    fs::write(&runtime, script).expect("written");
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("mode");
+    let mut holder = Holder::start_with(&[("runtime", runtime.to_str().expect("text"))]);
+    let mut agent = holder.agent(&image);
+    agent.mount(image.mount_whole()).expect("mounts");
+    agent.order(&ToHolder::Run(Box::new(image.run("start-1", "true"))));
+    let pid = agent.serve_until(|| fs::read_to_string(&pid_file).ok()?.trim().parse().ok());
+    drop(agent);
+    holder.child.kill().expect("killed");
+    holder.ended();
+    assert!(ends_within(pid, PATIENCE));
 }
 
 #[test]
