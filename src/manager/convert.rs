@@ -80,7 +80,7 @@ fn show(progress: &Progress, shown: &ConversionProgress) {
     let phase = match now.phase {
         Phase::Resolving | Phase::Reading => ConversionPhase::Reading,
         Phase::Packing => ConversionPhase::Writing,
-        Phase::Publishing | Phase::Done => ConversionPhase::Publishing,
+        Phase::Publishing | Phase::Verifying | Phase::Done => ConversionPhase::Publishing,
     };
     if shown.phase() != phase {
         shown.begin(phase, now.total_bytes);
