@@ -251,7 +251,11 @@ impl HolderCore {
             Stage::Mounted => effects.push(Effect::Tell(FromHolder::Mounted { image })),
             Stage::Unmounting { then } => *then = Some(mount.clone()),
         }
-        self.with_reads(image, effects, |reads, out| reads.merge(&mount.present, out));
+        self.with_reads(image, effects, |reads, out| {
+            reads.merge(&mount.present, out);
+            // Who mounts again may have forgotten what was asked.
+            reads.ask_again(out);
+        });
     }
 
     fn mount_new(&mut self, mount: Mount, now: Instant, effects: &mut Vec<Effect>) {

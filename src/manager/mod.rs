@@ -102,6 +102,7 @@ pub async fn serve(
 
     let keys = keys::open(metadata.as_ref(), millis(settings.manager.capability_ttl_ms)).await?;
     tracing::info!(term = keys.term, "a new term begins");
+    let capability_key = keys.capabilities.public().to_vec();
     let manager = Manager::start(world(&settings, metadata, keys));
     let sessions = TaskTracker::new();
     let authority = Arc::new(authority);
@@ -111,6 +112,7 @@ pub async fn serve(
         acceptor,
         authority: Arc::clone(&authority),
         join: Arc::clone(&join),
+        capability_key,
         limits: session_limits(&settings),
         tasks: sessions.clone(),
     });

@@ -6,7 +6,7 @@
 
 use crate::{
     net::{
-        Purpose,
+        Purpose, capability,
         framed::{self, FrameReader},
         identity::{Authority, IdentityError, Peer},
         tls::{Accepted, Acceptor},
@@ -14,7 +14,7 @@ use crate::{
     tokens::JoinTokens,
 };
 use faasnet_actors::{
-    id::VmId,
+    id::{TreeId, VmId},
     support::Link,
     vm_node::{Opening, SessionId, ToFleet, ToVm, VmMessage},
     wire::{
@@ -57,6 +57,8 @@ pub struct Doors {
     pub acceptor: watch::Receiver<Acceptor>,
     pub authority: Arc<Authority>,
     pub join: Arc<JoinTokens>,
+    /// With which the capabilities of earlier sessions were signed.
+    pub capability_key: Vec<u8>,
     pub limits: SessionLimits,
     pub tasks: TaskTracker,
 }
@@ -163,7 +165,7 @@ async fn session(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
     let (reading, mut writing) = tokio::io::split(stream);
     let mut frames = FrameReader::<_, ToManager>::new(reading, doors.limits.frame);
     let hello = match frames.expect(doors.limits.handshake).await.map(|frame| frame.header) {
-        Ok(ToManager::Hello(hello)) => hello,
+        Ok(ToManager::Hello(hello)) => proven(hello, &vm, peer, doors),
         Ok(_) => return tracing::warn!(%vm, "an agent did not begin with hello"),
         Err(error) => return tracing::info!(%vm, %error, "an agent said no hello"),
     };
@@ -188,6 +190,19 @@ async fn session(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
     doors.vms.send(ToVm { vm: vm.clone(), message: VmMessage::Closed { session } });
     tracing::info!(%vm, reason, "an agent's session has ended");
     let _late = timeout(doors.limits.handshake, writing.shutdown()).await;
+}
+
+/// What the VM may say of itself: trees that it was given a capability for, and their instances.
+fn proven(mut hello: Hello, vm: &VmId, peer: &Peer, doors: &Doors) -> Hello {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let trees = capability::opened_trees(&hello.proofs, &doors.capability_key, &peer.key_hash, now);
+    let said = (hello.held.len(), hello.instances.len());
+    hello.held.retain(|held| trees.contains(&held.tree));
+    hello.instances.retain(|one| trees.contains(&TreeId { tenant: one.tenant.clone(), image: one.image }));
+    if said != (hello.held.len(), hello.instances.len()) {
+        tracing::warn!(%vm, "an agent named trees or instances that it cannot prove to be its own");
+    }
+    hello
 }
 
 async fn open(

@@ -8,6 +8,7 @@ use ring::{
     rand::SystemRandom,
     signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
 };
+use std::collections::BTreeSet;
 
 /// Why a capability does not open a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +77,21 @@ pub fn check(
     Ok(claims.expires_at)
 }
 
+/// The trees that the capabilities open for the holder of a key; others say nothing.
+pub fn opened_trees(
+    capabilities: &[Capability],
+    manager_key: &[u8],
+    key_hash: &[u8],
+    now_seconds: u64,
+) -> BTreeSet<TreeId> {
+    let tree_of = |capability: &Capability| {
+        let claims: CapabilityClaims = rmp_serde::from_slice(&capability.claims).ok()?;
+        check(capability, manager_key, &claims.tree, key_hash, now_seconds).ok()?;
+        Some(claims.tree)
+    };
+    capabilities.iter().filter_map(tree_of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +111,12 @@ mod tests {
         assert_eq!(
             check(&capability, other.public(), &tree(1), &[5; 32], 0),
             Err(CapabilityError::Signature)
+        );
+        let proven = opened_trees(std::slice::from_ref(&capability), key.public(), &[5; 32], 0);
+        assert_eq!(proven, BTreeSet::from([tree(1)]));
+        assert_eq!(
+            opened_trees(std::slice::from_ref(&capability), key.public(), &[6; 32], 0),
+            BTreeSet::new()
         );
         let mut forged = capability;
         forged.claims[3] ^= 1;

@@ -13,7 +13,7 @@ use crate::{
     block_store::BlockStore,
     block_transfer::{
         Attach, BlockTransfer, Demand, GetReport, HolderBack, MountEnded, OpenChild, Opened, Placed,
-        TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
+        StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
     },
     id::{ImageId, StartId, TreeId, VmId},
     instance::{
@@ -145,9 +145,12 @@ impl Agent {
 
     fn start_store(&mut self, ctx: &mut Context<Self>) {
         let (disk, limits) = (Arc::clone(&self.world.disk), self.world.limits);
-        self.store.start(&STORE, ctx.address().downgrade().recipient(), |exit| {
+        let store = self.store.start(&STORE, ctx.address().downgrade().recipient(), |exit| {
             BlockStore::new(disk, limits.memory_cache_bytes, limits.disk_cache_bytes, exit).start()
         });
+        for (_, transfer) in self.transfers.iter() {
+            transfer.do_send(StoreBack(store.clone()));
+        }
     }
 
     fn start_session(&mut self, ctx: &mut Context<Self>) {
@@ -612,8 +615,15 @@ impl Handler<GetHello> for Agent {
         let instances = instances.collect();
         let (memory_bytes, address) = (self.world.memory_bytes, self.world.address);
         let held = self.held();
+        let capabilities: BTreeMap<_, _> = self
+            .trees
+            .iter()
+            .map(|(tree, known)| (tree.clone(), known.record.place.capability.clone()))
+            .collect();
         Box::pin(async move {
-            Hello { version: PROTOCOL_VERSION, memory_bytes, address, held: held.await, instances }
+            let held = held.await;
+            let proofs = held.iter().filter_map(|held| capabilities.get(&held.tree).cloned()).collect();
+            Hello { version: PROTOCOL_VERSION, memory_bytes, address, held, proofs, instances }
         })
     }
 }

@@ -3,6 +3,7 @@
 use super::core::ChildId;
 use crate::{
     agent::world::ChildLink,
+    block_store::BlockStore,
     id::{BlockId, StartId, VmId},
     wire::{
         control::{BytesBySource, Place, Step},
@@ -33,6 +34,11 @@ pub struct MountEnded(pub Result<(), String>);
 pub struct HolderBack {
     pub is_mounted: bool,
 }
+
+/// The cache's actor was rebuilt.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StoreBack(pub Addr<BlockStore>);
 
 /// An instance follows the image. What has happened already is told at once.
 #[derive(Message)]

@@ -16,7 +16,7 @@ pub use self::{
     core::{ChildId, TransferCore, TransferLimits},
     messages::{
         Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
-        Opened, Placed, TransferReport,
+        Opened, Placed, StoreBack, TransferReport,
     },
     shell::{BlockTransfer, TransferWorld, UpstreamLoss},
 };

@@ -4,7 +4,7 @@ use super::{
     core::{ChildId, Effect, Event, TransferCore, TransferLimits},
     messages::{
         Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
-        Opened, Placed, TransferReport,
+        Opened, Placed, StoreBack, TransferReport,
     },
 };
 use crate::{
@@ -202,6 +202,7 @@ impl BlockTransfer {
 
     fn keep(&self, block: BlockId, stored: Bytes, ctx: &mut Context<Self>) {
         let index = Arc::clone(self.index.get().expect("blocks are verified against the index"));
+        let again = stored.clone();
         let keeping = self.world.store.send(Keep { tree: self.tree.clone(), index, block, stored });
         ctx.spawn(keeping.into_actor(self).map(move |kept, transfer, ctx| {
             let event = match kept {
@@ -211,7 +212,11 @@ impl BlockTransfer {
                     transfer.tell_followers(&ImageEvent::Trouble(error.to_string()));
                     Event::Dropped { block }
                 }
-                Err(_) => Event::Dropped { block },
+                // The store is being rebuilt.
+                Err(_) => {
+                    ctx.run_later(TICK, move |transfer, ctx| transfer.keep(block, again, ctx));
+                    return;
+                }
             };
             transfer.apply(event, ctx);
         }));
@@ -252,6 +257,18 @@ impl BlockTransfer {
     fn tell_holder(&self, message: impl FnOnce(crate::id::ImageId) -> ToHolder) {
         // A holder that is away hears of all present blocks with the next `Mount` or asks again.
         let _ = self.world.holder.send(message(self.tree.image));
+    }
+
+    /// Tells what of the disk this image takes.
+    fn tell_store(&self) {
+        let Some(index) = self.core.index() else {
+            return;
+        };
+        let bytes = self.core.present().iter().map(|block| {
+            let stored = index.entry(*block).map_or(0, |entry| entry.stored_bytes);
+            u64::from(stored) + u64::from(index.plain_len(*block))
+        });
+        self.world.store.do_send(Found { tree: self.tree.clone(), disk_bytes: bytes.sum() });
     }
 
     fn tell_followers(&self, event: &ImageEvent) {
@@ -313,13 +330,7 @@ impl Actor for BlockTransfer {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        if let Some(index) = self.core.index() {
-            let bytes = self.core.present().iter().map(|block| {
-                let stored = index.entry(*block).map_or(0, |entry| entry.stored_bytes);
-                u64::from(stored) + u64::from(index.plain_len(*block))
-            });
-            self.world.store.do_send(Found { tree: self.tree.clone(), disk_bytes: bytes.sum() });
-        }
+        self.tell_store();
         ctx.run_interval(TICK, |transfer, ctx| {
             if !transfer.exit.parent_is_up() {
                 return ctx.stop();
@@ -399,13 +410,21 @@ impl Handler<HolderBack> for BlockTransfer {
     fn handle(&mut self, HolderBack { is_mounted }: HolderBack, _: &mut Context<Self>) {
         if is_mounted {
             self.mounted = Some(Ok(()));
-            // What arrived while the holder did not listen.
-            let blocks = self.core.present().iter().copied().collect();
-            self.tell_holder(|image| ToHolder::Present { image, blocks });
+            // Tells what arrived meanwhile; the holder asks again for what its reads still need.
+            self.mount();
         } else if self.steps.contains(&Step::Metadata) {
             self.mounted = None;
             self.mount();
         }
+    }
+}
+
+impl Handler<StoreBack> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, StoreBack(store): StoreBack, _: &mut Context<Self>) {
+        self.world.store = store;
+        self.tell_store();
     }
 }
 

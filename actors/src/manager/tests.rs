@@ -184,6 +184,7 @@ impl TestAgent {
             memory_bytes: 1 << 30,
             address: ([127, 0, 0, 1], 1000 + u16::from(number)).into(),
             held: Vec::new(),
+            proofs: Vec::new(),
             instances: Vec::new(),
         };
         let (orders, queue) = mpsc::channel(16);

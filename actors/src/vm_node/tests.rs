@@ -30,7 +30,14 @@ fn held(byte: u8) -> HeldTree {
 
 fn hello(held: Vec<HeldTree>) -> Hello {
     let address = ([127, 0, 0, 1], 1000).into();
-    Hello { version: PROTOCOL_VERSION, memory_bytes: 1 << 30, address, held, instances: Vec::new() }
+    Hello {
+        version: PROTOCOL_VERSION,
+        memory_bytes: 1 << 30,
+        address,
+        held,
+        proofs: Vec::new(),
+        instances: Vec::new(),
+    }
 }
 
 struct World {

@@ -74,6 +74,9 @@ pub struct Hello {
     /// Where other VMs and the manager reach this agent.
     pub address: SocketAddr,
     pub held: Vec<HeldTree>,
+    /// For each held tree the capability that the VM was given: without it the VM's word counts nothing,
+    /// or a VM could get at the images and requests of other tenants by naming them.
+    pub proofs: Vec<Capability>,
     pub instances: Vec<RunningInstance>,
 }
 

@@ -17,7 +17,7 @@ pub enum ToHolder {
     /// First on each connection.
     Hello { version: u32 },
     /// Serves a block image's file system and mounts it. Answered by `Mounted` or `MountFailed`.
-    /// Again for an image already mounted: answered at once.
+    /// Again for an image already mounted: answered at once, and `Miss` is said again for pending reads.
     Mount(Mount),
     /// The plain bytes of these blocks are in the cache file; reads that wait for them go on.
     Present { image: ImageId, blocks: Vec<BlockId> },
