@@ -3,10 +3,11 @@
 use anyhow::Context;
 use clap::Parser;
 use faasnet::{
-    cli::{Access, Cli, Command, Verb},
+    cli::{Access, Cli, Command, Process, Verb},
+    holder,
     settings::{LogFormat, LogSettings, Settings},
 };
-use std::{path::Path, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 /// As clap's for arguments that are not understood.
@@ -14,6 +15,9 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let Cli { config, json, api, token_file, tenant, verb } = Cli::parse();
+    if let Verb::Process(Process::HolderStep { arguments }) = &verb {
+        return step(arguments);
+    }
     let settings = match prepare(config.as_deref()) {
         Ok(settings) => settings,
         Err(error) => {
@@ -23,13 +27,24 @@ fn main() -> ExitCode {
     };
     match verb {
         Verb::Process(process) => match process.run(settings, config, json) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             Err(error) => {
                 eprintln!("error: {error:#}");
                 ExitCode::FAILURE
             }
         },
         Verb::Command(command) => ask(command, Access { json, api, token_file, tenant }, &settings),
+    }
+}
+
+/// A helper process of the holder, which reads its standard error as the reason.
+fn step(arguments: &[OsString]) -> ExitCode {
+    match holder::run_step(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

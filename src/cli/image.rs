@@ -102,8 +102,7 @@ async fn run_convert(
     settings: &Settings,
     json: bool,
 ) -> anyhow::Result<Conversion> {
-    let options =
-        ConvertOptions { platform, settings: settings.image.clone(), spool: spool_folder(settings) };
+    let options = ConvertOptions::new(settings, platform);
     let settings = settings.clone();
     let started = Instant::now();
     let job = move |progress: &Progress| {
@@ -122,14 +121,6 @@ async fn run_convert(
         peak_memory_bytes: peak_memory_bytes(),
         image,
     })
-}
-
-/// Where layers are kept while an image is converted.
-fn spool_folder(settings: &Settings) -> PathBuf {
-    if settings.image.spool.as_os_str().is_empty() {
-        return settings.manager.data.join("spool");
-    }
-    settings.image.spool.clone()
 }
 
 /// Opens `folder:DIR[@DIGEST]`.

@@ -4,6 +4,7 @@
 
 mod client;
 mod completions;
+mod doctor;
 mod failure;
 mod function;
 mod image;

@@ -1,5 +1,6 @@
 //! The verbs that are processes of the system themselves.
 
+use super::doctor;
 use super::image::{self, ImageCommand};
 use crate::{
     agent::{self, AgentOptions},
@@ -11,7 +12,7 @@ use crate::{
 use clap::{Args, Subcommand};
 use faasnet_actors::id::VmId;
 use rustix::process::{Signal, set_parent_process_death_signal};
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 #[derive(Debug, Subcommand)]
 pub enum Process {
@@ -27,6 +28,14 @@ pub enum Process {
     /// Convert images, and look at what was made of them
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Check whether this machine can run functions, and say how to mend what is missing
+    Doctor,
+    /// One call of the holder that may hang on its own mounts
+    #[command(hide = true, name = holder::STEP_VERB)]
+    HolderStep {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Serve the sample function; the entry point of its image
     #[command(hide = true)]
     SampleServe,
@@ -97,7 +106,12 @@ impl Parent {
 
 impl Process {
     /// Runs the process until it ends. Makes its own runtime; must be called on the main thread.
-    pub fn run(self, mut settings: Settings, config: Option<PathBuf>, is_json: bool) -> anyhow::Result<()> {
+    pub fn run(
+        self,
+        mut settings: Settings,
+        config: Option<PathBuf>,
+        is_json: bool,
+    ) -> anyhow::Result<ExitCode> {
         match self {
             Self::Up(Up { vms, data, no_sample }) => {
                 let options = UpOptions { vms, data, has_sample: !no_sample, json: is_json };
@@ -114,8 +128,11 @@ impl Process {
                 agent::run(settings, AgentOptions { name, manager, join_token, config })
             }
             Self::Holder(Holder { data }) => holder::run(HolderOptions { data, settings: settings.holder }),
+            Self::Doctor => return Ok(doctor::run(&settings, is_json)?),
+            Self::HolderStep { .. } => unreachable!("it runs before settings are read"),
             Self::Image(command) => actix::System::new().block_on(image::run(command, &settings, is_json)),
             Self::SampleServe => sample::serve(ServeOptions::from_env()?),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }

@@ -4,9 +4,12 @@
 //! image:     Mount -> Mounting -> Mounted -> Unmount -> Unmounting -> (gone)
 //!                         |  MountEnded(Err)                ^ a Mount waits here for the end
 //!                         +-> (gone)
-//! instance:  Run -> Starting -> Running -> Ended -> told to an agent -> (gone)
+//! instance:  Run -> Starting -> Running -> Ended -> in a `State` that an agent acted upon -> (gone)
 //!                       +-> (gone), RunFailed
 //! ```
+//!
+//! An end is told when it happens, and again to the next agent: the one that was told may have died
+//! before it read the message. Only an order that follows a `State` shows that this was read.
 
 use super::reads::{ReadEffect, ReadId, Reads};
 use faasnet_actors::{
@@ -18,7 +21,7 @@ use faasnet_actors::{
     },
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
@@ -26,6 +29,8 @@ use std::{
 /// Instances known at once, those that ended untold included. Far above what a VM runs
 /// (`agent.instances_max`); it bounds what is kept while no agent comes.
 const INSTANCES_MAX: usize = 4096;
+/// Ended instances kept after an agent was told, for the next agent.
+const ENDED_KEPT_MAX: usize = 64;
 /// Mounts at once. Each is a FUSE session with threads of its own.
 const IMAGES_MAX: usize = 256;
 /// Failed starts kept until an agent is told.
@@ -114,12 +119,16 @@ struct Instance {
     port: u16,
     pid: Option<u32>,
     exit: Option<Exit>,
+    /// Whether the end was in the `State` of the present agent.
+    is_in_state: bool,
 }
 
 pub struct HolderCore {
     limits: Limits,
     images: BTreeMap<ImageId, Image>,
     instances: BTreeMap<StartId, Instance>,
+    /// Those that ended, the oldest first.
+    ended: VecDeque<StartId>,
     /// Answers to orders whose agent is gone.
     untold: Vec<FromHolder>,
     has_agent: bool,
@@ -132,6 +141,7 @@ impl HolderCore {
             limits,
             images: BTreeMap::new(),
             instances: BTreeMap::new(),
+            ended: VecDeque::new(),
             untold: Vec::new(),
             has_agent: false,
             closing: false,
@@ -148,7 +158,7 @@ impl HolderCore {
                 match self.images.get_mut(&image) {
                     Some(held) => {
                         let mut reads = Vec::new();
-                        held.reads.wait(read, blocks, deadline, &mut reads);
+                        held.reads.wait(read, blocks, now, deadline, &mut reads);
                         self.reads(image, reads, effects);
                     }
                     None => effects.push(Effect::Fail(image, read)),
@@ -166,7 +176,7 @@ impl HolderCore {
                 self.instances.remove(&start);
                 self.tell(FromHolder::RunFailed { start, reason }, effects);
             }
-            Event::Killed { start } => self.killed(&start, effects),
+            Event::Killed { start } => self.killed(&start, now, effects),
             Event::Ended { start, exit } => self.ended(start, exit, effects),
             Event::Tick => {}
         }
@@ -195,7 +205,9 @@ impl HolderCore {
         };
         let instances = self.instances.iter().map(held).collect();
         effects.push(Effect::Tell(FromHolder::State { version: PROTOCOL_VERSION, mounts, instances }));
-        self.instances.retain(|_, instance| instance.exit.is_none());
+        for instance in self.instances.values_mut() {
+            instance.is_in_state = instance.exit.is_some();
+        }
         effects.extend(self.untold.drain(..).map(Effect::Tell));
         for image in self.images.keys().copied().collect::<Vec<_>>() {
             self.with_reads(image, effects, Reads::ask_again);
@@ -203,6 +215,7 @@ impl HolderCore {
     }
 
     fn order(&mut self, order: ToHolder, now: Instant, effects: &mut Vec<Effect>) {
+        self.instances.retain(|_, instance| !instance.is_in_state);
         match order {
             ToHolder::Hello { .. } => {}
             ToHolder::Mount(mount) => self.mount(mount, now, effects),
@@ -304,8 +317,10 @@ impl HolderCore {
     fn run(&mut self, run: Box<Run>, effects: &mut Vec<Effect>) {
         let start = run.start.clone();
         if let Some(known) = self.instances.get(&start) {
-            if let Some(pid) = known.pid {
-                effects.push(Effect::Tell(FromHolder::Running { start, pid }));
+            match (known.exit, known.pid) {
+                (Some(exit), _) => effects.push(Effect::Tell(FromHolder::Exited { start, exit })),
+                (None, Some(pid)) => effects.push(Effect::Tell(FromHolder::Running { start, pid })),
+                (None, None) => {}
             }
             return;
         }
@@ -320,28 +335,34 @@ impl HolderCore {
             let reason = reason.to_owned();
             return effects.push(Effect::Tell(FromHolder::RunFailed { start, reason }));
         }
-        let instance = Instance { image: run.image, port: run.port, pid: None, exit: None };
+        let instance =
+            Instance { image: run.image, port: run.port, pid: None, exit: None, is_in_state: false };
         self.instances.insert(start, instance);
         effects.push(Effect::Start(run));
     }
 
     /// Fails the reads that a killed container may hang on, if no other container needs them.
-    fn killed(&mut self, start: &StartId, effects: &mut Vec<Effect>) {
+    fn killed(&mut self, start: &StartId, now: Instant, effects: &mut Vec<Effect>) {
         let Some(image) = self.instances.get(start).map(|instance| instance.image) else { return };
         let others = self.instances.iter().filter(|(other, _)| *other != start);
         let needed = others.into_iter().any(|(_, other)| other.image == image && other.exit.is_none());
         if !needed || self.closing {
-            self.with_reads(image, effects, Reads::fail_all);
+            self.with_reads(image, effects, |reads, out| reads.fail_all(now, out));
         }
     }
 
     fn ended(&mut self, start: StartId, exit: Exit, effects: &mut Vec<Effect>) {
         let Some(instance) = self.instances.get_mut(&start) else { return };
+        instance.exit = Some(exit);
+        self.ended.retain(|each| self.instances.contains_key(each));
+        self.ended.push_back(start.clone());
         if self.has_agent {
-            self.instances.remove(&start);
             effects.push(Effect::Tell(FromHolder::Exited { start, exit }));
-        } else {
-            instance.exit = Some(exit);
+            if self.ended.len() > ENDED_KEPT_MAX
+                && let Some(oldest) = self.ended.pop_front()
+            {
+                self.instances.remove(&oldest);
+            }
         }
     }
 
@@ -414,3 +435,6 @@ impl HolderCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

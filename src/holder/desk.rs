@@ -7,7 +7,7 @@ use super::{
     core::{Effect, Event, HolderCore, Limits},
     file::{ImageFile, PendingRead, PresentBits, ReadNumbers, answer_reads},
     instance::{self, Host},
-    mount::MountedImage,
+    mount::{MountOptions, MountedImage},
     reads::ReadId,
 };
 use crate::settings::HolderSettings;
@@ -306,6 +306,15 @@ fn mount_image(
         .name("answers".to_owned())
         .spawn(move || answer_reads(&cache, &arrived))
         .map_err(|error| error.to_string())?;
-    MountedImage::mount(folder, file, settings.fuse_threads, settings.erofs_direct_io)
-        .map_err(|error| error.to_string())
+    let options = MountOptions {
+        threads: settings.fuse_threads,
+        direct_io: settings.erofs_direct_io,
+        // At the deadline the core fails the reads that the mount waits for; this is for other hangs.
+        deadline: 2 * Duration::from_millis(settings.call_deadline_ms),
+    };
+    let started = Instant::now();
+    let mounted = MountedImage::mount(folder, file, &options).map_err(|error| error.to_string())?;
+    let elapsed_ms = started.elapsed().as_millis() as u64;
+    tracing::info!(image = %mount.image, elapsed_ms, "mounted");
+    Ok(mounted)
 }

@@ -4,21 +4,27 @@
 //! overlay -> runc run --detach -> Started -> { output, stop orders, end } -> runc delete -> Ended
 //! ```
 //!
-//! The thread waits for three descriptors at once: the container's output, stop orders, and its
-//! process. We are its subreaper, so the process becomes our child and its status is ours to collect.
+//! The thread waits for two descriptors at once: stop orders, and the container's process. Whatever
+//! could read the image, and keeping the output, is a process of its own (`step`). We are its subreaper, so the process becomes our child and its status is ours to collect.
 
 use super::{
-    bundle, cgroup::Cgroups, core::Event, desk::Input, log::BoundedLog, overlay::Overlay, runc::Runc, wait,
+    bundle,
+    cgroup::Cgroups,
+    core::Event,
+    desk::Input,
+    overlay::mount_points,
+    runc::Runc,
+    step::{self, Output},
+    wait,
 };
 use faasnet_actors::wire::holder::{Exit, Run};
 use rustix::{
-    fs::{OFlags, fcntl_setfl},
     pipe::{PipeFlags, pipe_with},
     process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid},
 };
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, Read},
+    io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{fs::DirBuilderExt, net::UnixDatagram},
@@ -27,9 +33,6 @@ use std::{
     sync::mpsc::SyncSender,
     time::{Duration, Instant},
 };
-
-/// How much output is taken in one turn.
-const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What every instance of this holder shares.
 #[derive(Debug, Clone)]
@@ -59,90 +62,86 @@ pub fn log_path(data: &Path, start: &str) -> PathBuf {
 pub fn run(host: &Host, run: &Run, lower: &Path, control: UnixDatagram, desk: &SyncSender<Input>) {
     let folder = host.instances().join(run.start.as_str());
     let start = run.start.clone();
-    let ended = match Container::start(host, run, folder.clone(), lower) {
+    let started = Instant::now();
+    let ended = match Container::start(host, run, &folder, lower) {
         Ok(mut container) => {
             let pid = container.pid.as_raw_nonzero().get() as u32;
+            let elapsed_ms = started.elapsed().as_millis() as u64;
+            tracing::info!(%start, pid, elapsed_ms, "started");
             // The desk is gone only when the process ends, and then nobody needs to be told.
             let _ = desk.send(Input::Event(Event::Started { start: start.clone(), pid }));
             let exit = container.watch(control, desk);
-            container.overlay.unmount();
             Event::Ended { start, exit }
         }
         Err(reason) => Event::StartFailed { start, reason },
     };
-    if let Err(error) = fs::remove_dir_all(&folder) {
+    clean_up(host, &folder);
+    let _ = desk.send(Input::Event(ended));
+}
+
+/// Unmounts and removes the folder; one that is still mounted is left alone, because looking into it
+/// may hang. The next holder removes it.
+fn clean_up(host: &Host, folder: &Path) {
+    let [rootfs, writable] = mount_points(folder);
+    if !step::unmount(&[&rootfs, &writable], host.runc.deadline) {
+        return;
+    }
+    if let Err(error) = fs::remove_dir_all(folder) {
         tracing::warn!(folder = %folder.display(), %error, "removing the folder of an instance");
     }
-    let _ = desk.send(Input::Event(ended));
 }
 
 struct Container<'a> {
     host: &'a Host,
     run: &'a Run,
-    folder: PathBuf,
-    overlay: Overlay,
-    log: BoundedLog,
-    output: Option<File>,
+    folder: &'a Path,
+    output: Option<Output>,
     pid: Pid,
     process: OwnedFd,
 }
 
 impl<'a> Container<'a> {
-    fn start(host: &'a Host, run: &'a Run, folder: PathBuf, lower: &Path) -> Result<Self, String> {
+    /// Mounts and starts. On an error the mounts are the caller's to remove.
+    fn start(host: &'a Host, run: &'a Run, folder: &'a Path, lower: &Path) -> Result<Self, String> {
         let text = |error: io::Error| format!("the instance's folder cannot be used: {error}");
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(text)?;
-        let overlay =
-            Overlay::mount(&folder, lower, run.writable_bytes).map_err(|error| error.to_string())?;
-        let container = Self::start_on(host, run, folder, &overlay);
-        match container {
-            Ok((log, output, pid, process, folder)) => {
-                Ok(Self { host, run, folder, overlay, log, output: Some(output), pid, process })
-            }
+        let id = run.start.as_str();
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(text)?;
+        let spec = bundle::spec(run, folder, &host.cgroups).map_err(|error| error.to_string())?;
+        spec.save(folder.join("config.json")).map_err(|error| error.to_string())?;
+        write_network_files(folder, &hostname(id)).map_err(text)?;
+        step::mount_overlay(folder, lower, run.writable_bytes, host.runc.deadline)?;
+        let (pipe, into_pipe) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| text(error.into()))?;
+        let output = Output::keep(pipe, &host.log_path(id), run.log_bytes_max).map_err(text)?;
+        match Self::start_process(host, id, folder, File::from(into_pipe)) {
+            Ok((pid, process)) => Ok(Self { host, run, folder, output: Some(output), pid, process }),
             Err(reason) => {
-                let _ = host.runc.delete(run.start.as_str());
-                host.cgroups.remove(run.start.as_str());
-                overlay.unmount();
+                let _ = host.runc.delete(id);
+                host.cgroups.remove(id);
+                output.finish();
                 Err(reason)
             }
         }
     }
 
-    fn start_on(
-        host: &Host,
-        run: &Run,
-        folder: PathBuf,
-        _overlay: &Overlay,
-    ) -> Result<(BoundedLog, File, Pid, OwnedFd, PathBuf), String> {
-        let text = |error: io::Error| format!("the instance's folder cannot be used: {error}");
-        let id = run.start.as_str();
-        let spec = bundle::spec(run, &folder, &host.cgroups).map_err(|error| error.to_string())?;
-        spec.save(folder.join("config.json")).map_err(|error| error.to_string())?;
-        write_network_files(&folder, &id.chars().take(12).collect::<String>()).map_err(text)?;
-        let log = BoundedLog::create(host.log_path(id), run.log_bytes_max).map_err(text)?;
-        let (output, into_output) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| text(error.into()))?;
-        fcntl_setfl(&output, OFlags::NONBLOCK).map_err(|error| text(error.into()))?;
+    fn start_process(host: &Host, id: &str, folder: &Path, output: File) -> Result<(Pid, OwnedFd), String> {
         let pid_file = folder.join("pid");
-        host.runc.run(id, &folder, &pid_file, File::from(into_output)).map_err(|error| error.to_string())?;
+        host.runc.run(id, folder, &pid_file, output).map_err(|error| error.to_string())?;
         let pid =
             fs::read_to_string(&pid_file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
         let pid = pid.ok_or("the OCI runtime did not say which process it started")?;
         let process = pidfd_open(pid, PidfdFlags::empty())
             .map_err(|error| format!("the container's process cannot be watched: {error}"))?;
-        Ok((log, File::from(output), pid, process, folder))
+        Ok((pid, process))
     }
 
-    /// Waits for the end, keeps the output, obeys stop orders; then removes the container.
+    /// Waits for the end and obeys stop orders; then removes the container.
     fn watch(&mut self, control: UnixDatagram, desk: &SyncSender<Input>) -> Exit {
         let mut kill_at: Option<Instant> = None;
         let mut stopped = false;
         loop {
-            let mut watched = vec![self.process.as_fd(), control.as_fd()];
-            watched.extend(self.output.as_ref().map(AsFd::as_fd));
+            let watched = [self.process.as_fd(), control.as_fd()];
             let left = kill_at.map(|at| at.saturating_duration_since(Instant::now()));
             let ready = wait::any_readable(&watched, left);
-            if ready.get(2) == Some(&true) {
-                self.take_output();
-            }
             if ready[0] {
                 break;
             }
@@ -153,7 +152,7 @@ impl<'a> Container<'a> {
                 let at = Instant::now() + grace;
                 kill_at = Some(kill_at.map_or(at, |earlier| earlier.min(at)));
                 let signal = self.run.runtime.stop_signal;
-                if let Err(error) = self.host.runc.kill(self.run.start.as_str(), signal, &self.folder) {
+                if let Err(error) = self.host.runc.kill(self.run.start.as_str(), signal, self.folder) {
                     tracing::warn!(start = %self.run.start, %error, "sending the stop signal");
                 }
             }
@@ -176,7 +175,9 @@ impl<'a> Container<'a> {
             tracing::warn!(start = id, %error, "deleting a container");
         }
         self.host.cgroups.remove(id);
-        self.take_output();
+        if let Some(output) = self.output.take() {
+            output.finish();
+        }
         let exit = match status {
             Ok(Some((_, status))) => exit_of(status),
             Ok(None) | Err(_) => {
@@ -186,27 +187,10 @@ impl<'a> Container<'a> {
         };
         if out_of_memory && !stopped && exit != Exit::Code(0) { Exit::OutOfMemory } else { exit }
     }
+}
 
-    /// Moves what the pipe holds into the log; forgets the pipe when nobody writes to it any more.
-    fn take_output(&mut self) {
-        let mut buffer = vec![0; OUTPUT_BUFFER_BYTES];
-        let Some(output) = &mut self.output else { return };
-        loop {
-            match output.read(&mut buffer) {
-                Ok(0) => break self.output = None,
-                Ok(len) => {
-                    if let Err(error) = self.log.write(&buffer[..len]) {
-                        tracing::warn!(start = %self.run.start, %error, "keeping output");
-                    }
-                    if len < buffer.len() {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
-    }
+fn hostname(id: &str) -> String {
+    id.chars().take(12).collect()
 }
 
 fn next_order(control: &UnixDatagram) -> Option<Duration> {

@@ -12,8 +12,8 @@
 //!
 //! All mounts are in a mount namespace of its own and vanish with it. Threads: the desk (`desk`, with
 //! the pure `core`), the socket (`agent`), per image FUSE threads and one that answers late reads
-//! (`file`), one for each mount call (`mount`), one for each container (`instance`). Threads that
-//! serve reads never touch a mount.
+//! (`file`), one for each mount (`mount`), one for each container (`instance`). Nothing in this process
+//! makes a call that may read one of its mounts: those are processes of their own (`step`, `runc`).
 
 mod agent;
 mod bundle;
@@ -23,15 +23,17 @@ mod desk;
 mod file;
 mod instance;
 mod log;
-mod mount;
-mod overlay;
+pub(crate) mod mount;
+pub(crate) mod overlay;
 mod reads;
 pub(crate) mod runc;
 mod seccomp;
 mod spawn;
+mod step;
 mod wait;
 
 pub use spawn::{SpawnError, connect, spawn, spawn_program, wait_ended};
+pub use step::{VERB as STEP_VERB, run as run_step};
 
 use self::core::Event;
 use crate::settings::HolderSettings;
@@ -119,8 +121,9 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     Ok(lock)
 }
 
+/// Gives this thread, and threads and processes it starts, mounts of their own.
 #[allow(unsafe_code)]
-fn enter_mount_namespace() -> io::Result<()> {
+pub(crate) fn enter_mount_namespace() -> io::Result<()> {
     // SAFETY: only `UnshareFlags::FILES` makes it unsound, by giving threads different descriptors.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;

@@ -2,11 +2,10 @@
 //!
 //! As in Cloud Run, what a container writes is kept in memory and counts against its memory limit.
 
-use super::mount::unmount_now;
 use rustix::{
     fs::{AtFlags, CWD, Timespec, Timestamps, stat, utimensat},
     io::Errno,
-    mount::{MountFlags, mount},
+    mount::{MountFlags, mount as mount_type},
 };
 use std::{
     ffi::CString,
@@ -31,53 +30,34 @@ pub enum OverlayError {
     Overlay(Errno),
 }
 
-/// A mounted root file system at `rootfs`.
-pub struct Overlay {
-    writable: PathBuf,
-    pub rootfs: PathBuf,
+/// Mounts `lower` with a writable layer of at most `writable_bytes` at `folder/rootfs`; the layer is a
+/// tmpfs at `folder/writable`. In a process of its own: reads the image. On an error something may be
+/// mounted; [`mount_points`] says where.
+pub fn mount(folder: &Path, lower: &Path, writable_bytes: u64) -> Result<(), OverlayError> {
+    let [rootfs, writable] = mount_points(folder);
+    let failed = OverlayError::Writable;
+    for folder in [&writable, &rootfs] {
+        DirBuilder::new().mode(0o700).create(folder).map_err(failed)?;
+    }
+    // One inode for each page: files cannot take more memory by being many and empty.
+    let options = format!("mode=0700,size={writable_bytes},nr_inodes={}", writable_bytes / 4096 + 1024);
+    let options = CString::new(options).expect("digits and words contain no NUL");
+    mount_type("faasnet", &writable, "tmpfs", MountFlags::NODEV, options.as_c_str())
+        .map_err(|error| failed(error.into()))?;
+    let (upper, work) = (writable.join("upper"), writable.join("work"));
+    for folder in [&upper, &work] {
+        fs::create_dir(folder).map_err(failed)?;
+    }
+    copy_attributes(lower, &upper)?;
+    let layers = [("lowerdir", lower), ("upperdir", &upper), ("workdir", &work)];
+    let layers = layers.map(|(option, path)| format!("{option}={},", escape(path))).concat();
+    let options = CString::new(layers + FEATURES).map_err(|_| OverlayError::Overlay(Errno::INVAL))?;
+    mount_type("faasnet", &rootfs, "overlay", MountFlags::NODEV, options.as_c_str()).map_err(overlay_error)
 }
 
-impl Overlay {
-    /// Mounts `lower` with a writable layer of at most `writable_bytes` below `folder`.
-    pub fn mount(folder: &Path, lower: &Path, writable_bytes: u64) -> Result<Self, OverlayError> {
-        let overlay = Self { writable: folder.join("writable"), rootfs: folder.join("rootfs") };
-        let mounted = overlay.mount_both(lower, writable_bytes);
-        if mounted.is_err() {
-            overlay.unmount();
-        }
-        mounted.map(|()| overlay)
-    }
-
-    fn mount_both(&self, lower: &Path, writable_bytes: u64) -> Result<(), OverlayError> {
-        let writable = OverlayError::Writable;
-        for folder in [&self.writable, &self.rootfs] {
-            DirBuilder::new().mode(0o700).create(folder).map_err(writable)?;
-        }
-        // One inode for each page: files cannot take more memory by being many and empty.
-        let options = format!("mode=0700,size={writable_bytes},nr_inodes={}", writable_bytes / 4096 + 1024);
-        let options = CString::new(options).expect("digits and words contain no NUL");
-        mount("faasnet", &self.writable, "tmpfs", MountFlags::NODEV, options.as_c_str())
-            .map_err(|error| writable(error.into()))?;
-        let (upper, work) = (self.writable.join("upper"), self.writable.join("work"));
-        for folder in [&upper, &work] {
-            fs::create_dir(folder).map_err(writable)?;
-        }
-        copy_attributes(lower, &upper)?;
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},{FEATURES}",
-            escape(lower),
-            escape(&upper),
-            escape(&work)
-        );
-        let options = CString::new(options).map_err(|_| OverlayError::Overlay(Errno::INVAL))?;
-        mount("faasnet", &self.rootfs, "overlay", MountFlags::NODEV, options.as_c_str())
-            .map_err(overlay_error)
-    }
-
-    pub fn unmount(&self) {
-        unmount_now(&self.rootfs);
-        unmount_now(&self.writable);
-    }
+/// What is mounted for an instance, in the order in which it is unmounted.
+pub fn mount_points(folder: &Path) -> [PathBuf; 2] {
+    [folder.join("rootfs"), folder.join("writable")]
 }
 
 fn overlay_error(error: Errno) -> OverlayError {

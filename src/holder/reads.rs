@@ -7,7 +7,7 @@ use faasnet_actors::id::BlockId;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::RangeInclusive,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// One read of the kernel, numbered by the shell, which keeps the place to send the answer to.
@@ -25,6 +25,10 @@ pub enum ReadEffect {
     Miss(Vec<BlockId>),
 }
 
+/// The kernel repeats a failed read-ahead at once, page by page. Within this time such a read fails
+/// too, or a reader would wait for twice the deadline.
+const GIVEN_UP: Duration = Duration::from_secs(1);
+
 struct Waiting {
     blocks: RangeInclusive<u32>,
     deadline: Instant,
@@ -38,6 +42,8 @@ pub struct Reads {
     waiting: BTreeMap<ReadId, Waiting>,
     waiting_max: usize,
     asked: BTreeSet<u32>,
+    /// Blocks that reads gave up waiting for, and until when further reads of them fail at once.
+    given_up: BTreeMap<u32, Instant>,
     closed: bool,
 }
 
@@ -48,8 +54,15 @@ impl Reads {
         if present.len() != block_count.div_ceil(8) as usize {
             return None;
         }
-        let (waiting, asked) = (BTreeMap::new(), BTreeSet::new());
-        Some(Self { present, block_count, waiting, waiting_max, asked, closed: false })
+        Some(Self {
+            present,
+            block_count,
+            waiting: BTreeMap::new(),
+            waiting_max,
+            asked: BTreeSet::new(),
+            given_up: BTreeMap::new(),
+            closed: false,
+        })
     }
 
     pub fn is_present(&self, block: u32) -> bool {
@@ -61,6 +74,7 @@ impl Reads {
         &mut self,
         read: ReadId,
         blocks: RangeInclusive<u32>,
+        now: Instant,
         deadline: Instant,
         effects: &mut Vec<ReadEffect>,
     ) {
@@ -71,7 +85,9 @@ impl Reads {
         if missing.is_empty() {
             return effects.push(ReadEffect::Answer(read));
         }
-        if self.waiting.len() >= self.waiting_max {
+        self.given_up.retain(|_, until| *until > now);
+        let given_up = missing.iter().any(|block| self.given_up.contains_key(block));
+        if given_up || self.waiting.len() >= self.waiting_max {
             return effects.push(ReadEffect::Fail(read));
         }
         let ask: Vec<BlockId> =
@@ -89,6 +105,7 @@ impl Reads {
             if block < self.block_count {
                 self.present[block as usize / 8] |= 1 << (block % 8);
                 self.asked.remove(&block);
+                self.given_up.remove(&block);
             }
         }
         let is_whole = |read: &Waiting| read.blocks.clone().all(|block| self.is_present(block));
@@ -120,8 +137,10 @@ impl Reads {
         self.fail(|read| lost.range(read.blocks.clone()).next().is_some(), effects);
     }
 
-    /// A new agent knows of no question: asks again for all that reads still need.
+    /// A new agent knows of no question and may have what the one before had not:
+    /// asks again for all that reads still need.
     pub fn ask_again(&mut self, effects: &mut Vec<ReadEffect>) {
+        self.given_up.clear();
         let needed = self.waiting.values().flat_map(|read| read.blocks.clone());
         self.asked = needed.filter(|block| !self.is_present(*block)).collect();
         // Far fewer than fit into one frame: waiting reads are limited, and each covers a few blocks.
@@ -134,19 +153,26 @@ impl Reads {
     /// Fails the reads whose deadline has passed.
     pub fn expire(&mut self, now: Instant, effects: &mut Vec<ReadEffect>) {
         if self.next_deadline().is_some_and(|deadline| deadline <= now) {
-            self.fail(|read| read.deadline <= now, effects);
+            self.give_up(now, |read| read.deadline <= now, effects);
         }
     }
 
     /// Fails the reads that wait now.
-    pub fn fail_all(&mut self, effects: &mut Vec<ReadEffect>) {
-        self.fail(|_| true, effects);
+    pub fn fail_all(&mut self, now: Instant, effects: &mut Vec<ReadEffect>) {
+        self.give_up(now, |_| true, effects);
+    }
+
+    fn give_up(&mut self, now: Instant, is_lost: impl Fn(&Waiting) -> bool, effects: &mut Vec<ReadEffect>) {
+        let lost = self.waiting.values().filter(|read| is_lost(read)).flat_map(|read| read.blocks.clone());
+        let missing: Vec<u32> = lost.filter(|block| !self.is_present(*block)).collect();
+        self.given_up.extend(missing.into_iter().map(|block| (block, now + GIVEN_UP)));
+        self.fail(is_lost, effects);
     }
 
     /// Fails all reads, now and later: the mount is given up.
     pub fn close(&mut self, effects: &mut Vec<ReadEffect>) {
         self.closed = true;
-        self.fail_all(effects);
+        self.fail(|_| true, effects);
     }
 
     /// When `expire` has something to do next. Reads are numbered as they come and all wait equally
@@ -179,7 +205,6 @@ impl Reads {
 mod tests {
     use super::*;
     use ReadEffect::{Answer, Fail, Miss};
-    use std::time::Duration;
 
     struct Desk {
         reads: Reads,
@@ -196,8 +221,8 @@ mod tests {
         }
 
         fn wait(&mut self, read: u64, blocks: RangeInclusive<u32>) -> Vec<ReadEffect> {
-            let deadline = self.at(10 + read);
-            self.run(|reads, effects| reads.wait(ReadId(read), blocks, deadline, effects))
+            let (now, deadline) = (self.at(read), self.at(10 + read));
+            self.run(|reads, effects| reads.wait(ReadId(read), blocks, now, deadline, effects))
         }
 
         fn run(&mut self, call: impl FnOnce(&mut Reads, &mut Vec<ReadEffect>)) -> Vec<ReadEffect> {
@@ -252,7 +277,9 @@ mod tests {
         assert_eq!(desk.reads.next_deadline(), Some(desk.at(11)));
         let now = desk.at(12);
         assert_eq!(desk.run(|r, e| r.expire(now, e)), [Fail(ReadId(1)), Fail(ReadId(2))]);
-        assert_eq!(desk.run(Reads::close), [Fail(ReadId(3))]);
+        assert_eq!(desk.wait(12, 0..=1), [Fail(ReadId(12))], "given up a moment ago");
+        assert_eq!(desk.wait(14, 1..=1), [], "waits again, and is asked for already");
+        assert_eq!(desk.run(Reads::close), [Fail(ReadId(3)), Fail(ReadId(14))]);
         assert_eq!(desk.wait(6, 0..=0), [Fail(ReadId(6))]);
         assert!(Reads::new(vec![0, 0], 8, 1).is_none());
     }

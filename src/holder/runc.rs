@@ -1,12 +1,11 @@
 //! Calls of the OCI runtime, each with a deadline.
 
-use super::wait;
+use super::{step, wait};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::{
     ffi::OsStr,
     fs::File,
     io::{self, Read},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -70,19 +69,14 @@ impl Runc {
     }
 
     fn command(&self, log: &Path) -> Command {
-        let mut command = Command::new(&self.program);
+        // In a group of its own, so that a call that is too late is killed with its children.
+        let mut command = step::program(&self.program);
         command.arg("--root").arg(&self.root).args(["--log-format", "json", "--log"]).arg(log);
-        // A group of its own, so that a call that is too late is killed with its children.
-        command.stdin(Stdio::null()).process_group(0);
         command
     }
 
     fn call(&self, verb: &'static str, command: &mut Command, log: &Path) -> Result<(), RuncError> {
-        let missing = || RuncError::Missing(self.program.display().to_string());
-        let mut child = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => missing(),
-            _ => error.into(),
-        })?;
+        let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         let ended = wait::readable(
             &pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?,
@@ -90,11 +84,15 @@ impl Runc {
         );
         if !ended {
             let _ = kill_process_group(pid, Signal::KILL);
-            child.wait()?;
+            step::reap(child);
             return Err(RuncError::Late { verb, deadline_ms: self.deadline.as_millis() });
         }
-        if child.wait()?.success() {
+        let status = child.wait()?;
+        if status.success() {
             return Ok(());
+        }
+        if status.code() == Some(step::EXIT_NOT_FOUND) {
+            return Err(RuncError::Missing(self.program.display().to_string()));
         }
         Err(RuncError::Refused(last_error(log).unwrap_or_else(|| format!("{verb} was refused"))))
     }
@@ -130,6 +128,7 @@ pub fn version(program: &Path) -> Result<String, RuncError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::CommandExt;
 
     #[test]
     fn the_reason_is_the_error_itself() {
@@ -137,13 +136,6 @@ mod tests {
         assert_eq!(error_of(line).as_deref(), Some("exec: \"nope\": executable file not found in $PATH"));
         assert_eq!(error_of(r#"{"level":"warning","msg":"x"}"#), None);
         assert_eq!(error_of("not json"), None);
-    }
-
-    #[test]
-    fn a_missing_runtime_is_named() {
-        let (program, root) = ("/nonexistent/runc".into(), "/nonexistent".into());
-        let runc = Runc { program, root, deadline: Duration::from_secs(1) };
-        assert!(matches!(runc.delete("a"), Err(RuncError::Missing(name)) if name == "/nonexistent/runc"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::image::{
     blocks::{BlockError, decode_block},
     manifest,
     progress::{Cancelled, Phase, Progress},
-    publish::ARTIFACT_TYPE,
+    publish::{ARTIFACT_TYPE, folder::INDEX_BYTES_MAX},
     source::{
         SourceError,
         layout::{blob_path, open_file, read_bounded},
@@ -142,7 +142,7 @@ pub fn open_folder(
     manifest_bytes_max: u64,
 ) -> Result<BlockImage, InspectError> {
     let what = || folder.display().to_string();
-    let json = read_bounded(&folder.join("index.json"), manifest_bytes_max)?;
+    let json = read_bounded(&folder.join("index.json"), INDEX_BYTES_MAX)?;
     let index: manifest::Index = serde_json::from_slice(&json)
         .map_err(|error| SourceError::Invalid { what: what(), reason: error.to_string() })?;
     let ours = index.manifests.iter().filter(|entry| entry.artifact_type.as_deref() == Some(ARTIFACT_TYPE));

@@ -4,6 +4,7 @@
 //! Everything in here blocks and belongs on a blocking thread. Whatever a source hands over is hostile
 //! until its digest, its size and its limits were checked.
 
+mod accounts;
 pub mod artifact;
 pub mod blocks;
 pub mod convert;
@@ -12,6 +13,7 @@ pub mod inspect;
 mod layer;
 pub mod manifest;
 mod merge;
+mod passes;
 pub mod progress;
 pub mod publish;
 pub mod resolve;

@@ -15,11 +15,7 @@ use faasnet_actors::{
     world::{ConversionPhase, ConversionProgress, ConvertFailure, Converter},
 };
 use futures::future::BoxFuture;
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
 /// How often the converter's counters are shown to others.
@@ -90,10 +86,7 @@ fn show(progress: &Progress, shown: &ConversionProgress) {
 
 fn run(image: &str, settings: &Settings, progress: &Progress) -> Result<BlockImage, ConvertFailure> {
     let failure = |error: &dyn std::fmt::Display| ConvertFailure(error.to_string());
-    if let Some(layout) = image.strip_prefix("oci:") {
-        permitted(layout, &settings.image.layout_roots)?;
-    }
-    let source = source::open(image, settings).map_err(|error| failure(&error))?;
+    let source = source::open_for_api(image, settings).map_err(|error| failure(&error))?;
     let destination =
         publish::open(&settings.image.destination, settings).map_err(|error| failure(&error))?;
     let spool = match &settings.image.spool {
@@ -103,44 +96,4 @@ fn run(image: &str, settings: &Settings, progress: &Progress) -> Result<BlockIma
     let options =
         ConvertOptions { platform: Platform::of_this_machine(), settings: settings.image.clone(), spool };
     convert(source.as_ref(), destination.as_ref(), &options, progress).map_err(|error| failure(&error))
-}
-
-/// Callers of the API may name folders of this machine only below those that the operator permits.
-fn permitted(layout: &str, roots: &[PathBuf]) -> Result<(), ConvertFailure> {
-    let folder = crate::image::source::LayoutSource::new(layout, 0)
-        .map_err(|error| ConvertFailure(error.to_string()))?;
-    // Resolved, so that neither `..` nor a link leads out.
-    let inside = |folder: &Path| {
-        roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| folder.starts_with(root))
-    };
-    match folder.folder().canonicalize() {
-        Ok(folder) if inside(&folder) => Ok(()),
-        // The same answer whether the folder is there or not.
-        _ => Err(ConvertFailure(format!(
-            "oci:{layout} is not a folder below one that image.layout_roots permits"
-        ))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_folders_below_permitted_ones_are_read() {
-        let folder = tempfile::tempdir().expect("folder");
-        let (roots, secret) = (folder.path().join("roots"), folder.path().join("secret"));
-        for path in [roots.join("app"), secret.clone()] {
-            std::fs::create_dir_all(path).expect("made");
-        }
-        std::os::unix::fs::symlink(&secret, roots.join("link")).expect("linked");
-        let allowed = [roots.clone()];
-        let ask = |path: PathBuf| permitted(&format!("{}:tag", path.display()), &allowed);
-        assert_eq!(ask(roots.join("app")), Ok(()));
-        let refused = [secret, roots.join("../secret"), roots.join("link"), roots.join("missing")];
-        for path in refused {
-            assert!(ask(path.clone()).is_err(), "{}", path.display());
-        }
-        assert!(permitted(&roots.join("app").display().to_string(), &[]).is_err());
-    }
 }

@@ -20,7 +20,7 @@ use faasnet_actors::{
     wire::{
         PROTOCOL_VERSION,
         control::{Hello, JoinAnswer, JoinRefusal, JoinRequest, ToAgent, ToManager},
-        frame::FrameLimits,
+        frame::{Frame, FrameLimits},
     },
 };
 use std::{
@@ -180,9 +180,10 @@ async fn session(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
         }
     };
     tracing::info!(%vm, "an agent is here");
+    let (renewed, certificates) = mpsc::channel(1);
     let reason = tokio::select! {
-        reason = write_orders(&mut writing, orders, doors.limits.lease) => reason,
-        reason = hear(&mut frames, &vm, session, doors) => reason,
+        reason = write_orders(&mut writing, orders, certificates, doors.limits.lease) => reason,
+        reason = hear(&mut frames, &vm, peer, session, &renewed, doors) => reason,
     };
     doors.vms.send(ToVm { vm: vm.clone(), message: VmMessage::Closed { session } });
     tracing::info!(%vm, reason, "an agent's session has ended");
@@ -208,28 +209,44 @@ async fn open(
 async fn write_orders(
     writing: &mut (impl AsyncWrite + Unpin),
     mut orders: mpsc::Receiver<ToAgent>,
+    mut certificates: mpsc::Receiver<ToAgent>,
     lease: Duration,
 ) -> &'static str {
-    while let Some(order) = orders.recv().await {
+    loop {
+        let next = tokio::select! {
+            next = orders.recv() => next,
+            Some(next) = certificates.recv() => Some(next),
+        };
+        let Some(order) = next else {
+            return "the manager closed it";
+        };
         match timeout(lease, framed::write(writing, &order, &[])).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return "the connection broke",
             Err(_) => return "the agent does not read",
         }
     }
-    "the manager closed it"
 }
 
 async fn hear(
     frames: &mut FrameReader<impl AsyncRead + Unpin, ToManager>,
     vm: &VmId,
+    peer: &Peer,
     session: SessionId,
+    renewed: &mpsc::Sender<ToAgent>,
     doors: &Doors,
 ) -> &'static str {
     let slots = Arc::new(Semaphore::new(REPORTS_IN_FLIGHT_MAX));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
         let message = match frames.next().await {
+            Ok(Some(Frame { header: ToManager::Renew { signing_request }, .. })) => {
+                if let Some(certificate) = renew(vm, peer, &signing_request, doors) {
+                    // One that was asked for twice is sent once.
+                    let _full = renewed.try_send(ToAgent::Renewed { certificate });
+                }
+                continue;
+            }
             Ok(Some(frame)) => Box::new(frame.header),
             Ok(None) => return "the agent closed it",
             Err(error) => {
@@ -239,5 +256,24 @@ async fn hear(
         };
         let message = VmMessage::Heard { session, message, slot: Some(Arc::new(slot)) };
         doors.vms.send(ToVm { vm: vm.clone(), message });
+    }
+}
+
+/// A new certificate for the key that the connection was made with, and for no other.
+fn renew(vm: &VmId, peer: &Peer, signing_request: &str, doors: &Doors) -> Option<String> {
+    let life = doors.limits.certificate_ttl;
+    match doors.authority.issue_vm(vm, signing_request, SystemTime::now(), life) {
+        Ok((certificate, key_hash)) if key_hash == peer.key_hash => {
+            tracing::info!(%vm, "a certificate was renewed");
+            Some(certificate)
+        }
+        Ok(_) => {
+            tracing::warn!(%vm, "a certificate for another key was asked for");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%vm, %error, "a certificate was not renewed");
+            None
+        }
     }
 }

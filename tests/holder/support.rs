@@ -84,6 +84,18 @@ impl TestImage {
         self.bytes.len().div_ceil(BLOCK_BYTES as usize) as u32
     }
 
+    /// The block in which the byte of `data/big` lies.
+    pub fn block_of(&self, place: usize) -> u32 {
+        let needle = &self.big[place..place + 64];
+        let at = self.bytes.windows(64).position(|window| window == needle).expect("is stored plain");
+        (at / BLOCK_BYTES as usize) as u32
+    }
+
+    /// An order to mount it with all blocks but one.
+    pub fn mount_without(&self, block: u32) -> Mount {
+        self.mount(&(0..self.block_count()).filter(|each| *each != block).collect::<Vec<_>>())
+    }
+
     pub fn cache_path(&self) -> PathBuf {
         self.folder.path().join("cache")
     }
@@ -176,7 +188,7 @@ impl Holder {
 
     pub fn log(&self, start: &str) -> String {
         let tail = faasnet::holder::read_log_tail(self.data.path(), &start.parse().expect("a name"), 1 << 20);
-        String::from_utf8(tail.expect("reads")).expect("text")
+        String::from_utf8_lossy(&tail.expect("reads")).into_owned()
     }
 
     /// The mounted file system, seen through the holder's mount namespace.
@@ -192,6 +204,23 @@ impl Holder {
     pub fn ended(&mut self) -> std::process::ExitStatus {
         assert!(ends_within(self.pid(), PATIENCE), "the holder does not end");
         self.child.wait().expect("waited")
+    }
+
+    /// Mounts in the holder's namespace below its folder.
+    pub fn mounts(&self) -> usize {
+        let data = self.data.path().canonicalize().expect("is there");
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap_or_default();
+        mounts.lines().filter(|line| line.contains(data.to_str().expect("text"))).count()
+    }
+
+    /// What is left of containers: control groups, mounts and folders. Mounts of images are not counted.
+    pub fn remains(&self) -> Vec<String> {
+        let groups =
+            self.cgroups().into_iter().flat_map(|group| fs::read_dir(group).into_iter().flatten().flatten());
+        let groups = groups.map(|entry| entry.path()).filter(|path| path.is_dir());
+        let folders = ["instances", "runc"].map(|name| self.data.path().join(name));
+        let folders = folders.into_iter().flat_map(|path| fs::read_dir(path).into_iter().flatten().flatten());
+        groups.chain(folders.map(|entry| entry.path())).map(|path| path.display().to_string()).collect()
     }
 
     /// The parent control group of this holder's containers, in every hierarchy.
@@ -330,6 +359,13 @@ impl<'a> Agent<'a> {
         panic!("it did not come true in time");
     }
 
+    /// Waits until the holder asked for that block, or has already.
+    pub fn until_asked(&mut self, block: u32) {
+        while !self.asked.contains(&block) {
+            self.until(|message| matches!(message, FromHolder::Miss { .. }).then_some(()));
+        }
+    }
+
     /// Mounts the image and waits for the answer.
     pub fn mount(&mut self, mount: Mount) -> Result<(), String> {
         self.order(&ToHolder::Mount(mount));
@@ -348,6 +384,17 @@ impl<'a> Agent<'a> {
             FromHolder::RunFailed { reason, .. } => Some(Err(reason.clone())),
             _ => None,
         })
+    }
+
+    /// Whether the holder ended the connection.
+    pub fn hung_up(&mut self) -> bool {
+        loop {
+            match self.messages.recv_timeout(PATIENCE) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
     }
 
     pub fn exit(&mut self) -> faasnet_actors::wire::holder::Exit {

@@ -5,8 +5,10 @@ use crate::{
     oci::{Converted, Image, Layer, settings},
 };
 use faasnet::image::{
+    artifact::digest_of,
     inspect::{FolderParts, InspectError, inspect, open_folder, verify},
     progress::Progress,
+    publish::{Destination, folder::FolderDestination},
 };
 use faasnet_actors::id::Digest;
 use proptest::prelude::*;
@@ -143,7 +145,10 @@ fn a_folder_keeps_every_image_that_is_written_at_the_same_time() {
             .collect();
         jobs.into_iter().map(|job| job.join().unwrap()).collect()
     });
+    let destination = FolderDestination::new(folder.path());
+    assert!(!destination.has(digest_of(b"another")).unwrap());
     for id in ids {
+        assert!(destination.has(id).unwrap());
         let image = open_folder(folder.path(), Some(id), 1 << 20).unwrap();
         verify(&image, &FolderParts::new(folder.path(), &image), &Progress::default()).unwrap();
     }

@@ -39,7 +39,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use world::{Disk, Holder, HolderEvent, InstanceRecord, ManagerDialer, Prober, TreeRecord, Upstreams};
@@ -102,7 +102,9 @@ pub struct Agent {
     /// What a former agent of this VM was doing.
     former: Vec<(StartId, InstanceRecord)>,
     is_holder_known: bool,
-    shutdown: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Children of trees that are not here yet, bounded by the connections of the agent.
+    early_children: Vec<(TreeId, oneshot::Sender<Addr<BlockTransfer>>)>,
+    shutdown: Option<oneshot::Sender<()>>,
     is_shut_down: bool,
 }
 
@@ -129,6 +131,7 @@ impl Agent {
             ordered: BTreeMap::new(),
             former: instances,
             is_holder_known: false,
+            early_children: Vec::new(),
             shutdown: None,
             is_shut_down: false,
         }
@@ -214,6 +217,11 @@ impl Agent {
             BlockTransfer::new(name, record, opened, world, exit).start()
         });
         transfer.do_send(Placed(place));
+        let transfer = transfer.clone();
+        for (_, child) in self.early_children.extract_if(.., |(awaited, _)| *awaited == tree) {
+            // It may have given up.
+            let _ = child.send(transfer.clone());
+        }
         if is_mounted {
             transfer.do_send(HolderBack { is_mounted });
         }
@@ -622,10 +630,22 @@ impl Handler<OpenChildOf> for Agent {
     type Result = ResponseFuture<Result<Opened, Refusal>>;
 
     fn handle(&mut self, OpenChildOf { tree, vm, link }: OpenChildOf, _: &mut Context<Self>) -> Self::Result {
-        let Some(transfer) = self.transfers.get(&tree).cloned() else {
-            return Box::pin(async { Err(Refusal::NotHeld) });
-        };
-        Box::pin(async move { transfer.send(OpenChild { vm, link }).await.unwrap_or(Err(Refusal::NotHeld)) })
+        let (known, found) = oneshot::channel();
+        match self.transfers.get(&tree) {
+            Some(transfer) => drop(known.send(transfer.clone())),
+            // In a burst a child may be here before the order that makes this VM its parent.
+            None => {
+                self.early_children.retain(|(_, child)| !child.is_closed());
+                self.early_children.push((tree, known));
+            }
+        }
+        let patience = self.world.limits.transfer.stall;
+        Box::pin(async move {
+            let Ok(Ok(transfer)) = tokio::time::timeout(patience, found).await else {
+                return Err(Refusal::NotHeld);
+            };
+            transfer.send(OpenChild { vm, link }).await.unwrap_or(Err(Refusal::NotHeld))
+        })
     }
 }
 
@@ -641,7 +661,7 @@ impl Handler<Shutdown> for Agent {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Shutdown, _: &mut Context<Self>) -> Self::Result {
-        let (done, waiting) = tokio::sync::oneshot::channel();
+        let (done, waiting) = oneshot::channel();
         let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
         if self.world.holder.send(ToHolder::Shutdown { grace_ms }) {
             self.shutdown = Some(done);

@@ -98,11 +98,6 @@ impl Forest {
             }
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn tree(&self, tree: &TreeId) -> Option<Addr<FunctionTree>> {
-        self.trees.get(tree).cloned()
-    }
 }
 
 impl Actor for Forest {

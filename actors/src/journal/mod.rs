@@ -4,8 +4,6 @@
 //! under way waits and is committed together; each caller is answered when its writes are durable.
 
 mod messages;
-#[cfg(test)]
-mod tests;
 
 pub use messages::{Commit, Done};
 

@@ -7,6 +7,9 @@
 //!          +- Fleet ----- VmNode (x VM)
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     function_tree::{Forest, ForestSettings, ToForest, ToTree, TreeLimits},
     journal::{Journal, JournalHandle},
@@ -106,7 +109,7 @@ impl Manager {
                 .start(&JOURNAL, parent(ctx), |exit| Journal::new(metadata, Some(exit)).start())
                 .clone()
                 .recipient();
-            Self {
+            let mut manager = Self {
                 journal: JournalHandle::new(commits, permits * COMMITS_PER_PERMIT),
                 world,
                 schedulers: Children::default(),
@@ -118,7 +121,12 @@ impl Manager {
                 fleet,
                 trees: LinkSource::default(),
                 forest: LinkSource::default(),
+            };
+            // Here and not when it has started, so that links lead somewhere from the beginning.
+            for name in [FLEET, FOREST, SCHEDULER] {
+                manager.start_service(name, ctx);
             }
+            manager
         });
         let scheduler = SchedulerHandle::new(root.clone().recipient(), permits);
         ManagerHandle { root, scheduler, fleet: fleet_link, vms: vms_link }
@@ -194,12 +202,6 @@ fn parent(ctx: &Context<Manager>) -> WeakRecipient<ChildExited<&'static str>> {
 
 impl Actor for Manager {
     type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Context<Self>) {
-        for name in [FLEET, FOREST, SCHEDULER] {
-            self.start_service(name, ctx);
-        }
-    }
 }
 
 /// Requests go to the scheduler that is there now. While it is rebuilt they are dropped, which their

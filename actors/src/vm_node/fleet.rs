@@ -163,11 +163,6 @@ impl Fleet {
             node.do_send(Opened { session: SessionId(self.sessions), opening });
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn node(&self, vm: &VmId) -> Option<Addr<VmNode>> {
-        self.nodes.get(vm).cloned()
-    }
 }
 
 impl Actor for Fleet {

@@ -100,7 +100,9 @@ pub enum FromHolder {
     Bye,
 }
 
-/// A container that the holder has, running or ended since the agent was last connected.
+/// A container that the holder has, running or ended lately. An end may be told twice, because the
+/// agent that was told may have died with the message unread; it is forgotten when an order follows
+/// the `State` that told it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldInstance {
     pub start: StartId,

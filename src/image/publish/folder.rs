@@ -20,7 +20,7 @@ use std::{
 use tempfile::NamedTempFile;
 
 /// Longest `index.json` that is read: some 100,000 images.
-const INDEX_BYTES_MAX: u64 = 32 << 20;
+pub(crate) const INDEX_BYTES_MAX: u64 = 32 << 20;
 
 /// An OCI layout folder that block images are put into.
 #[derive(Debug, Clone)]

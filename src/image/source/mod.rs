@@ -115,12 +115,13 @@ pub fn open_for_api(reference: &str, settings: &Settings) -> Result<Box<dyn Sour
 
 /// Links are followed before the comparison, so that none leads out.
 fn check_allowed(folder: &Path, roots: &[PathBuf]) -> Result<(), SourceError> {
-    let what = || format!("layout folder {}", folder.display());
-    let real = folder.canonicalize().map_err(|_| SourceError::NotFound { what: what() })?;
-    let is_allowed = |root: &PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
-    if roots.iter().any(is_allowed) {
-        return Ok(());
+    let is_below = |real: &Path, root: &PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
+    match folder.canonicalize() {
+        Ok(real) if roots.iter().any(|root| is_below(&real, root)) => Ok(()),
+        // The same answer whether the folder is there or not.
+        _ => {
+            let reason = "it is not a folder below one of image.layout_roots".to_owned();
+            Err(SourceError::Invalid { what: format!("layout folder {}", folder.display()), reason })
+        }
     }
-    let reason = "it does not lie below one of image.layout_roots".to_owned();
-    Err(SourceError::Invalid { what: what(), reason })
 }

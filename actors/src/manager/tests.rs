@@ -1,0 +1,375 @@
+//! The actors together, on one thread under a paused clock: messages are recorded, sequences asserted.
+
+use super::{Manager, ManagerHandle, ManagerLimits, ManagerWorld};
+use crate::{
+    function_tree::TreeLimits,
+    id::{Digest, StartId, TenantId, TreeId, VmId},
+    image::{BlockImage, ImageLocation, RuntimeConfig},
+    model::{FunctionSpec, ImageState, StartState},
+    scheduler::{ControlError, Limits},
+    tree::Complete,
+    vm_node::{Opening, SessionId, ToFleet, ToVm, VmMessage},
+    wire::{
+        PROTOCOL_VERSION,
+        control::{Capability, Hello, JoinRefusal, StartReport, Step, ToAgent, ToManager, Upstream},
+    },
+    world::{
+        CapabilityIssuer, ConversionProgress, ConvertFailure, Converter, Metadata, MetadataError, Row, Table,
+        Write,
+    },
+};
+use actix::System;
+use futures::future::BoxFuture;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Runs actors on one thread under a paused clock; the result is the same on every run.
+fn simulate<T>(scenario: impl Future<Output = T>) -> T {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("runtime")
+    };
+    System::with_tokio_rt(runtime).block_on(scenario)
+}
+
+/// A disk that takes a millisecond, and remembers in which order things were done.
+#[derive(Default)]
+struct Disk {
+    rows: Mutex<BTreeMap<(Table, String), Vec<u8>>>,
+    commits: Mutex<Vec<usize>>,
+}
+
+impl Metadata for Disk {
+    fn scan(&self, table: Table) -> BoxFuture<'static, Result<Vec<Row>, MetadataError>> {
+        let rows = self.rows.lock().expect("one thread");
+        let of_table = rows.iter().filter(|((of, _), _)| *of == table);
+        let rows = of_table
+            .map(|((table, key), value)| Row { table: *table, key: key.clone(), value: value.clone() })
+            .collect();
+        Box::pin(async { Ok(rows) })
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'static, Result<(), MetadataError>> {
+        self.commits.lock().expect("one thread").push(writes.len());
+        let mut rows = self.rows.lock().expect("one thread");
+        for write in writes {
+            match write {
+                Write::Put(row) => drop(rows.insert((row.table, row.key), row.value)),
+                Write::Delete { table, key } => drop(rows.remove(&(table, key))),
+            }
+        }
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(())
+        })
+    }
+}
+
+struct Conversions;
+
+impl Converter for Conversions {
+    fn convert(
+        &self,
+        image: &str,
+        _progress: Arc<ConversionProgress>,
+    ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>> {
+        let digest = digest(image);
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok(BlockImage {
+                id: digest,
+                source: digest,
+                index_digest: digest,
+                index_bytes: 80,
+                blob_digest: digest,
+                blob_bytes: 100,
+                plain_bytes: 1000,
+                location: ImageLocation::Folder { path: "/images".into() },
+                runtime: RuntimeConfig::default(),
+            })
+        })
+    }
+}
+
+fn digest(image: &str) -> Digest {
+    Digest::from_bytes(*blake3::hash(image.as_bytes()).as_bytes())
+}
+
+/// Issues readable capabilities; panics for one image, as a bug would.
+struct Capabilities;
+
+const PANICS: &str = "panics:1";
+
+impl CapabilityIssuer for Capabilities {
+    fn issue(&self, tree: &TreeId, vm: &VmId, key_hash: &[u8]) -> Capability {
+        assert_ne!(tree.image, digest(PANICS), "injected");
+        Capability { claims: vm.to_string().into_bytes(), signature: key_hash.to_vec() }
+    }
+}
+
+fn world(disk: &Arc<Disk>) -> ManagerWorld {
+    let lease = Duration::from_secs(3);
+    ManagerWorld {
+        metadata: Arc::clone(disk) as Arc<dyn Metadata>,
+        converter: Arc::new(Conversions),
+        capabilities: Arc::new(Capabilities),
+        capability_key: vec![1; 32],
+        topology: Arc::new(|| Box::new(Complete::new(2))),
+        term: 7,
+        seed: [3; 32],
+        limits: ManagerLimits {
+            scheduler: Limits {
+                functions_max: 10,
+                functions_per_vm_max: 20,
+                starts_per_request_max: 100,
+                starts_waiting_max: 100,
+                starts_kept: 100,
+                requests_waiting_per_function_max: 10,
+                requests_waiting_max: 20,
+                placement_deadline: Duration::from_secs(30),
+                ready_deadline: Duration::from_secs(120),
+                lease,
+                rejoin_grace: Duration::from_secs(8),
+            },
+            tree: TreeLimits {
+                ancestors_max: 3,
+                capability_ttl: Duration::from_secs(3600),
+                complaint_pause: lease,
+            },
+            heartbeat: Duration::from_secs(1),
+            lease,
+            mailbox_permits: 100,
+        },
+    }
+}
+
+fn tenant() -> TenantId {
+    "acme".parse().expect("name")
+}
+
+fn spec(image: &str) -> FunctionSpec {
+    FunctionSpec {
+        image: image.into(),
+        memory_mib: 256,
+        concurrency: 2,
+        probe_path: "/".into(),
+        env: BTreeMap::new(),
+    }
+}
+
+/// An agent at the other end of a session.
+struct TestAgent {
+    vm: VmId,
+    session: SessionId,
+    orders: mpsc::Receiver<ToAgent>,
+    manager: ManagerHandle,
+}
+
+impl TestAgent {
+    async fn open(manager: &ManagerHandle, number: u8) -> Result<Self, JoinRefusal> {
+        let vm: VmId = format!("vm-{number}").parse().expect("name");
+        let key_hash: Arc<[u8]> = vec![number].into();
+        let (reply, answer) = oneshot::channel();
+        manager.fleet.send(ToFleet::Register { vm: vm.clone(), key_hash: key_hash.clone(), reply });
+        answer.await.expect("answered")?;
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            memory_bytes: 1 << 30,
+            address: ([127, 0, 0, 1], 1000 + u16::from(number)).into(),
+            held: Vec::new(),
+            instances: Vec::new(),
+        };
+        let (orders, queue) = mpsc::channel(16);
+        let (reply, answer) = oneshot::channel();
+        manager.fleet.send(ToFleet::Open(Opening { vm: vm.clone(), key_hash, hello, orders, reply }));
+        let session = answer.await.expect("answered")?;
+        Ok(Self { vm, session, orders: queue, manager: manager.clone() })
+    }
+
+    fn say(&self, message: ToManager) {
+        let message = VmMessage::Heard { session: self.session, message: Box::new(message), slot: None };
+        self.manager.vms.send(ToVm { vm: self.vm.clone(), message });
+    }
+
+    /// The next order, in short.
+    async fn next(&mut self) -> String {
+        let upstream = |upstream: &Upstream| match upstream {
+            Upstream::Vm { vm, .. } => vm.to_string(),
+            Upstream::Origin => "origin".into(),
+        };
+        let stripes = |place: &crate::wire::control::Place| {
+            assert_eq!(place.capability.claims, self.vm.as_str().as_bytes());
+            place.stripes[0].iter().map(upstream).collect::<Vec<_>>().join(",")
+        };
+        match self.orders.recv().await {
+            None => "closed".into(),
+            Some(ToAgent::Welcome { heartbeat_ms, .. }) => format!("welcome {heartbeat_ms}"),
+            Some(ToAgent::Start(order)) => {
+                format!("start {} from {}", order.function, stripes(&order.place))
+            }
+            Some(ToAgent::Place(place)) => {
+                format!("place {}.{} at {}", place.epoch.term, place.epoch.counter, stripes(&place))
+            }
+            Some(ToAgent::Stop { .. }) => "stop".into(),
+            Some(ToAgent::Leave { .. }) => "leave".into(),
+            Some(ToAgent::Refused { reason }) => format!("refused {reason}"),
+        }
+    }
+
+    fn ready(&self, start: &StartId) {
+        let report = StartReport { steps_us: BTreeMap::from([(Step::Probe, 5)]), ..Default::default() };
+        self.say(ToManager::Ready { start: start.clone(), report });
+    }
+}
+
+async fn deploy(manager: &ManagerHandle, name: &str, image: &str) {
+    let name: crate::id::FunctionName = name.parse().expect("name");
+    manager.scheduler.put_function(tenant(), name.clone(), spec(image)).await.expect("put");
+    loop {
+        let view = manager.scheduler.function(tenant(), name.clone()).await.expect("known");
+        if matches!(view.image_state, ImageState::Ready { .. }) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn start(manager: &ManagerHandle, name: &str) -> StartId {
+    let starts = manager.scheduler.start(tenant(), name.parse().expect("name"), 1).await.expect("accepted");
+    starts.into_iter().next().expect("one")
+}
+
+#[test]
+fn a_start_walks_from_the_api_through_the_tree_to_the_agent_and_back() {
+    simulate(async {
+        let disk = Arc::new(Disk::default());
+        let manager = Manager::start(world(&disk));
+        let mut agents = [
+            TestAgent::open(&manager, 1).await.expect("vm-1"),
+            TestAgent::open(&manager, 2).await.expect("vm-2"),
+        ];
+        for agent in &mut agents {
+            assert_eq!(agent.next().await, "welcome 1000");
+        }
+        deploy(&manager, "api", "app:1").await;
+        let first = start(&manager, "api").await;
+        let row = (Table::Starts, first.to_string());
+        assert!(disk.rows.lock().expect("one thread").contains_key(&row), "invariant 9");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let view = manager.scheduler.start_view(tenant(), first.clone()).await.expect("known");
+        assert_eq!(view.state, StartState::Starting);
+        let root = view.vm.expect("placed");
+        let [one, two] = &mut agents;
+        let (root, child) = if one.vm == root { (one, two) } else { (two, one) };
+        assert_eq!(root.next().await, "start api from origin");
+        root.ready(&first);
+        let second = start(&manager, "api").await;
+        assert_eq!(child.next().await, format!("start api from {}", root.vm));
+        child.ready(&second);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let tree = manager.scheduler.tree(tenant(), "api".parse().expect("name")).await.expect("a tree");
+        assert_eq!((tree.epoch.term, tree.epoch.counter, tree.height), (7, 2, 1));
+        assert!(tree.members.iter().all(|member| member.ready));
+        // The root's session ends: its child is told at once to read the origin.
+        manager.vms.send(ToVm { vm: root.vm.clone(), message: VmMessage::Closed { session: root.session } });
+        assert_eq!(child.next().await, "place 7.3 at origin");
+        assert_eq!(root.next().await, "closed");
+    });
+}
+
+#[test]
+fn a_request_waits_for_the_start_that_it_causes_and_gives_its_place_back() {
+    simulate(async {
+        let manager = Manager::start(world(&Arc::default()));
+        let mut agent = TestAgent::open(&manager, 1).await.expect("vm-1");
+        deploy(&manager, "api", "app:1").await;
+        assert_eq!(agent.next().await, "welcome 1000");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let acquire = || manager.scheduler.acquire(tenant(), "api".parse().expect("name"), None, deadline);
+        let answer = async {
+            let Some(ToAgent::Start(order)) = agent.orders.recv().await else { panic!("no start") };
+            agent.ready(&order.start);
+        };
+        let (first, second, ()) = tokio::join!(acquire(), acquire(), answer);
+        let (first, second) = (first.expect("granted"), second.expect("granted"));
+        assert_eq!(first.located(), second.located());
+        drop(first);
+        let third = acquire().await.expect("the place is free again");
+        drop((second, third));
+    });
+}
+
+#[test]
+fn a_panic_in_one_tree_leaves_the_others_undisturbed() {
+    simulate(async {
+        let manager = Manager::start(world(&Arc::default()));
+        let mut agent = TestAgent::open(&manager, 1).await.expect("vm-1");
+        assert_eq!(agent.next().await, "welcome 1000");
+        deploy(&manager, "bad", PANICS).await;
+        deploy(&manager, "api", "app:1").await;
+        let before = start(&manager, "api").await;
+        assert_eq!(agent.next().await, "start api from origin");
+        let bad = start(&manager, "bad").await;
+        agent.ready(&before);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        start(&manager, "api").await;
+        assert_eq!(agent.next().await, "start api from origin");
+        let view = manager.scheduler.start_view(tenant(), before).await.expect("known");
+        assert_eq!(view.state, StartState::Ready);
+        let tree = manager.scheduler.tree(tenant(), "api".parse().expect("name")).await.expect("a tree");
+        assert_eq!((tree.epoch.counter, tree.members.len()), (1, 1));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let view = manager.scheduler.start_view(tenant(), bad).await.expect("known");
+        assert_eq!(view.state, StartState::Ended, "invariant 10");
+    });
+}
+
+#[test]
+fn a_name_belongs_to_one_key_and_a_vm_has_one_session() {
+    simulate(async {
+        let manager = Manager::start(world(&Arc::default()));
+        let mut first = TestAgent::open(&manager, 1).await.expect("vm-1");
+        assert_eq!(TestAgent::open(&manager, 1).await.err(), Some(JoinRefusal::NameTaken));
+        let (reply, answer) = oneshot::channel();
+        let vm = first.vm.clone();
+        manager.fleet.send(ToFleet::Register { vm, key_hash: vec![99].into(), reply });
+        assert_eq!(answer.await.expect("answered"), Err(JoinRefusal::NameTaken));
+        // Silent for a lease, it loses its session, and may open another.
+        assert_eq!(first.next().await, "welcome 1000");
+        assert_eq!(first.next().await, "closed");
+        assert!(TestAgent::open(&manager, 1).await.is_ok());
+    });
+}
+
+#[test]
+fn commits_that_come_together_are_made_together() {
+    simulate(async {
+        let disk = Arc::new(Disk::default());
+        let manager = Manager::start(world(&disk));
+        deploy(&manager, "api", "app:1").await;
+        disk.commits.lock().expect("one thread").clear();
+        let starts = (0..20).map(|_| start(&manager, "api"));
+        futures::future::join_all(starts).await;
+        assert_eq!(*disk.commits.lock().expect("one thread"), [1, 19]);
+    });
+}
+
+#[test]
+fn after_a_shutdown_sessions_are_closed_and_callers_are_told() {
+    simulate(async {
+        let manager = Manager::start(world(&Arc::default()));
+        let mut agent = TestAgent::open(&manager, 1).await.expect("vm-1");
+        assert_eq!(agent.next().await, "welcome 1000");
+        manager.shut_down().await;
+        assert_eq!(agent.next().await, "closed");
+        assert!(!manager.is_up());
+        assert_eq!(manager.scheduler.vms().await.err(), Some(ControlError::Closed));
+    });
+}
