@@ -38,6 +38,12 @@ pub struct Cache {
     data: Arc<PathBuf>,
 }
 
+/// What an agent leaves for the next one on the same folder.
+pub struct Records {
+    pub trees: Vec<(TreeId, TreeRecord)>,
+    pub instances: Vec<(StartId, InstanceRecord)>,
+}
+
 fn failed(error: io::Error) -> DiskError {
     if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
         DiskError::Full
@@ -58,7 +64,7 @@ impl Cache {
     }
 
     /// What a former agent was doing. Records that are damaged are left out: the manager orders again.
-    pub fn records(&self) -> io::Result<(Vec<(TreeId, TreeRecord)>, Vec<(StartId, InstanceRecord)>)> {
+    pub fn records(&self) -> io::Result<Records> {
         let mut trees = Vec::new();
         for folder in fs::read_dir(self.data.join("images"))? {
             if let Some(record) = read_record::<TreeRecord>(&folder?.path().join("record")) {
@@ -71,7 +77,7 @@ impl Cache {
                 instances.push((record.order.start.clone(), record));
             }
         }
-        Ok((trees, instances))
+        Ok(Records { trees, instances })
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
 };
 use actix::{Actor, System};
 use anyhow::{Context, bail};
-use disk::Cache;
+use disk::{Cache, Records};
 use faasnet_actors::{
     agent::{Agent, AgentLimits, AgentWorld, Shutdown},
     block_transfer::TransferLimits,
@@ -102,7 +102,7 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
     let (holder, holder_queue) = holder_link::HolderLink::new();
     let capability_key = watch::Sender::new(Vec::new());
     let cache = Cache::open(data).context("opening the cache")?;
-    let (trees, instances) = cache.records().context("reading what a former agent left")?;
+    let Records { trees, instances } = cache.records().context("reading what a former agent left")?;
     let world = AgentWorld {
         vm: options.name.clone(),
         address,

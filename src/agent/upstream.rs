@@ -174,6 +174,9 @@ fn checked_index(image: &BlockImage, encoded: &[u8]) -> Option<Index> {
     (index.plain_bytes() == image.plain_bytes && index.blob_bytes() == image.blob_bytes).then_some(index)
 }
 
+/// Blocks in a row and the bytes of the blob that hold them.
+type RangeRead = BoxFuture<'static, (Vec<BlockId>, Result<Bytes, OriginError>)>;
+
 /// Answers the commands that a parent would from the origin, until nobody asks any more.
 async fn read_origin(
     origin: &dyn Origin,
@@ -182,8 +185,7 @@ async fn read_origin(
     reporter: &Reporter,
 ) {
     reporter.tell(UpstreamEvent::Opened);
-    let mut reads: FuturesUnordered<BoxFuture<'static, (Vec<BlockId>, Result<Bytes, OriginError>)>> =
-        FuturesUnordered::new();
+    let mut reads: FuturesUnordered<RangeRead> = FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;

@@ -1,5 +1,7 @@
 //! Real agents with real holders, mounts and containers; the test is their manager.
 
+#![allow(clippy::unwrap_used)] // A test that panics has failed, as it should.
+
 mod world;
 
 use bytes::Bytes;

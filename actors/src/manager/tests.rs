@@ -218,6 +218,7 @@ impl TestAgent {
                 format!("place {}.{} at {}", place.epoch.term, place.epoch.counter, stripes(&place))
             }
             Some(ToAgent::Stop { .. }) => "stop".into(),
+            Some(ToAgent::Renewed { .. }) => "renewed".into(),
             Some(ToAgent::Leave { .. }) => "leave".into(),
             Some(ToAgent::Refused { reason }) => format!("refused {reason}"),
         }
