@@ -1,7 +1,7 @@
 //! Blocks that are damaged on a VM's disk or in the registry are never used.
 
 use crate::support::*;
-use faasnet_loadtest::rig::Cluster;
+use faasnet_loadtest::rig::{Cluster, cluster::BLOCK_IMAGES};
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
@@ -80,10 +80,14 @@ fn an_agent_that_finds_its_blocks_damaged_fetches_them_again() {
 
 #[test]
 fn a_blob_that_is_damaged_in_the_registry_fails_the_start_and_not_the_vm() {
-    let (cluster, reference) = cluster_with_python(spec(1));
+    let mut spec = spec(1);
+    // Until then the agent tries again: the registry may be mended.
+    spec.settings.insert("SCHEDULER__READY_DEADLINE_MS".to_owned(), "10000".to_owned());
+    let (cluster, reference) = cluster_with_python(spec);
     cluster.cli(&["function", "deploy", "python", "--image", &reference]).unwrap();
-    let blobs = cluster.registry.blob_files().unwrap();
-    let largest = blobs.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let blobs = cluster.registry.blobs(BLOCK_IMAGES).unwrap();
+    let files: Vec<PathBuf> = blobs.iter().map(|digest| cluster.registry.blob_file(digest)).collect();
+    let largest = files.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
     let whole = fs::read(largest).unwrap();
     let mut damaged = whole.clone();
     damaged.iter_mut().step_by(65536).for_each(|byte| *byte ^= 0xff);

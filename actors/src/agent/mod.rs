@@ -15,7 +15,7 @@ use crate::{
         Attach, BlockTransfer, Demand, GetReport, HolderBack, MountEnded, OpenChild, Opened, Placed,
         StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
     },
-    id::{ImageId, StartId, TreeId, VmId},
+    id::{BlockId, ImageId, StartId, TreeId, VmId},
     instance::{
         FromHolderAbout, Instance, InstanceLimits, InstanceNews, InstanceReport, InstanceWorld, Stop,
     },
@@ -80,6 +80,8 @@ pub struct AgentWorld {
 struct Tree {
     record: TreeRecord,
     is_mounted: bool,
+    /// What reads wait for since before the transfer runs: the holder asks for a block only once.
+    early_misses: BTreeSet<BlockId>,
 }
 
 struct Ordered {
@@ -118,8 +120,10 @@ impl Agent {
         trees: Vec<(TreeId, TreeRecord)>,
         instances: Vec<(StartId, InstanceRecord)>,
     ) -> Self {
-        let trees =
-            trees.into_iter().map(|(tree, record)| (tree, Tree { record, is_mounted: false })).collect();
+        let trees = trees
+            .into_iter()
+            .map(|(tree, record)| (tree, Tree { record, is_mounted: false, early_misses: BTreeSet::new() }))
+            .collect();
         Self {
             world,
             store: Children::default(),
@@ -173,8 +177,11 @@ impl Agent {
             return; // invariant 4
         }
         let place = record.place.clone();
-        let is_mounted = self.trees.get(&tree).is_some_and(|known| known.is_mounted);
-        self.trees.insert(tree.clone(), Tree { record, is_mounted });
+        let (is_mounted, early_misses) = match self.trees.remove(&tree) {
+            Some(known) => (known.is_mounted, known.early_misses),
+            None => (false, BTreeSet::new()),
+        };
+        self.trees.insert(tree.clone(), Tree { record, is_mounted, early_misses });
         match self.transfers.get(&tree) {
             Some(transfer) => transfer.do_send(Placed(place)),
             None => self.open(tree, ctx),
@@ -227,6 +234,10 @@ impl Agent {
         }
         if is_mounted {
             transfer.do_send(HolderBack { is_mounted });
+        }
+        let early_misses = self.trees.get_mut(&tree).map(|known| std::mem::take(&mut known.early_misses));
+        if let Some(blocks) = early_misses.filter(|blocks| !blocks.is_empty()) {
+            transfer.do_send(Demand(blocks.into_iter().collect()));
         }
         for (start, ordered) in &self.ordered {
             let is_of_tree = ordered.record.order.place.tree == tree;
@@ -547,9 +558,11 @@ impl Handler<HolderEvent> for Agent {
                 self.holder_back(&mounts, instances, ctx);
             }
             HolderEvent::Says(FromHolder::Miss { image, blocks }) => {
-                let transfer = self.tree_of(&image).and_then(|tree| self.transfers.get(tree));
-                if let Some(transfer) = transfer {
+                let Some(tree) = self.tree_of(&image).cloned() else { return };
+                if let Some(transfer) = self.transfers.get(&tree) {
                     transfer.do_send(Demand(blocks));
+                } else if let Some(known) = self.trees.get_mut(&tree) {
+                    known.early_misses.extend(blocks);
                 }
             }
             HolderEvent::Says(FromHolder::Mounted { image }) => self.mount_ended(image, Ok(())),

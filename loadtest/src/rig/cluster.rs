@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 const REGISTRY: &str = "registry";
 const MANAGER: &str = "manager";
+/// Where block images are published.
+pub const BLOCK_IMAGES: &str = "block-images";
 const API_PORT: u16 = 7070;
 const CONTROL_PORT: u16 = 7071;
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -159,7 +161,7 @@ impl Cluster {
             ("HTTP__LISTEN", format!("{manager}:{API_PORT}")),
             ("MANAGER__LISTEN", format!("{manager}:{CONTROL_PORT}")),
             ("AGENT__LISTEN", format!("{own}:0")),
-            ("IMAGE__DESTINATION", format!("registry:{registry}/block-images")),
+            ("IMAGE__DESTINATION", format!("registry:{registry}/{BLOCK_IMAGES}")),
             ("ORIGIN__PLAIN_HTTP_REGISTRIES", registry),
         ] {
             command.env(format!("FAASNET__{key}"), value);

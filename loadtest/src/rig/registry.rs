@@ -123,15 +123,14 @@ impl Registry {
         Ok(answers.map(read).collect())
     }
 
-    /// The files of all blobs.
-    pub fn blob_files(&self) -> anyhow::Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for prefix in fs::read_dir(self.folder.join("data/docker/registry/v2/blobs/sha256"))? {
-            for blob in fs::read_dir(prefix?.path())? {
-                found.push(blob?.path().join("data"));
-            }
+    /// Digests of the blobs of one repository.
+    pub fn blobs(&self, repository: &str) -> anyhow::Result<Vec<String>> {
+        let repositories = self.folder.join("data/docker/registry/v2/repositories");
+        let mut digests = Vec::new();
+        for link in fs::read_dir(repositories.join(repository).join("_layers/sha256"))? {
+            digests.push(format!("sha256:{}", link?.file_name().to_string_lossy()));
         }
-        Ok(found)
+        Ok(digests)
     }
 
     /// The file that holds a blob, to damage it.
