@@ -18,7 +18,7 @@ use std::{
 
 const TAG: &str = "latest";
 /// Part of the cached folders' names; raise it when what is built here changes.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// A file of ours beside the layout's, which OCI allows.
 const UNPACKED_BYTES: &str = "unpacked-bytes";
 const SERVER: &str = include_str!("server.py");
@@ -163,7 +163,7 @@ fn write_base(rootfs: &Path) -> anyhow::Result<()> {
     fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     // Packages leave the choice between equal libraries to a script, which is not run here.
     let libraries = rootfs.join("usr/lib/x86_64-linux-gnu");
-    for library in ["libblas.so.3", "liblapack.so.3"] {
+    for library in ["libblas.so.3", "liblapack.so.3", "libopenblas.so.0"] {
         if libraries.join("openblas-pthread").join(library).exists() {
             symlink(format!("openblas-pthread/{library}"), libraries.join(library))?;
         }
