@@ -11,6 +11,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     fs::{self, OpenOptions},
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
@@ -71,7 +72,7 @@ pub fn load(id: &str) -> anyhow::Result<BedState> {
 
 /// Names of all beds on this machine, also of those that lost their state file.
 pub fn list() -> anyhow::Result<Vec<String>> {
-    let mut ids = std::collections::BTreeSet::new();
+    let mut ids = BTreeSet::new();
     for name in file_names(Path::new(FOLDER))? {
         ids.extend(name.strip_suffix(".json").map(str::to_owned));
     }
@@ -115,17 +116,41 @@ fn remove_links(switch: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends what runs in the namespace, and removes the control groups of containers among it, which their
+/// killed holders cannot.
 pub(super) fn kill_inside(namespace: &str) -> anyhow::Result<()> {
+    let mut groups: BTreeSet<PathBuf> = BTreeSet::new();
     for _ in 0..KILL_ROUNDS_MAX {
         let pids = processes(namespace)?;
         if pids.is_empty() {
+            groups.iter().for_each(|group| remove_group(group));
             return Ok(());
         }
         for pid in pids {
+            groups.extend(container_groups(pid));
             kill(pid);
         }
     }
     anyhow::bail!("processes in namespace {namespace} come back after being killed")
+}
+
+/// The control groups of a process that a holder made, as paths below their hierarchy.
+fn container_groups(pid: Pid) -> Vec<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_pid())).unwrap_or_default();
+    let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)?.strip_prefix('/'));
+    paths.filter(|path| path.starts_with("faasnet-")).map(PathBuf::from).collect()
+}
+
+/// From every hierarchy, the group and the one above it when that is empty.
+fn remove_group(group: &Path) {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = file_names(root).unwrap_or_default().into_iter().map(|name| root.join(name));
+    for hierarchy in hierarchies.chain([root.to_path_buf()]) {
+        let _not_in_this_one = fs::remove_dir(hierarchy.join(group));
+        if let Some(above) = group.parent().filter(|above| !above.as_os_str().is_empty()) {
+            let _has_others = fs::remove_dir(hierarchy.join(above));
+        }
+    }
 }
 
 /// Process ids in that namespace of this machine.

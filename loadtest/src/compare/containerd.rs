@@ -16,7 +16,6 @@ use std::{
 
 /// A port of the VM's own loopback; nothing else runs there during this measurement.
 const PORT: u16 = 8081;
-const CONTAINER: &str = "compared";
 
 /// What `ctr image pull` and `ctr run` took.
 #[derive(Debug, Clone, Serialize)]
@@ -38,7 +37,7 @@ pub fn pull_and_run(bed: &BedState, host: &str, reference: &str) -> anyhow::Resu
     run(daemon.ctr()?.args(["image", "pull", "--plain-http", reference]))?;
     let pull_ms = millis(begin.elapsed());
     let port = format!("PORT={PORT}");
-    run(daemon.ctr()?.args(["run", "-d", "--net-host", "--env", &port, reference, CONTAINER]))?;
+    run(daemon.ctr()?.args(["run", "-d", "--net-host", "--env", &port, reference, &daemon.container]))?;
     let from = Some((bed.clone(), host.to_owned()));
     let server = Api { address: SocketAddr::from(([127, 0, 0, 1], PORT)), token: String::new(), from };
     wait_until("the container to answer", Duration::from_secs(120), || {
@@ -46,7 +45,6 @@ pub fn pull_and_run(bed: &BedState, host: &str, reference: &str) -> anyhow::Resu
     })?;
     let total_ms = millis(begin.elapsed());
     let received_bytes = bed.counters(host)?.received_bytes - received;
-    daemon.remove_container()?;
     Ok(Containerd { pull_ms, run_ms: total_ms - pull_ms, total_ms, received_bytes })
 }
 
@@ -54,6 +52,8 @@ struct Daemon<'a> {
     bed: &'a BedState,
     host: &'a str,
     socket: PathBuf,
+    /// Unique on this machine: the runtime keeps its state in one folder for all.
+    container: String,
     service: Service,
 }
 
@@ -71,7 +71,8 @@ impl<'a> Daemon<'a> {
         let mut command = bed.command(host, "unshare")?;
         command.args(["--mount", "--propagation", "private", "containerd", "--config"]).arg(&config);
         let service = Service::start("containerd", &mut command, folder)?;
-        let mut daemon = Self { bed, host, socket, service };
+        let container = format!("compared-{}", bed.id());
+        let mut daemon = Self { bed, host, socket, container, service };
         wait_until("containerd to listen", Duration::from_secs(30), || {
             if let Some(status) = daemon.service.ended()? {
                 anyhow::bail!("it ended with {status}: {}", fs::read_to_string(&daemon.service.log)?);
@@ -86,11 +87,14 @@ impl<'a> Daemon<'a> {
         command.arg("--address").arg(&self.socket);
         Ok(command)
     }
+}
 
-    fn remove_container(self) -> anyhow::Result<()> {
-        run(self.ctr()?.args(["task", "rm", "--force", CONTAINER]))?;
-        run(self.ctr()?.args(["container", "rm", CONTAINER]))?;
-        self.service.stop(Duration::from_secs(20))?;
-        Ok(())
+/// Also when the measurement failed; the daemon itself is killed behind it.
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        for arguments in [&["task", "rm", "--force"][..], &["container", "rm"]] {
+            let _nothing_left_to_do =
+                self.ctr().and_then(|mut ctr| run(ctr.args(arguments).arg(&self.container)));
+        }
     }
 }
