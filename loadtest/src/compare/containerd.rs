@@ -29,7 +29,7 @@ pub struct Containerd {
 }
 
 /// Pulls the image onto a host of the bed and runs it until it answers.
-pub fn pull_and_run(bed: &BedState, host: &str, reference: &str) -> anyhow::Result<Containerd> {
+pub fn pull_and_run(bed: &BedState, host: &str, reference: &str, env: &str) -> anyhow::Result<Containerd> {
     let folder = tempfile::tempdir()?;
     let daemon = Daemon::start(bed, host, folder.path())?;
     let received = bed.counters(host)?.received_bytes;
@@ -37,7 +37,17 @@ pub fn pull_and_run(bed: &BedState, host: &str, reference: &str) -> anyhow::Resu
     run(daemon.ctr()?.args(["image", "pull", "--plain-http", reference]))?;
     let pull_ms = millis(begin.elapsed());
     let port = format!("PORT={PORT}");
-    run(daemon.ctr()?.args(["run", "-d", "--net-host", "--env", &port, reference, &daemon.container]))?;
+    run(daemon.ctr()?.args([
+        "run",
+        "-d",
+        "--net-host",
+        "--env",
+        &port,
+        "--env",
+        env,
+        reference,
+        &daemon.container,
+    ]))?;
     let from = Some((bed.clone(), host.to_owned()));
     let server = Api { address: SocketAddr::from(([127, 0, 0, 1], PORT)), token: String::new(), from };
     wait_until("the container to answer", Duration::from_secs(120), || {

@@ -21,8 +21,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What the server of the image does before it listens, and the variable that makes it so. The libraries
+/// are in the image either way: the one shows what FaaSNet and containerd take, the other what is left of
+/// the difference beside an application that works for more than a second before it listens.
+const APPS: [(&str, &str); 2] =
+    [("listens at once", "NO_IMPORTS=1"), ("imports NumPy, SciPy and pandas first", "IMPORTS=1")];
+
 const VM: &str = "vm-1";
 const FUNCTION: &str = "compared";
+
+/// Of a start, in their order.
+const PHASES: [&str; 8] = ["waiting", "placing", "connecting", "index", "metadata", "mount", "run", "probe"];
 
 #[derive(Debug, Args)]
 pub struct Compare {
@@ -35,7 +44,7 @@ pub struct Compare {
     /// Rate of the VM's and the registry's link; without it as fast as the machine
     #[arg(long)]
     rate: Option<Rate>,
-    /// One JSON object instead of lines for people
+    /// A JSON object for each application instead of lines for people
     #[arg(long)]
     json: bool,
 }
@@ -43,6 +52,7 @@ pub struct Compare {
 /// What one run measured.
 #[derive(Debug, Clone, Serialize)]
 struct Report {
+    app: &'static str,
     image_unpacked_bytes: u64,
     image_layer_bytes: u64,
     rate_bits_per_s: Option<u64>,
@@ -59,6 +69,8 @@ struct Faasnet {
     /// From the call of the API to its answer, the container's start included.
     total_ms: u64,
     received_bytes: u64,
+    /// The start as the API tells it: phases, stalls, bytes by source.
+    start: serde_json::Value,
 }
 
 impl Compare {
@@ -67,21 +79,30 @@ impl Compare {
             format!("there is no {}; run cargo build --release first", self.program.display())
         })?;
         let image = Image::cached(&self.cache, Variant::Scientific)?;
-        let report = measure(&program, &image, self.rate)?;
-        match self.json {
-            true => println!("{}", serde_json::to_string(&report)?),
-            false => print!("{report}"),
+        for (app, env) in APPS {
+            let report = measure(&program, &image, self.rate, app, env)?;
+            match self.json {
+                true => println!("{}", serde_json::to_string(&report)?),
+                false => println!("{report}"),
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn measure(program: &Path, image: &Image, rate: Option<Rate>) -> anyhow::Result<Report> {
+fn measure(
+    program: &Path,
+    image: &Image,
+    rate: Option<Rate>,
+    app: &'static str,
+    env: &str,
+) -> anyhow::Result<Report> {
     let cluster = Cluster::up(ClusterSpec { rate, ..ClusterSpec::new(program, 1) })?;
     let reference = cluster.registry.push(image, "compared/python")?;
-    let containerd = pull_and_run(cluster.bed.state(), VM, &reference).context("measure containerd")?;
-    let faasnet = deploy_and_call(&cluster, &reference).context("measure faasnet")?;
+    let containerd = pull_and_run(cluster.bed.state(), VM, &reference, env).context("measure containerd")?;
+    let faasnet = deploy_and_call(&cluster, &reference, env).context("measure faasnet")?;
     Ok(Report {
+        app,
         image_unpacked_bytes: image.unpacked_bytes()?,
         image_layer_bytes: image.layer_bytes()?,
         rate_bits_per_s: rate.map(Rate::bits_per_s),
@@ -91,9 +112,9 @@ fn measure(program: &Path, image: &Image, rate: Option<Rate>) -> anyhow::Result<
     })
 }
 
-fn deploy_and_call(cluster: &Cluster, reference: &str) -> anyhow::Result<Faasnet> {
+fn deploy_and_call(cluster: &Cluster, reference: &str, env: &str) -> anyhow::Result<Faasnet> {
     let begin = Instant::now();
-    cluster.cli(&["function", "deploy", FUNCTION, "--image", reference, "--memory", "1024"])?;
+    cluster.cli(&["function", "deploy", FUNCTION, "--image", reference, "--memory", "1024", "--env", env])?;
     let deploy_ms = millis(begin.elapsed());
     let received = cluster.bed.counters(VM)?.received_bytes;
     let begin = Instant::now();
@@ -101,7 +122,9 @@ fn deploy_and_call(cluster: &Cluster, reference: &str) -> anyhow::Result<Faasnet
     let total_ms = millis(begin.elapsed());
     ensure!(answer.status.is_success(), "the function answered {}: {}", answer.status, answer.text());
     let received_bytes = cluster.bed.counters(VM)?.received_bytes - received;
-    Ok(Faasnet { deploy_ms, total_ms, received_bytes })
+    let starts = cluster.api.call("GET", &format!("/v1/functions/{FUNCTION}/starts"), "")?;
+    let starts: serde_json::Value = serde_json::from_str(&starts.text()).context("read the starts")?;
+    Ok(Faasnet { deploy_ms, total_ms, received_bytes, start: starts["starts"][0].clone() })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -114,6 +137,7 @@ impl std::fmt::Display for Report {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let (ctr, own) = (&self.containerd, &self.faasnet);
         let (unpacked, layers) = (megabytes(self.image_unpacked_bytes), megabytes(self.image_layer_bytes));
+        writeln!(out, "a server that {}", self.app)?;
         writeln!(out, "image: {unpacked:.0} MB unpacked, {layers:.0} MB in layers")?;
         match self.rate_bits_per_s {
             Some(rate) => writeln!(out, "links: {:.0} Mbit/s", rate as f64 / 1e6)?,
@@ -127,6 +151,17 @@ impl std::fmt::Display for Report {
         )?;
         let (total, received) = (seconds(own.total_ms), megabytes(own.received_bytes));
         writeln!(out, "faasnet:    {total:.2} s, {received:.1} MB received")?;
+        for phase in PHASES {
+            if let Some(us) = own.start["timeline_us"][phase].as_u64() {
+                writeln!(out, "            {phase:10} {:>8.1} ms", us as f64 / 1000.0)?;
+            }
+        }
+        let stalled_ms = own.start["stalled_us"].as_u64().unwrap_or(0) as f64 / 1000.0;
+        writeln!(
+            out,
+            "            {} reads waited for a block, {stalled_ms:.0} ms together",
+            own.start["stalls"]
+        )?;
         writeln!(out, "ratio:      {:.1}", self.ratio)?;
         writeln!(out, "deployment (pull and conversion, once per image): {:.2} s", seconds(own.deploy_ms))
     }
