@@ -457,14 +457,18 @@ impl Agent {
     }
 
     fn held(&self) -> impl Future<Output = Vec<HeldTree>> + use<> {
-        let asking = self.transfers.iter().filter_map(|(tree, transfer)| {
-            let epoch = self.trees.get(tree)?.record.place.epoch;
-            let (tree, asking) = (tree.clone(), transfer.send(GetReport));
-            Some(async move {
-                let report = asking.await.unwrap_or_default();
+        let asking = self.trees.iter().map(|(tree, known)| {
+            let (tree, epoch) = (tree.clone(), known.record.place.epoch);
+            let asking = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
+            async move {
+                // While its cache is being opened the VM is a member all the same.
+                let report = match asking {
+                    Some(asking) => asking.await.unwrap_or_default(),
+                    None => TransferReport::default(),
+                };
                 let TransferReport { blocks_present, blocks_total, bytes, .. } = report;
                 HeldTree { tree, epoch, blocks_present, blocks_total, bytes }
-            })
+            }
         });
         join_all(asking.collect::<Vec<_>>())
     }
@@ -628,14 +632,9 @@ impl Handler<GetHello> for Agent {
         let instances = instances.collect();
         let (memory_bytes, address) = (self.world.memory_bytes, self.world.address);
         let held = self.held();
-        let capabilities: BTreeMap<_, _> = self
-            .trees
-            .iter()
-            .map(|(tree, known)| (tree.clone(), known.record.place.capability.clone()))
-            .collect();
+        let proofs = self.trees.values().map(|known| known.record.place.capability.clone()).collect();
         Box::pin(async move {
             let held = held.await;
-            let proofs = held.iter().filter_map(|held| capabilities.get(&held.tree).cloned()).collect();
             Hello { version: PROTOCOL_VERSION, memory_bytes, address, held, proofs, instances }
         })
     }

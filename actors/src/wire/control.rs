@@ -74,8 +74,8 @@ pub struct Hello {
     /// Where other VMs and the manager reach this agent.
     pub address: SocketAddr,
     pub held: Vec<HeldTree>,
-    /// For each held tree the capability that the VM was given: without it the VM's word counts nothing,
-    /// or a VM could get at the images and requests of other tenants by naming them.
+    /// The capabilities that the VM was given: its word about a tree without one counts nothing, or a VM
+    /// could get at the images and requests of other tenants by naming them.
     pub proofs: Vec<Capability>,
     pub instances: Vec<RunningInstance>,
 }
