@@ -317,3 +317,123 @@ async fn nothing_is_left_when_an_agent_is_told_to_end() {
     assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&folder));
     std::mem::forget(agent);
 }
+
+/// Ends a start of `image` because the cache is full, leaves its tree, and starts `small` in its room.
+async fn a_full_cache_is_told_and_survived(world: &World, variables: &[(&str, &str)]) {
+    let hungry = "busybox md5sum /www/big; exec busybox httpd -f -p 127.0.0.1:$PORT -h /www";
+    let image = world.image("hungry", &website(&noise(9, 24 << 20)), hungry);
+    let small = world.image("small", &website(b""), SERVE);
+    let _agent = Agent::start(world, "vm-1", variables);
+    let mut session = world.session("vm-1").await;
+    let ToAgent::Start(mut order) = world.order("s1", &image, "vm-1", &session, vec![Upstream::Origin])
+    else {
+        unreachable!("an order to start")
+    };
+    // It does not end because of its deadline.
+    order.ready_deadline_ms = u64::try_from(10 * PATIENCE.as_millis()).unwrap();
+    session.orders.send(ToAgent::Start(order.clone())).unwrap();
+    let reason = session.ended("s1").await;
+    let EndReason::ImageUnavailable(why) = &reason else { panic!("{reason:?}") };
+    assert!(why.contains("free space") && why.contains("transfer.disk_cache_bytes"), "{why}");
+    session.orders.send(ToAgent::Leave { tree: order.place.tree, epoch: order.place.epoch }).unwrap();
+    session.orders.send(world.order("s2", &small, "vm-1", &session, vec![Upstream::Origin])).unwrap();
+    session.ready("s2").await;
+    assert_eq!(world.get(&session, "vm-1", "s2", "/").await, Ok(Bytes::from_static(b"hello")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_at_its_limit_fails_the_start_with_a_reason() {
+    let world = World::new().await;
+    let limit = ("FAASNET__TRANSFER__DISK_CACHE_BYTES", "12582912");
+    a_full_cache_is_told_and_survived(&world, &[limit]).await;
+}
+
+/// A small file system that is unmounted in the end.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn at(folder: std::path::PathBuf, size: &str) -> Self {
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut mounting = std::process::Command::new("mount");
+        mounting.args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(&folder);
+        assert!(mounting.status().unwrap().success());
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_the_start_with_a_reason() {
+    let world = World::new().await;
+    let _disk = SmallDisk::at(world.folder.path().join("vm-1"), "12m");
+    a_full_cache_is_told_and_survived(&world, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_left_a_tree_serves_it_until_its_last_instance_ends_and_then_forgets_it() {
+    let world = World::new().await;
+    let image = world.image("web", &website(&noise(10, 1 << 20)), SERVE);
+    let agent = Agent::start(&world, "vm-1", &[]);
+    let mut session = world.session("vm-1").await;
+    session.orders.send(world.order("s1", &image, "vm-1", &session, vec![Upstream::Origin])).unwrap();
+    session.ready("s1").await;
+    let (dialer, identity) = world.stranger("vm-9");
+    let key_hash = faasnet::net::identity::Peer::of(&identity.certificate).unwrap().key_hash;
+    let (tree, vm) = (tree_of(&image), "vm-9".parse().unwrap());
+    let capability = world.capabilities.issue(&tree, &vm, &key_hash, in_an_hour());
+    let stream = dialer.vm(&"vm-1".parse().unwrap(), session.hello.address, Purpose::Blocks).await.unwrap();
+    let (reading, mut writing) = tokio::io::split(stream);
+    let open = ToParent::Open { version: PROTOCOL_VERSION, tree: tree.clone(), capability };
+    framed::write(&mut writing, &open, &[]).await.unwrap();
+    let mut frames = FrameReader::<_, FromParent>::new(reading, FRAME);
+    assert_eq!(frames.expect(PATIENCE).await.unwrap().header, FromParent::Opened);
+    let epoch = faasnet_actors::id::Epoch { term: 1, counter: 2 };
+    session.orders.send(ToAgent::Leave { tree, epoch }).unwrap();
+    let want = ToParent::Want { blocks: vec![BlockId(0)], urgency: Urgency::Demand, path: vec![vm] };
+    framed::write(&mut writing, &want, &[]).await.unwrap();
+    assert_eq!(frames.expect(PATIENCE).await.unwrap().header, FromParent::Block { block: BlockId(0) });
+    session.orders.send(ToAgent::Stop { start: "s1".parse().unwrap() }).unwrap();
+    assert_eq!(session.ended("s1").await, EndReason::Stopped);
+    assert!(!matches!(patiently(frames.next()).await, Ok(Some(_))), "the child is still served");
+    let is_gone = || {
+        std::fs::read_dir(agent.data.join("images")).unwrap().all(|folder| {
+            // The holder's mount point has the name of the image alone.
+            !folder.unwrap().file_name().to_string_lossy().starts_with("acme.")
+        })
+    };
+    patiently(async {
+        while !is_gone() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_goes_from_one_tenant_to_the_next_with_the_same_image() {
+    let world = World::new().await;
+    let image = world.image("web", &website(&noise(11, 1 << 20)), SERVE);
+    let _agent = Agent::start(&world, "vm-1", &[]);
+    let mut session = world.session("vm-1").await;
+    session.orders.send(world.order("s1", &image, "vm-1", &session, vec![Upstream::Origin])).unwrap();
+    session.ready("s1").await;
+    session.orders.send(ToAgent::Stop { start: "s1".parse().unwrap() }).unwrap();
+    session.ended("s1").await;
+    // The order to leave the first tenant's tree is not there yet.
+    for start in ["s2", "s3"] {
+        let ToAgent::Start(mut order) = world.order(start, &image, "vm-1", &session, vec![Upstream::Origin])
+        else {
+            unreachable!("an order to start")
+        };
+        order.place.tree.tenant = "other".parse().unwrap();
+        order.place.capability = world.capability(&order.place.tree, &session, "vm-1");
+        session.orders.send(ToAgent::Start(order)).unwrap();
+        session.ready(start).await;
+        assert_eq!(world.get(&session, "vm-1", start, "/").await, Ok(Bytes::from_static(b"hello")));
+    }
+}

@@ -10,7 +10,7 @@ pub use messages::{GetHeld, GetHello, GetPort, OpenChildOf, Order, Renew, Shutdo
 
 use crate::{
     agent_session::{AgentSession, Say, SessionCore},
-    block_store::BlockStore,
+    block_store::{BlockStore, Found},
     block_transfer::{
         Attach, BlockTransfer, Demand, GetReport, HolderBack, MountEnded, OpenChild, Opened, Placed,
         StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
@@ -80,8 +80,16 @@ pub struct AgentWorld {
 struct Tree {
     record: TreeRecord,
     is_mounted: bool,
+    /// To be left when its last instance has ended.
+    is_left: bool,
     /// What reads wait for since before the transfer runs: the holder asks for a block only once.
     early_misses: BTreeSet<BlockId>,
+}
+
+impl Tree {
+    fn new(record: TreeRecord) -> Self {
+        Self { record, is_mounted: false, is_left: false, early_misses: BTreeSet::new() }
+    }
 }
 
 struct Ordered {
@@ -120,10 +128,7 @@ impl Agent {
         trees: Vec<(TreeId, TreeRecord)>,
         instances: Vec<(StartId, InstanceRecord)>,
     ) -> Self {
-        let trees = trees
-            .into_iter()
-            .map(|(tree, record)| (tree, Tree { record, is_mounted: false, early_misses: BTreeSet::new() }))
-            .collect();
+        let trees = trees.into_iter().map(|(tree, record)| (tree, Tree::new(record))).collect();
         Self {
             world,
             store: Children::default(),
@@ -177,11 +182,10 @@ impl Agent {
             return; // invariant 4
         }
         let place = record.place.clone();
-        let (is_mounted, early_misses) = match self.trees.remove(&tree) {
-            Some(known) => (known.is_mounted, known.early_misses),
-            None => (false, BTreeSet::new()),
-        };
-        self.trees.insert(tree.clone(), Tree { record, is_mounted, early_misses });
+        match self.trees.get_mut(&tree) {
+            Some(known) => (known.record, known.is_left) = (record, false),
+            None => drop(self.trees.insert(tree.clone(), Tree::new(record))),
+        }
         match self.transfers.get(&tree) {
             Some(transfer) => transfer.do_send(Placed(place)),
             None => self.open(tree, ctx),
@@ -192,15 +196,14 @@ impl Agent {
         let Some(known) = self.trees.get(&tree) else {
             return;
         };
-        if self.transfers.knows(&tree) && self.transfers.get(&tree).is_some()
-            || !self.opening.insert(tree.clone())
-        {
+        if self.transfers.get(&tree).is_some() || !self.opening.insert(tree.clone()) {
             return;
         }
         let opening = self.world.disk.open(&tree, &known.record.image);
         ctx.spawn(opening.into_actor(self).map(move |opened, agent, ctx| {
             agent.opening.remove(&tree);
             match opened {
+                _ if !agent.trees.contains_key(&tree) => agent.remove(tree, ctx),
                 Ok(opened) => agent.start_transfer(tree, opened, ctx),
                 Err(error) => agent.cache_failed(&tree, &error.to_string()),
             }
@@ -267,16 +270,22 @@ impl Agent {
         let record = TreeRecord { image: order.image.clone(), place: order.place.clone() };
         let refusal = if self.ordered.len() >= self.world.limits.instances_max {
             Some("it has as many instances as it may")
-        } else if self.trees.keys().any(|known| known.tenant != tree.tenant) && !self.ordered.is_empty() {
+        } else if self.ordered.values().any(|other| other.record.order.place.tree.tenant != tree.tenant) {
             Some("it serves another tenant") // invariant 8
         } else {
             None
         };
-        let port = self.world.prober.free_port();
+        let is_free = |port: &u16| self.ordered.values().all(|other| other.record.port != *port);
+        // A port that was given out may still be without its listener.
+        let port = (0..=self.ordered.len()).find_map(|_| self.world.prober.free_port().filter(is_free));
         let (None, Some(port)) = (refusal, port) else {
             let reason = EndReason::Refused(refusal.unwrap_or("it has no free port").to_owned());
             return self.say(ToManager::Ended { start, reason, report: StartReport::default() });
         };
+        let foreign = self.trees.keys().filter(|known| known.tenant != tree.tenant);
+        for known in foreign.cloned().collect::<Vec<_>>() {
+            self.leave(&known, ctx); // the manager's order to leave may come later
+        }
         self.place(tree.clone(), record, ctx);
         let record = InstanceRecord { order, port };
         self.save_instance(&start, Some(record.clone()), ctx);
@@ -331,14 +340,37 @@ impl Agent {
     fn leave(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
         let is_used = self.ordered.values().any(|ordered| ordered.record.order.place.tree == *tree);
         if is_used {
-            return; // the instances need its blocks still
+            // The instances need its blocks still.
+            if let Some(known) = self.trees.get_mut(tree) {
+                known.is_left = true;
+            }
+            return;
         }
-        self.transfers.remove(tree);
+        if let Some(transfer) = self.transfers.remove(tree) {
+            transfer.do_send(crate::support::Stop);
+        }
         if self.trees.remove(tree).is_some_and(|known| known.is_mounted) {
             self.world.holder.send(ToHolder::Unmount { image: tree.image });
         }
-        let saving = self.world.disk.save_place(tree, None);
-        ctx.spawn(saving.into_actor(self).map(|_, _, _| ()));
+        if !self.opening.contains(tree) {
+            self.remove(tree.clone(), ctx);
+        }
+    }
+
+    /// Empties the place of a tree in the cache. It is not opened anew before that is done.
+    fn remove(&mut self, tree: TreeId, ctx: &mut Context<Self>) {
+        self.opening.insert(tree.clone());
+        if let Some(store) = self.store.get(&STORE) {
+            store.do_send(Found { tree: tree.clone(), disk_bytes: 0 });
+        }
+        let removing = self.world.disk.remove(&tree);
+        ctx.spawn(removing.into_actor(self).map(move |removed, agent, ctx| {
+            if let Err(error) = removed {
+                tracing::error!(%tree, %error, "an image was not removed from the cache");
+            }
+            agent.opening.remove(&tree);
+            agent.open(tree, ctx);
+        }));
     }
 
     /// The holder tells what it has, after a new connection: instances are taken over, missed ends reported.
@@ -357,27 +389,22 @@ impl Agent {
             held.into_iter().map(|instance| (instance.start.clone(), instance)).collect();
         let known: Vec<StartId> = self.ordered.keys().cloned().collect();
         for start in known {
-            match held.remove(&start) {
-                Some(HeldInstance { exit: None, .. }) if self.instances.get(&start).is_none() => {
-                    self.start_instance(&start, Instance::resumed, ctx);
-                }
-                Some(HeldInstance { exit: None, .. }) => {}
-                Some(HeldInstance { exit: Some(exit), .. }) => {
-                    self.start_instance_if_missing(&start, ctx);
-                    self.tell_instance(&start, FromHolderAbout::Exited(exit));
-                }
-                // It was never launched, or the holder that ran it is gone.
-                None if !self.is_holder_known || self.is_launched(&start) => {
-                    self.start_instance_if_missing(&start, ctx);
-                    let reason = "the process that ran it is gone".to_owned();
-                    self.tell_instance(&start, FromHolderAbout::RunFailed(reason));
-                }
-                None => {}
+            if self.instances.get(&start).is_none() {
+                self.start_instance(&start, Instance::resumed, ctx);
             }
+            let about = match held.remove(&start) {
+                Some(HeldInstance { exit: None, .. }) => FromHolderAbout::Held,
+                Some(HeldInstance { exit: Some(exit), .. }) => FromHolderAbout::Exited(exit),
+                None => FromHolderAbout::NotHeld { is_mounted: self.is_mounted(&start) },
+            };
+            self.tell_instance(&start, about);
         }
         for start in held.into_keys() {
             let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
             self.world.holder.send(ToHolder::Stop { start, grace_ms });
+        }
+        for image in mounts.iter().filter(|image| self.tree_of(image).is_none()) {
+            self.world.holder.send(ToHolder::Unmount { image: *image });
         }
         if !std::mem::replace(&mut self.is_holder_known, true) {
             let trees: Vec<TreeId> = self.trees.keys().cloned().collect();
@@ -388,16 +415,9 @@ impl Agent {
         }
     }
 
-    fn is_launched(&self, start: &StartId) -> bool {
+    fn is_mounted(&self, start: &StartId) -> bool {
         let tree = self.ordered.get(start).map(|ordered| &ordered.record.order.place.tree);
-        tree.and_then(|tree| self.trees.get(tree)).is_some_and(|known| !known.is_mounted)
-            && self.ordered.get(start).is_some_and(|ordered| ordered.is_ready)
-    }
-
-    fn start_instance_if_missing(&mut self, start: &StartId, ctx: &mut Context<Self>) {
-        if self.instances.get(start).is_none() {
-            self.start_instance(start, Instance::resumed, ctx);
-        }
+        tree.and_then(|tree| self.trees.get(tree)).is_some_and(|known| known.is_mounted)
     }
 
     fn tell_instance(&self, start: &StartId, message: FromHolderAbout) {
@@ -439,10 +459,13 @@ impl Agent {
             self.instances.remove(&start);
             self.save_instance(&start, None, ctx);
         }
-        let transfer = self.transfers.get(&tree).cloned();
+        let answer = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
+        if self.trees.get(&tree).is_some_and(|known| known.is_left) {
+            self.leave(&tree, ctx);
+        }
         let asking = async move {
-            match transfer {
-                Some(transfer) => transfer.send(GetReport).await.unwrap_or_default(),
+            match answer {
+                Some(answer) => answer.await.unwrap_or_default(),
                 None => TransferReport::default(),
             }
         };

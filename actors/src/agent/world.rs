@@ -126,12 +126,11 @@ pub trait Disk: Send + Sync {
         index: Arc<Index>,
         block: BlockId,
     ) -> BoxFuture<'static, Result<Bytes, DiskError>>;
-    /// Keeps what an agent must know after it was killed; `None` forgets it.
-    fn save_place(
-        &self,
-        tree: &TreeId,
-        record: Option<TreeRecord>,
-    ) -> BoxFuture<'static, Result<(), DiskError>>;
+    /// Removes an image's place in the cache. Files that the holder has open live on until it closes them.
+    fn remove(&self, tree: &TreeId) -> BoxFuture<'static, Result<(), DiskError>>;
+    /// Keeps what an agent must know after it was killed.
+    fn save_place(&self, tree: &TreeId, record: TreeRecord) -> BoxFuture<'static, Result<(), DiskError>>;
+    /// `None` forgets it.
     fn save_instance(
         &self,
         start: &StartId,

@@ -79,12 +79,16 @@ impl AgentSession {
     }
 
     fn send(&mut self, message: ToManager, ctx: &mut Context<Self>) {
-        let is_sent = self.link.as_ref().is_some_and(|link| link.send(message));
-        if !is_sent && self.link.take().is_some() {
+        if self.link.as_ref().is_some_and(|link| link.send(message.clone())) {
+            return;
+        }
+        if self.link.take().is_some() {
             tracing::warn!("the manager does not read; the session is opened anew");
             self.links_made += 1; // what the old connection still says is not ours any more
             self.apply(Event::Closed, ctx);
         }
+        // No session is open now: it waits for the next, or is in its `Hello`.
+        self.apply(Event::Say(message), ctx);
     }
 }
 

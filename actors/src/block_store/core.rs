@@ -37,6 +37,13 @@ impl StoreCore {
         true
     }
 
+    /// Gives back room that was taken for what is not on disk after all.
+    pub fn release(&mut self, tree: &TreeId, bytes: u64) {
+        if let Some(used) = self.disk_bytes.get_mut(tree) {
+            *used = used.saturating_sub(bytes);
+        }
+    }
+
     /// Takes into account what was on disk before; it may exceed the limit.
     pub fn found(&mut self, tree: &TreeId, bytes: u64) {
         self.disk_bytes.insert(tree.clone(), bytes);
@@ -101,6 +108,9 @@ mod tests {
         let mut core = StoreCore::new(0, 1000);
         core.found(&tree(), 700);
         assert!(core.reserve(&tree(), 300));
+        assert!(!core.reserve(&tree(), 1));
+        core.release(&tree(), 100);
+        assert!(core.reserve(&tree(), 100));
         assert!(!core.reserve(&tree(), 1));
     }
 }

@@ -43,6 +43,20 @@ pub struct Found {
     pub disk_bytes: u64,
 }
 
+/// Bytes of a block that were kept once are not used on disk any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Release {
+    pub tree: TreeId,
+    pub disk_bytes: u64,
+}
+
+/// What a block takes on disk: its stored and its plain bytes.
+pub fn disk_bytes(index: &Index, block: BlockId) -> u64 {
+    let stored = index.entry(block).map_or(0, |entry| entry.stored_bytes);
+    u64::from(stored) + u64::from(index.plain_len(block))
+}
+
 /// Forgets the memory copy of a block that turned out bad.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -73,15 +87,21 @@ impl Actor for BlockStore {
 }
 
 impl Handler<Keep> for BlockStore {
-    type Result = ResponseFuture<Result<(), DiskError>>;
+    type Result = ResponseActFuture<Self, Result<(), DiskError>>;
 
     fn handle(&mut self, Keep { tree, index, block, stored }: Keep, _: &mut Context<Self>) -> Self::Result {
-        let disk_bytes = stored.len() as u64 + u64::from(index.plain_len(block));
+        let disk_bytes = disk_bytes(&index, block);
         if !self.core.reserve(&tree, disk_bytes) {
-            return Box::pin(async { Err(DiskError::Full) });
+            return Box::pin(actix::fut::ready(Err(DiskError::Full)));
         }
         self.core.remember(&tree, block, stored.clone());
-        self.disk.keep(&tree, index, block, stored)
+        let keeping = self.disk.keep(&tree, index, block, stored).into_actor(self);
+        Box::pin(keeping.map(move |kept, store, _| {
+            if kept.is_err() {
+                store.core.release(&tree, disk_bytes);
+            }
+            kept
+        }))
     }
 }
 
@@ -107,6 +127,14 @@ impl Handler<Found> for BlockStore {
 
     fn handle(&mut self, Found { tree, disk_bytes }: Found, _: &mut Context<Self>) {
         self.core.found(&tree, disk_bytes);
+    }
+}
+
+impl Handler<Release> for BlockStore {
+    type Result = ();
+
+    fn handle(&mut self, Release { tree, disk_bytes }: Release, _: &mut Context<Self>) {
+        self.core.release(&tree, disk_bytes);
     }
 }
 

@@ -96,7 +96,11 @@ pub enum Event {
     Kept {
         block: BlockId,
     },
-    /// The cache could not take the block, or lost it.
+    /// The cache could not take the block.
+    NotKept {
+        block: BlockId,
+    },
+    /// The cache has lost the block.
     Dropped {
         block: BlockId,
     },
@@ -208,10 +212,6 @@ struct Child {
     told_waiting_at: Instant,
 }
 
-/// Rounds through all upstreams after which a block counts as not to be had. A demand of a child is
-/// given back after the first, because the child has other upstreams.
-const ROUNDS_MAX: u32 = 4;
-
 pub struct TransferCore {
     own: VmId,
     limits: TransferLimits,
@@ -230,6 +230,8 @@ pub struct TransferCore {
     children: BTreeMap<ChildId, Child>,
     read_ahead: ReadAhead,
     progress_at: Instant,
+    /// The cache did not take a block lately.
+    cache_rests_until: Option<Instant>,
     bytes: BytesBySource,
     stalls: u32,
     stalled: Duration,
@@ -260,6 +262,7 @@ impl TransferCore {
             children: BTreeMap::new(),
             read_ahead: ReadAhead::new(limits.read_ahead_blocks_max),
             progress_at: now,
+            cache_rests_until: None,
             bytes: BytesBySource::default(),
             stalls: 0,
             stalled: Duration::ZERO,
@@ -307,7 +310,10 @@ impl TransferCore {
             Event::NotServed { upstream, block, reason: _ } => self.refused(&upstream, block, now),
             Event::UpstreamWaits { upstream } => self.links.heard(&upstream, now),
             Event::Kept { block } => self.kept(block, now, effects),
-            Event::Dropped { block } => self.dropped(block, effects),
+            Event::NotKept { block } => self.not_kept(block, now, effects),
+            Event::Dropped { block } => {
+                self.present.remove(&block);
+            }
             Event::Demanded { blocks } => self.demanded(&blocks, now, effects),
             Event::ChildOpened { child, vm } => self.child_opened(child, vm, now, effects),
             Event::ChildWantsIndex { child } => self.child_wants_index(child, effects),
@@ -418,6 +424,10 @@ impl TransferCore {
             if self.writing.contains_key(&block) {
                 continue; // every kept block is told
             }
+            if self.cache_rests(now) {
+                effects.push(Effect::Unavailable { blocks: vec![block] });
+                continue;
+            }
             let want = self.want(block, Urgency::Demand, now);
             if !std::mem::replace(&mut want.is_read, true) {
                 // From here on the read waits; what a prefetch took before is no stall.
@@ -499,6 +509,8 @@ impl TransferCore {
             }
             let room = self.limits.in_flight_blocks_max;
             let Some(upstream) = self.links.choose(block, &want.refused, &want.path, room) else {
+                let untried = self.links.connect_untried(block, &want.refused, &want.path);
+                effects.extend(untried.map(Effect::Connect));
                 continue;
             };
             self.links.ask(&upstream, block, now);
@@ -565,11 +577,16 @@ impl TransferCore {
         }
     }
 
-    /// A block that was not kept counts as absent; reads that wait for it fail rather than go round.
-    fn dropped(&mut self, block: BlockId, effects: &mut Vec<Effect>) {
+    /// A block that was not kept counts as absent; reads that wait for it fail rather than go round, and
+    /// nothing is fetched for this VM's own sake while the cache cannot take it.
+    fn not_kept(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
         self.writing.remove(&block);
-        self.present.remove(&block);
+        self.cache_rests_until = Some(now + self.limits.retry_max);
         effects.push(Effect::Unavailable { blocks: vec![block] });
+    }
+
+    fn cache_rests(&self, now: Instant) -> bool {
+        self.cache_rests_until.is_some_and(|until| now < until)
     }
 
     /// An upstream does not give a block: the next is asked.
@@ -584,7 +601,8 @@ impl TransferCore {
         self.enqueue(block, now);
     }
 
-    /// Every upstream has said no, or would: the children are told, and after a pause all are asked again.
+    /// Every upstream has said no, or would. A demand of children is given back, because they have other
+    /// upstreams; this VM's own is repeated after a pause, until its deadline.
     fn exhausted(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
         self.dequeue(block);
         let want = self.wanted.get_mut(&block).expect("only what is wanted is queued");
@@ -596,12 +614,11 @@ impl TransferCore {
         want.not_before = Some(now + pause.min(self.limits.retry_max));
         let is_own =
             want.is_read || self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
-        let is_over = !is_own || want.rounds >= ROUNDS_MAX;
         for child in std::mem::take(&mut want.children) {
             self.child_answered(child, block);
             effects.push(Effect::NotServed { child, block, reason: NotServed::NoSource });
         }
-        if is_over {
+        if !is_own {
             self.give_up(block, effects);
         }
     }
@@ -653,6 +670,7 @@ impl TransferCore {
         effects: &mut Vec<Effect>,
     ) {
         let count = self.index.as_ref().map_or(BLOCKS_MAX, |index| index.block_count());
+        let hops_max = self.limits.hops_max;
         for &block in blocks {
             let Some(state) = self.children.get_mut(&child) else {
                 return;
@@ -668,7 +686,7 @@ impl TransferCore {
                 .wanted
                 .get(&block)
                 .is_some_and(|want| matches!(&want.asked, Some(Upstream::Vm { vm, .. }) if *vm == state.vm));
-            if asks_child || path.contains(&self.own) || path.len() >= self.limits.hops_max {
+            if asks_child || path.contains(&self.own) || path.len() >= hops_max {
                 effects.push(refuse(NotServed::Loop));
             } else if state.waits_for.len() >= self.limits.queued_blocks_max {
                 effects.push(refuse(NotServed::Busy));
@@ -678,7 +696,9 @@ impl TransferCore {
                 state.waits_for.insert(block);
                 let want = self.want(block, urgency, now);
                 want.children.insert(child);
-                if want.asked.is_none() {
+                // A path that grew too long by joining would be refused, though each demand may go on.
+                let joined = want.path.len() + path.iter().filter(|vm| !want.path.contains(*vm)).count();
+                if want.asked.is_none() && (want.path.is_empty() || joined + 1 < hops_max) {
                     want.path.extend(path.iter().cloned());
                 }
             }
@@ -744,7 +764,7 @@ impl TransferCore {
             }
         }
         // A metadata block that was given up is wanted again: without it nothing can be mounted.
-        if self.index.is_some() && !self.is_mountable {
+        if self.index.is_some() && !self.is_mountable && !self.cache_rests(now) {
             self.want_metadata(now, effects);
         }
     }

@@ -116,6 +116,29 @@ impl Links {
         chosen
     }
 
+    /// An upstream to connect now because every open one has refused a block: the first that nobody has
+    /// tried. None while one that may give the block is open or on its way.
+    pub fn connect_untried(
+        &mut self,
+        block: BlockId,
+        refused: &BTreeSet<Upstream>,
+        path: &BTreeSet<VmId>,
+    ) -> Option<Upstream> {
+        let may_give = |upstream: &&Upstream| {
+            !refused.contains(*upstream)
+                && !has_passed(upstream, path)
+                && !matches!(self.links[*upstream].state, LinkState::Down { .. })
+        };
+        let own = self.stripe(block).into_iter().flatten();
+        let candidates: Vec<&Upstream> = own.chain(self.stripes.iter().flatten()).filter(may_give).collect();
+        if candidates.iter().any(|upstream| self.links[*upstream].state != LinkState::Idle) {
+            return None;
+        }
+        let first = (*candidates.first()?).clone();
+        self.links.get_mut(&first)?.state = LinkState::Connecting;
+        Some(first)
+    }
+
     /// False when the upstream has no part in the present place.
     pub fn open(&mut self, upstream: &Upstream, now: Instant) -> bool {
         let Some(link) = self.links.get_mut(upstream) else {

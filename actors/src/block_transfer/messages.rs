@@ -57,6 +57,8 @@ pub enum ImageEvent {
     MountFailed(String),
     /// Why nothing arrives at the moment; not final.
     Trouble(String),
+    /// The cache did not take a block: reads of it fail.
+    NotKept(String),
 }
 
 /// What a transfer has done so far.

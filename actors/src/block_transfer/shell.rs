@@ -12,10 +12,10 @@ use crate::{
         ChildLink, Disk, DiskError, FromUpstream, Holder, IndexCell, OpenedImage, TaskLink, TreeRecord,
         UpstreamEvent, UpstreamTarget, Upstreams,
     },
-    block_store::{BlockStore, Distrust, Found, Keep, Load},
+    block_store::{BlockStore, Distrust, Found, Keep, Load, Release, disk_bytes},
     id::{BlockId, StartId, TreeId, VmId},
     image::BlockImage,
-    support::{Budget, ExitNotice},
+    support::{Budget, ExitNotice, Stop},
     wire::{
         control::{Capability, Place, Step, Upstream},
         holder::{Mount, ToHolder},
@@ -56,6 +56,13 @@ pub struct UpstreamLoss {
     pub vm: VmId,
 }
 
+/// A child that is served.
+struct Served {
+    link: ChildLink,
+    /// Blocks that are being read from the cache for it.
+    loads: usize,
+}
+
 /// Moves the blocks of one block image: in from upstreams, to the cache, out to children.
 pub struct BlockTransfer {
     tree: TreeId,
@@ -67,8 +74,10 @@ pub struct BlockTransfer {
     capability: Capability,
     links: BTreeMap<Upstream, (u64, TaskLink<ToParent>)>,
     links_made: u64,
-    children: BTreeMap<ChildId, ChildLink>,
+    children: BTreeMap<ChildId, Served>,
     children_seen: u64,
+    /// Blocks that a child doubts and that are read again.
+    rechecked: BTreeSet<BlockId>,
     followers: BTreeMap<StartId, Recipient<ImageEvent>>,
     steps: BTreeSet<Step>,
     mounted: Option<Result<(), String>>,
@@ -105,6 +114,7 @@ impl BlockTransfer {
             links_made: 0,
             children: BTreeMap::new(),
             children_seen: 0,
+            rechecked: BTreeSet::new(),
             followers: BTreeMap::new(),
             steps,
             mounted: None,
@@ -134,6 +144,12 @@ impl BlockTransfer {
             }
             Effect::TellCorrupt { upstream, block } => {
                 tracing::warn!(tree = %self.tree, ?upstream, ?block, "a block from an upstream is corrupt");
+                let source = match &upstream {
+                    Upstream::Origin => "the origin".to_owned(),
+                    Upstream::Vm { vm, .. } => format!("VM {vm}"),
+                };
+                let trouble = format!("{source} gave a damaged block {}", block.0);
+                self.tell_followers(&ImageEvent::Trouble(trouble));
                 self.ask(&upstream, ToParent::Corrupt { block }, ctx);
             }
             Effect::Keep { block, stored } => self.keep(block, stored, ctx),
@@ -209,8 +225,8 @@ impl BlockTransfer {
                 Ok(Ok(())) => Event::Kept { block },
                 Ok(Err(error)) => {
                     tracing::error!(tree = %transfer.tree, ?block, %error, "a block was not kept");
-                    transfer.tell_followers(&ImageEvent::Trouble(error.to_string()));
-                    Event::Dropped { block }
+                    transfer.tell_followers(&ImageEvent::NotKept(error.to_string()));
+                    Event::NotKept { block }
                 }
                 // The store is being rebuilt.
                 Err(_) => {
@@ -222,17 +238,29 @@ impl BlockTransfer {
         }));
     }
 
-    fn load(&self, child: ChildId, block: BlockId, urgency: Urgency, ctx: &mut Context<Self>) {
+    fn load(&mut self, child: ChildId, block: BlockId, urgency: Urgency, ctx: &mut Context<Self>) {
+        let Some(served) = self.children.get_mut(&child) else {
+            return;
+        };
+        if served.loads >= self.world.limits.queued_blocks_max {
+            let refusal = FromParent::NotServed { block, reason: NotServed::Busy };
+            return self.tell(child, Urgency::Demand, refusal, Bytes::new(), ctx);
+        }
+        served.loads += 1;
         let index = Arc::clone(self.index.get().expect("only blocks of a known index are present"));
         let loading = self.world.store.send(Load { tree: self.tree.clone(), index, block });
-        ctx.spawn(loading.into_actor(self).map(move |loaded, transfer, ctx| match loaded {
-            Ok(Ok(stored)) => transfer.tell(child, urgency, FromParent::Block { block }, stored, ctx),
-            Ok(Err(error)) => {
-                let refusal = FromParent::NotServed { block, reason: NotServed::NoSource };
-                transfer.tell(child, Urgency::Demand, refusal, Bytes::new(), ctx);
+        ctx.spawn(loading.into_actor(self).map(move |loaded, transfer, ctx| {
+            if let Some(served) = transfer.children.get_mut(&child) {
+                served.loads -= 1;
+            }
+            if let Ok(Ok(stored)) = loaded {
+                return transfer.tell(child, urgency, FromParent::Block { block }, stored, ctx);
+            }
+            let refusal = FromParent::NotServed { block, reason: NotServed::NoSource };
+            transfer.tell(child, Urgency::Demand, refusal, Bytes::new(), ctx);
+            if let Ok(Err(error)) = loaded {
                 transfer.lost_on_disk(block, &error, ctx);
             }
-            Err(_) => {} // the store is being rebuilt; the child's own deadline covers it
         }));
     }
 
@@ -244,10 +272,10 @@ impl BlockTransfer {
         body: Bytes,
         ctx: &mut Context<Self>,
     ) {
-        let Some(link) = self.children.get(&child) else {
+        let Some(served) = self.children.get(&child) else {
             return;
         };
-        if !link.send(urgency, header, body) {
+        if !served.link.send(urgency, header, body) {
             // Its queue is full or its connection gone. Dropping the link ends the connection.
             self.children.remove(&child);
             self.apply_later(Event::ChildLost { child }, ctx);
@@ -264,10 +292,7 @@ impl BlockTransfer {
         let Some(index) = self.core.index() else {
             return;
         };
-        let bytes = self.core.present().iter().map(|block| {
-            let stored = index.entry(*block).map_or(0, |entry| entry.stored_bytes);
-            u64::from(stored) + u64::from(index.plain_len(*block))
-        });
+        let bytes = self.core.present().iter().map(|block| disk_bytes(index, *block));
         self.world.store.do_send(Found { tree: self.tree.clone(), disk_bytes: bytes.sum() });
     }
 
@@ -362,7 +387,7 @@ impl Handler<Placed> for BlockTransfer {
         let Place { tree: _, epoch, stripes, capability } = place.clone();
         self.capability = capability;
         let record = TreeRecord { image: (*self.image).clone(), place };
-        let saving = self.world.disk.save_place(&self.tree, Some(record));
+        let saving = self.world.disk.save_place(&self.tree, record);
         ctx.spawn(saving.into_actor(self).map(|saved, transfer, _| {
             if let Err(error) = saved {
                 tracing::error!(tree = %transfer.tree, %error, "the place in the tree was not kept");
@@ -464,13 +489,22 @@ impl Handler<GetReport> for BlockTransfer {
     }
 }
 
+/// The VM has left the tree.
+impl Handler<Stop> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
+    }
+}
+
 impl Handler<OpenChild> for BlockTransfer {
     type Result = Result<Opened, Refusal>;
 
     fn handle(&mut self, OpenChild { vm, link }: OpenChild, ctx: &mut Context<Self>) -> Self::Result {
         self.children_seen += 1;
         let child = ChildId(self.children_seen);
-        self.children.insert(child, link);
+        self.children.insert(child, Served { link, loads: 0 });
         self.apply(Event::ChildOpened { child, vm }, ctx);
         if !self.children.contains_key(&child) {
             return Err(Refusal::Busy);
@@ -503,12 +537,17 @@ impl Handler<FromChild> for BlockTransfer {
 
 impl BlockTransfer {
     /// Reads a block that is said to be bad from the disk again; a bad one is fetched anew.
-    fn recheck(&self, block: BlockId, ctx: &mut Context<Self>) {
+    fn recheck(&mut self, block: BlockId, ctx: &mut Context<Self>) {
         let Some(index) = self.index.get().filter(|_| self.core.present().contains(&block)) else {
             return;
         };
+        // Children may say so as often as they like.
+        if self.rechecked.len() >= self.world.limits.in_flight_blocks_max || !self.rechecked.insert(block) {
+            return;
+        }
         let loading = self.world.disk.load(&self.tree, Arc::clone(index), block);
         ctx.spawn(loading.into_actor(self).map(move |loaded, transfer, ctx| {
+            transfer.rechecked.remove(&block);
             if let Err(error) = loaded {
                 transfer.lost_on_disk(block, &error, ctx);
             }
@@ -517,6 +556,10 @@ impl BlockTransfer {
 
     fn lost_on_disk(&mut self, block: BlockId, error: &DiskError, ctx: &mut Context<Self>) {
         tracing::error!(tree = %self.tree, ?block, %error, "a kept block cannot be used any more");
+        if let Some(index) = self.index.get().filter(|_| self.core.present().contains(&block)) {
+            let disk_bytes = disk_bytes(index, block);
+            self.world.store.do_send(Release { tree: self.tree.clone(), disk_bytes });
+        }
         self.apply(Event::Dropped { block }, ctx);
     }
 }

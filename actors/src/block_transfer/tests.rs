@@ -359,3 +359,131 @@ proptest! {
         }
     }
 }
+
+/// A core with an index and a place, and what it asks of whom.
+struct Asker {
+    core: TransferCore,
+    now: Instant,
+    effects: Vec<Effect>,
+}
+
+impl Asker {
+    fn new(limits: TransferLimits, upstreams: Vec<Upstream>) -> Self {
+        let now = Instant::now();
+        // Block 0, the metadata, is there.
+        let core = TransferCore::new(vm(9), limits, Some(index(8)), BTreeSet::from([BlockId(0)]), now);
+        let mut asker = Self { core, now, effects: Vec::new() };
+        asker.apply(Event::Placed { epoch: Epoch { term: 1, counter: 1 }, stripes: vec![upstreams] });
+        asker
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.core.apply(event, self.now, &mut self.effects);
+    }
+
+    fn asked(&mut self) -> Vec<(Upstream, Vec<BlockId>)> {
+        let asked = self.effects.extract_if(.., |effect| matches!(effect, Effect::Ask { .. }));
+        asked
+            .map(|effect| match effect {
+                Effect::Ask { upstream, blocks, .. } => (upstream, blocks),
+                _ => unreachable!("just matched"),
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn a_block_that_the_parent_refuses_is_asked_of_the_next_upstream() {
+    let mut asker = Asker::new(LIMITS, vec![upstream(1), upstream(0)]);
+    asker.apply(Event::Demanded { blocks: vec![BlockId(3)] });
+    asker.apply(Event::Opened { upstream: upstream(1) });
+    assert_eq!(asker.asked(), [(upstream(1), vec![BlockId(3)])]);
+    let reason = crate::wire::peer::NotServed::NoSource;
+    asker.apply(Event::NotServed { upstream: upstream(1), block: BlockId(3), reason });
+    assert!(asker.effects.contains(&Effect::Connect(upstream(0))), "{:?}", asker.effects);
+    asker.apply(Event::Opened { upstream: upstream(0) });
+    assert_eq!(asker.asked(), [(upstream(0), vec![BlockId(3)])]);
+    asker.apply(Event::Demanded { blocks: vec![BlockId(5)] });
+    assert_eq!(asker.asked(), [(upstream(1), vec![BlockId(5)])], "the parent stays the first");
+}
+
+#[test]
+fn a_read_whose_upstreams_refuse_for_a_while_waits_until_its_deadline() {
+    let mut asker = Asker::new(LIMITS, vec![upstream(1)]);
+    asker.apply(Event::Opened { upstream: upstream(1) });
+    asker.apply(Event::Demanded { blocks: vec![BlockId(3)] });
+    let from = asker.now;
+    let mut rounds = 0;
+    while !asker.effects.contains(&Effect::Unavailable { blocks: vec![BlockId(3)] }) {
+        for (upstream, _) in asker.asked() {
+            rounds += 1;
+            let reason = crate::wire::peer::NotServed::Loop;
+            asker.apply(Event::NotServed { upstream, block: BlockId(3), reason });
+        }
+        asker.now += Duration::from_millis(50);
+        asker.apply(Event::Tick);
+    }
+    assert_eq!(asker.now - from, LIMITS.read_deadline);
+    let most = LIMITS.read_deadline.as_millis() / LIMITS.retry_max.as_millis() + 5;
+    assert!((10..most).contains(&rounds), "{rounds} rounds");
+}
+
+#[test]
+fn demands_that_join_keep_a_path_that_is_not_refused_for_its_length() {
+    let limits = TransferLimits { hops_max: 4, ..LIMITS };
+    let mut asker = Asker::new(limits, vec![upstream(1)]);
+    for child in [10, 20, 30] {
+        let event = Event::ChildOpened { child: ChildId(child as u64), vm: vm(child) };
+        asker.apply(event);
+        let path = vec![vm(child + 1), vm(child)];
+        let (child, blocks) = (ChildId(child as u64), vec![BlockId(3)]);
+        asker.apply(Event::ChildWanted { child, blocks, urgency: Urgency::Demand, path });
+    }
+    asker.apply(Event::Opened { upstream: upstream(1) });
+    let path = asker.effects.iter().find_map(|effect| match effect {
+        Effect::Ask { path, .. } => Some(path.clone()),
+        _ => None,
+    });
+    assert_eq!(path, Some(vec![vm(10), vm(11), vm(9)]));
+}
+
+#[test]
+fn a_full_cache_fails_reads_and_stops_fetching_for_a_while() {
+    let mut asker = Asker::new(LIMITS, vec![upstream(1)]);
+    asker.apply(Event::Opened { upstream: upstream(1) });
+    asker.apply(Event::Demanded { blocks: vec![BlockId(3)] });
+    assert_eq!(asker.asked().len(), 1);
+    asker.apply(Event::Arrived { upstream: upstream(1), block: BlockId(3), stored: stored(BlockId(3)) });
+    asker.apply(Event::NotKept { block: BlockId(3) });
+    asker.apply(Event::Demanded { blocks: vec![BlockId(6)] });
+    let failed = |block| Effect::Unavailable { blocks: vec![BlockId(block)] };
+    assert!(asker.effects.contains(&failed(3)) && asker.effects.contains(&failed(6)));
+    assert_eq!(asker.asked(), []);
+    asker.now += LIMITS.retry_max;
+    asker.apply(Event::Demanded { blocks: vec![BlockId(6)] });
+    assert_eq!(asker.asked(), [(upstream(1), vec![BlockId(6)])]);
+}
+
+#[test]
+fn metadata_that_the_cache_does_not_take_is_not_fetched_again_and_again() {
+    let now = Instant::now();
+    let mut core = TransferCore::new(vm(9), LIMITS, Some(index(4)), BTreeSet::new(), now);
+    let mut effects = Vec::new();
+    let stripes = vec![vec![Upstream::Origin]];
+    core.apply(Event::Placed { epoch: Epoch { term: 1, counter: 1 }, stripes }, now, &mut effects);
+    core.apply(Event::Opened { upstream: Upstream::Origin }, now, &mut effects);
+    let mut fetched = 0;
+    for tick in 0..100 {
+        let now = now + tick * Duration::from_millis(50);
+        core.apply(Event::Tick, now, &mut effects);
+        let asks = effects.extract_if(.., |effect| matches!(effect, Effect::Ask { .. })).count();
+        for _ in 0..asks {
+            fetched += 1;
+            let block = BlockId(0);
+            let event = Event::Arrived { upstream: Upstream::Origin, block, stored: stored(block) };
+            core.apply(event, now, &mut effects);
+            core.apply(Event::NotKept { block }, now, &mut effects);
+        }
+    }
+    assert!((2..=14).contains(&fetched), "fetched {fetched} times in 5 s");
+}

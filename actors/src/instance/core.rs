@@ -36,6 +36,12 @@ pub enum Event {
     Running,
     RunFailed(String),
     Exited(Exit),
+    /// The holder is there again and runs the container.
+    Held,
+    /// The holder is there again and does not know the container.
+    NotHeld {
+        is_mounted: bool,
+    },
     /// The probe's answer.
     Probed(bool),
     Stop,
@@ -96,38 +102,62 @@ impl InstanceCore {
     pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {
         match event {
             Event::Image(event) => self.image(event, now, effects),
-            Event::Running if self.phase == Phase::Launching => {
-                self.step(Step::Run, now, effects);
-                self.phase = Phase::Probing;
-                self.probe_at = None;
-                effects.push(Effect::Probe);
-            }
-            Event::Running => {}
-            Event::RunFailed(reason) => match std::mem::replace(&mut self.phase, Phase::Ended) {
-                Phase::Ended => {}
-                Phase::Stopping(reason) => effects.push(Effect::Ended(reason)),
-                Phase::Image | Phase::Launching | Phase::Probing | Phase::Ready => {
-                    effects.push(Effect::Ended(EndReason::RunFailed(reason)));
-                }
+            Event::Running => self.running(now, effects),
+            Event::RunFailed(reason) => self.gone(EndReason::RunFailed(reason), effects),
+            Event::Exited(exit) => self.gone(EndReason::Exited(exit), effects),
+            Event::Held => match self.phase {
+                // The order was lost with the connection.
+                Phase::Stopping(_) => effects.push(Effect::Stop),
+                _ => self.running(now, effects),
             },
-            Event::Exited(exit) => match std::mem::replace(&mut self.phase, Phase::Ended) {
-                Phase::Ended => {}
-                Phase::Stopping(reason) => effects.push(Effect::Ended(reason)),
-                Phase::Image | Phase::Launching | Phase::Probing | Phase::Ready => {
-                    effects.push(Effect::Ended(EndReason::Exited(exit)));
-                }
-            },
+            Event::NotHeld { is_mounted } => self.not_held(is_mounted, effects),
             Event::Probed(is_ready) => self.probed(is_ready, now, effects),
             Event::Stop => self.stop(EndReason::Stopped, effects),
             Event::Tick => self.tick(now, effects),
         }
     }
 
-    fn image(&mut self, event: ImageEvent, now: Instant, effects: &mut Vec<Effect>) {
-        if self.phase != Phase::Image {
+    fn running(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.phase != Phase::Launching {
             return;
         }
+        self.step(Step::Run, now, effects);
+        self.phase = Phase::Probing;
+        self.probe_at = None;
+        effects.push(Effect::Probe);
+    }
+
+    /// There is no container, or none any more.
+    fn gone(&mut self, reason: EndReason, effects: &mut Vec<Effect>) {
+        match std::mem::replace(&mut self.phase, Phase::Ended) {
+            Phase::Ended => {}
+            Phase::Stopping(reason) => effects.push(Effect::Ended(reason)),
+            Phase::Image | Phase::Launching | Phase::Probing | Phase::Ready => {
+                effects.push(Effect::Ended(reason));
+            }
+        }
+    }
+
+    fn not_held(&mut self, is_mounted: bool, effects: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Image | Phase::Ended => {}
+            // The order was lost with the connection; a holder that has it takes it for one.
+            Phase::Launching if is_mounted => effects.push(Effect::Launch),
+            Phase::Launching => self.phase = Phase::Image,
+            Phase::Probing | Phase::Ready | Phase::Stopping(_) => {
+                self.gone(EndReason::RunFailed("the process that ran it is gone".into()), effects);
+            }
+        }
+    }
+
+    fn image(&mut self, event: ImageEvent, now: Instant, effects: &mut Vec<Effect>) {
+        let is_waited_for = self.phase == Phase::Image;
         match event {
+            // A container that is not ready yet would only see reads fail.
+            ImageEvent::NotKept(reason) if self.phase != Phase::Ready => {
+                self.stop(EndReason::ImageUnavailable(reason), effects);
+            }
+            _ if !is_waited_for => {}
             ImageEvent::Step(step) => self.step(step, now, effects),
             ImageEvent::Mounted => {
                 self.step(Step::Mount, now, effects);
@@ -139,6 +169,7 @@ impl InstanceCore {
                 effects.push(Effect::Ended(EndReason::MountFailed(reason)));
             }
             ImageEvent::Trouble(reason) => self.trouble = Some(reason),
+            ImageEvent::NotKept(_) => {}
         }
     }
 
@@ -248,6 +279,47 @@ mod tests {
         ]);
         let expected = [Effect::Launch, Effect::Probe, Effect::Stop, Effect::Ended(EndReason::NotReady)];
         assert_eq!(effects, expected);
+    }
+
+    #[test]
+    fn a_full_cache_ends_a_start_at_once_and_leaves_a_ready_instance_alone() {
+        let full = || Event::Image(ImageEvent::NotKept("the disk is full".into()));
+        let reason = EndReason::ImageUnavailable("the disk is full".into());
+        let (_, effects) = run(vec![(1, full())]);
+        assert_eq!(effects, [Effect::Ended(reason.clone())]);
+        let (mounted, running) = (Event::Image(ImageEvent::Mounted), Event::Running);
+        let exited = Event::Exited(Exit::Code(1));
+        let (_, effects) = run(vec![(1, mounted), (2, running), (3, full()), (4, exited)]);
+        assert_eq!(effects, [Effect::Launch, Effect::Probe, Effect::Stop, Effect::Ended(reason)]);
+        let (mounted, running) = (Event::Image(ImageEvent::Mounted), Event::Running);
+        let (core, _) = run(vec![(1, mounted), (2, running), (3, Event::Probed(true)), (4, full())]);
+        assert_eq!(core.phase(), &Phase::Ready);
+    }
+
+    #[test]
+    fn orders_that_were_lost_with_the_holders_connection_are_given_again() {
+        let mounted = || Event::Image(ImageEvent::Mounted);
+        let not_held = |is_mounted| Event::NotHeld { is_mounted };
+        let (_, effects) = run(vec![(1, mounted()), (2, not_held(true)), (3, Event::Held)]);
+        assert_eq!(effects, [Effect::Launch, Effect::Launch, Effect::Probe]);
+        // A new holder has no mounts: the image is mounted anew first.
+        let (_, effects) = run(vec![(1, mounted()), (2, not_held(false)), (3, mounted())]);
+        assert_eq!(effects, [Effect::Launch, Effect::Launch]);
+        let (_, effects) = run(vec![(1, mounted()), (2, Event::Running), (3, Event::Stop), (4, Event::Held)]);
+        assert_eq!(effects, [Effect::Launch, Effect::Probe, Effect::Stop, Effect::Stop]);
+    }
+
+    #[test]
+    fn an_instance_that_a_new_holder_does_not_know_ends_in_every_phase() {
+        let mounted = || Event::Image(ImageEvent::Mounted);
+        let gone = EndReason::RunFailed("the process that ran it is gone".into());
+        let not_held = || Event::NotHeld { is_mounted: false };
+        let (_, effects) = run(vec![(1, mounted()), (2, Event::Running), (3, not_held())]);
+        assert_eq!(effects.last(), Some(&Effect::Ended(gone.clone())));
+        let ready = vec![(1, mounted()), (2, Event::Running), (3, Event::Probed(true)), (4, not_held())];
+        assert_eq!(run(ready).1.last(), Some(&Effect::Ended(gone)));
+        let stopping = vec![(1, mounted()), (2, Event::Running), (3, Event::Stop), (4, not_held())];
+        assert_eq!(run(stopping).1.last(), Some(&Effect::Ended(EndReason::Stopped)));
     }
 
     #[test]

@@ -65,6 +65,12 @@ pub enum FromHolderAbout {
     Running,
     RunFailed(String),
     Exited(Exit),
+    /// After a new connection: it has the container.
+    Held,
+    /// After a new connection: it does not have the container.
+    NotHeld {
+        is_mounted: bool,
+    },
 }
 
 /// End the instance.
@@ -182,6 +188,8 @@ impl Handler<FromHolderAbout> for Instance {
             FromHolderAbout::Running => Event::Running,
             FromHolderAbout::RunFailed(reason) => Event::RunFailed(reason),
             FromHolderAbout::Exited(exit) => Event::Exited(exit),
+            FromHolderAbout::Held => Event::Held,
+            FromHolderAbout::NotHeld { is_mounted } => Event::NotHeld { is_mounted },
         };
         self.apply(event, ctx);
     }

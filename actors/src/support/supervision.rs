@@ -30,7 +30,7 @@ pub struct Stop;
 #[derive(Debug)]
 pub struct ChildExited<K> {
     pub child: K,
-    pub generation: u32,
+    pub serial: u64,
     pub cause: ExitCause,
 }
 
@@ -43,6 +43,7 @@ impl<K: 'static> Message for ChildExited<K> {
 pub struct ExitNotice<K: Send + Clone + 'static> {
     parent: WeakRecipient<ChildExited<K>>,
     child: K,
+    serial: u64,
     generation: u32,
 }
 
@@ -52,6 +53,7 @@ impl<K: Send + Clone + 'static> ExitNotice<K> {
         self.parent.upgrade().is_some_and(|parent| parent.connected())
     }
 
+    /// How often the child was rebuilt after a crash.
     pub fn generation(&self) -> u32 {
         self.generation
     }
@@ -61,7 +63,7 @@ impl<K: Send + Clone + 'static> Drop for ExitNotice<K> {
     fn drop(&mut self) {
         let cause = if std::thread::panicking() { ExitCause::Panicked } else { ExitCause::Stopped };
         if let Some(parent) = self.parent.upgrade() {
-            parent.do_send(ChildExited { child: self.child.clone(), generation: self.generation, cause });
+            parent.do_send(ChildExited { child: self.child.clone(), serial: self.serial, cause });
         }
     }
 }
@@ -69,7 +71,7 @@ impl<K: Send + Clone + 'static> Drop for ExitNotice<K> {
 /// What a parent does after the end of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterExit {
-    /// The notice is of an older generation.
+    /// The notice is of an actor that was replaced or forgotten.
     Ignore,
     /// It was stopped on purpose.
     Gone,
@@ -89,9 +91,13 @@ const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The children of one actor by their names.
 pub struct Children<K, A: Actor> {
     children: BTreeMap<K, Child<A>>,
+    started: u64,
 }
 
 struct Child<A: Actor> {
+    /// Of the actor, and never given out again: a late notice must not hit the successor of a child that
+    /// was forgotten.
+    serial: u64,
     generation: u32,
     /// None while it waits to be rebuilt.
     address: Option<Addr<A>>,
@@ -100,7 +106,7 @@ struct Child<A: Actor> {
 
 impl<K, A: Actor> Default for Children<K, A> {
     fn default() -> Self {
-        Self { children: BTreeMap::new() }
+        Self { children: BTreeMap::new(), started: 0 }
     }
 }
 
@@ -127,19 +133,23 @@ impl<K: Ord + Clone + Send + 'static, A: Actor> Children<K, A> {
         parent: WeakRecipient<ChildExited<K>>,
         build: impl FnOnce(ExitNotice<K>) -> Addr<A>,
     ) -> &Addr<A> {
+        self.started += 1;
         let child = self.children.entry(name.clone()).or_insert_with(|| Child {
+            serial: 0,
             generation: 0,
             address: None,
             crashes: VecDeque::new(),
         });
-        let notice = ExitNotice { parent, child: name.clone(), generation: child.generation };
+        child.serial = self.started;
+        let (serial, generation) = (child.serial, child.generation);
+        let notice = ExitNotice { parent, child: name.clone(), serial, generation };
         child.address.insert(build(notice))
     }
 
     /// Takes a notice into account and says what to do.
     pub fn exited(&mut self, exit: &ChildExited<K>, now: Instant) -> AfterExit {
         let Some(child) = self.children.get_mut(&exit.child) else { return AfterExit::Ignore };
-        if child.generation != exit.generation || child.address.is_none() {
+        if child.serial != exit.serial || child.address.is_none() {
             return AfterExit::Ignore;
         }
         if exit.cause == ExitCause::Stopped {
