@@ -160,7 +160,8 @@ impl World {
     }
 
     fn step(&mut self, number: usize, event: Event) {
-        if !self.alive[number] {
+        // A VM that is cut off hears nobody, but its own disk.
+        if !self.alive[number] && !matches!(event, Event::Kept { .. }) {
             return;
         }
         let mut effects = Vec::new();
