@@ -160,7 +160,8 @@ impl World {
     }
 
     fn step(&mut self, number: usize, event: Event) {
-        if !self.alive[number] {
+        // What is cut off is the network: a VM's own disk always answers.
+        if !self.alive[number] && !matches!(event, Event::Kept { .. }) {
             return;
         }
         let mut effects = Vec::new();
