@@ -254,6 +254,24 @@ pub struct RuntimeConfig {
 }
 
 #[cfg(test)]
+impl BlockImage {
+    /// An image of which nothing matters but its digest.
+    pub(crate) fn of_test(digest: Digest) -> Self {
+        Self {
+            id: digest,
+            source: digest,
+            index_digest: digest,
+            index_bytes: 80,
+            blob_digest: digest,
+            blob_bytes: 100,
+            plain_bytes: 1000,
+            location: ImageLocation::Folder { path: "/images".into() },
+            runtime: RuntimeConfig::default(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -3,7 +3,9 @@
 use crate::{
     holder::read_log_tail,
     net::{
-        Purpose, capability,
+        Purpose,
+        accept::accept_each,
+        capability,
         framed::{self, FrameReader},
         identity::{MANAGER_NAME, Peer},
         tls::{Accepted, Acceptor},
@@ -61,22 +63,11 @@ pub struct Doors {
 
 /// Accepts connections until the task is ended.
 pub async fn listen(listener: TcpListener, doors: Arc<Doors>) {
-    let connections = Arc::new(Semaphore::new(doors.limits.connections_max));
-    loop {
-        // Further ones wait in the kernel's queue.
-        let permit = Arc::clone(&connections).acquire_owned().await.expect("never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let doors = Arc::clone(&doors);
-                tokio::spawn(async move { admit(stream, &doors, permit).await });
-            }
-            Err(error) => {
-                // Out of descriptors, for instance: others must end first.
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+    accept_each(listener, doors.limits.connections_max, |stream, permit| {
+        let doors = Arc::clone(&doors);
+        tokio::spawn(async move { admit(stream, &doors, permit).await });
+    })
+    .await;
 }
 
 async fn admit(stream: TcpStream, doors: &Doors, _permit: OwnedSemaphorePermit) {

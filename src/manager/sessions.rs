@@ -6,7 +6,9 @@
 
 use crate::{
     net::{
-        Purpose, capability,
+        Purpose,
+        accept::accept_each,
+        capability,
         framed::{self, FrameReader},
         identity::{Authority, IdentityError, Peer},
         tls::{Accepted, Acceptor},
@@ -65,25 +67,14 @@ pub struct Doors {
 
 /// Accepts connections until the task is ended.
 pub async fn listen(listener: TcpListener, doors: Arc<Doors>) {
-    let connections = Arc::new(Semaphore::new(doors.limits.connections_max));
-    loop {
-        // Further ones wait in the kernel's queue.
-        let permit = Arc::clone(&connections).acquire_owned().await.expect("never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let shared = Arc::clone(&doors);
-                doors.tasks.spawn(async move {
-                    admit(stream, &shared).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                // Out of descriptors, for instance: others must end first.
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+    accept_each(listener, doors.limits.connections_max, |stream, permit| {
+        let shared = Arc::clone(&doors);
+        doors.tasks.spawn(async move {
+            admit(stream, &shared).await;
+            drop(permit);
+        });
+    })
+    .await;
 }
 
 async fn admit(stream: TcpStream, doors: &Doors) {

@@ -5,6 +5,7 @@
 //! ALPN says what a connection is for, so that control, blocks and requests never wait behind one
 //! another.
 
+pub mod accept;
 pub mod capability;
 pub mod framed;
 pub mod identity;

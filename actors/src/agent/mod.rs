@@ -1,8 +1,10 @@
 //! One VM's agent: the parent of everything on it, and the place where messages find their actor.
 //!
 //! A start's way here: `Order(Start)` makes or finds the image's `BlockTransfer` and makes an
-//! `Instance`, which follows the transfer; their news go to the manager through `AgentSession`.
+//! `Instance`, which follows the transfer; their news go to the manager through `AgentSession`. What each
+//! message does is in `handlers`.
 
+mod handlers;
 mod messages;
 pub mod world;
 
@@ -400,8 +402,7 @@ impl Agent {
             self.tell_instance(&start, about);
         }
         for start in held.into_keys() {
-            let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
-            self.world.holder.send(ToHolder::Stop { start, grace_ms });
+            self.end_container(start);
         }
         for image in mounts.iter().filter(|image| self.tree_of(image).is_none()) {
             self.world.holder.send(ToHolder::Unmount { image: *image });
@@ -413,6 +414,14 @@ impl Agent {
             }
             self.start_session(ctx);
         }
+    }
+
+    fn grace_ms(&self) -> u64 {
+        u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn end_container(&self, start: StartId) {
+        self.world.holder.send(ToHolder::Stop { start, grace_ms: self.grace_ms() });
     }
 
     fn is_mounted(&self, start: &StartId) -> bool {
@@ -480,18 +489,14 @@ impl Agent {
     }
 
     fn held(&self) -> impl Future<Output = Vec<HeldTree>> + use<> {
-        let asking = self.trees.iter().map(|(tree, known)| {
-            let (tree, epoch) = (tree.clone(), known.record.place.epoch);
-            let asking = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
-            async move {
-                // While its cache is being opened the VM is a member all the same.
-                let report = match asking {
-                    Some(asking) => asking.await.unwrap_or_default(),
-                    None => TransferReport::default(),
-                };
+        let asking = self.transfers.iter().filter_map(|(tree, transfer)| {
+            let epoch = self.trees.get(tree)?.record.place.epoch;
+            let (tree, asking) = (tree.clone(), transfer.send(GetReport));
+            Some(async move {
+                let report = asking.await.unwrap_or_default();
                 let TransferReport { blocks_present, blocks_total, bytes, .. } = report;
                 HeldTree { tree, epoch, blocks_present, blocks_total, bytes }
-            }
+            })
         });
         join_all(asking.collect::<Vec<_>>())
     }
@@ -521,249 +526,5 @@ impl Actor for Agent {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.start_store(ctx);
-    }
-}
-
-impl Handler<Order> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, Order(order): Order, ctx: &mut Context<Self>) {
-        match order {
-            ToAgent::Start(order) => self.start(*order, ctx),
-            ToAgent::Stop { start } => match self.instances.get(&start) {
-                Some(instance) => instance.do_send(Stop),
-                None => {
-                    let report = StartReport::default();
-                    self.say(ToManager::Ended { start, reason: EndReason::Stopped, report });
-                }
-            },
-            ToAgent::Place(place) => {
-                if let Some(known) = self.trees.get(&place.tree) {
-                    let record = TreeRecord { image: known.record.image.clone(), place: place.clone() };
-                    self.place(place.tree, record, ctx);
-                }
-            }
-            ToAgent::Leave { tree, epoch } => {
-                let is_newer = self.trees.get(&tree).is_some_and(|known| epoch >= known.record.place.epoch);
-                if is_newer {
-                    self.leave(&tree, ctx);
-                }
-            }
-            ToAgent::Renewed { certificate } => {
-                if self.world.certificates.try_send(certificate).is_err() {
-                    tracing::warn!("a new certificate was not taken; it is asked for again");
-                }
-            }
-            // The session has dealt with these.
-            ToAgent::Welcome { .. } | ToAgent::Refused { .. } => {}
-        }
-    }
-}
-
-impl Handler<Renew> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, Renew { signing_request }: Renew, _: &mut Context<Self>) {
-        self.say(ToManager::Renew { signing_request });
-    }
-}
-
-impl Handler<Welcomed> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, Welcomed { capability_key }: Welcomed, _: &mut Context<Self>) {
-        self.world.capability_key.send_replace(capability_key);
-    }
-}
-
-impl Handler<HolderEvent> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, event: HolderEvent, ctx: &mut Context<Self>) {
-        match event {
-            HolderEvent::Says(FromHolder::State { version: _, mounts, instances }) => {
-                self.holder_back(&mounts, instances, ctx);
-            }
-            HolderEvent::Says(FromHolder::Miss { image, blocks }) => {
-                let Some(tree) = self.tree_of(&image).cloned() else { return };
-                if let Some(transfer) = self.transfers.get(&tree) {
-                    transfer.do_send(Demand(blocks));
-                } else if let Some(known) = self.trees.get_mut(&tree) {
-                    known.early_misses.extend(blocks);
-                }
-            }
-            HolderEvent::Says(FromHolder::Mounted { image }) => self.mount_ended(image, Ok(())),
-            HolderEvent::Says(FromHolder::MountFailed { image, reason }) => {
-                self.mount_ended(image, Err(reason))
-            }
-            HolderEvent::Says(FromHolder::Running { start, pid: _ }) => {
-                self.tell_instance(&start, FromHolderAbout::Running);
-            }
-            HolderEvent::Says(FromHolder::RunFailed { start, reason }) => {
-                self.tell_instance(&start, FromHolderAbout::RunFailed(reason));
-            }
-            HolderEvent::Says(FromHolder::Exited { start, exit }) => {
-                self.tell_instance(&start, FromHolderAbout::Exited(exit));
-            }
-            HolderEvent::Says(FromHolder::Bye) => {
-                if let Some(waiting) = self.shutdown.take() {
-                    let _ = waiting.send(());
-                }
-                self.is_shut_down = true;
-            }
-            HolderEvent::Lost => match self.shutdown.take() {
-                Some(waiting) => drop(waiting.send(())),
-                None if self.is_shut_down => {}
-                None => tracing::error!("the connection to the holder is lost"),
-            },
-        }
-    }
-}
-
-impl Handler<InstanceReport> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, report: InstanceReport, ctx: &mut Context<Self>) {
-        self.report(report, ctx);
-    }
-}
-
-impl Handler<UpstreamLoss> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, UpstreamLoss { tree, vm }: UpstreamLoss, _: &mut Context<Self>) {
-        if let Some(known) = self.trees.get(&tree) {
-            let epoch = known.record.place.epoch;
-            self.say(ToManager::UpstreamLost { tree, epoch, vm });
-        }
-    }
-}
-
-impl Handler<GetHello> for Agent {
-    type Result = ResponseFuture<Hello>;
-
-    fn handle(&mut self, _: GetHello, _: &mut Context<Self>) -> Self::Result {
-        let instances =
-            self.ordered.iter().map(|(start, Ordered { record, is_ready, before: _ })| RunningInstance {
-                start: start.clone(),
-                tenant: record.order.place.tree.tenant.clone(),
-                function: record.order.function.clone(),
-                image: record.order.image.id,
-                memory_bytes: record.order.memory_bytes,
-                ready: *is_ready,
-            });
-        let instances = instances.collect();
-        let (memory_bytes, address) = (self.world.memory_bytes, self.world.address);
-        let held = self.held();
-        let proofs = self.trees.values().map(|known| known.record.place.capability.clone()).collect();
-        Box::pin(async move {
-            let held = held.await;
-            Hello { version: PROTOCOL_VERSION, memory_bytes, address, held, proofs, instances }
-        })
-    }
-}
-
-impl Handler<GetHeld> for Agent {
-    type Result = ResponseFuture<Vec<HeldTree>>;
-
-    fn handle(&mut self, _: GetHeld, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(self.held())
-    }
-}
-
-impl Handler<OpenChildOf> for Agent {
-    type Result = ResponseFuture<Result<Opened, Refusal>>;
-
-    fn handle(&mut self, OpenChildOf { tree, vm, link }: OpenChildOf, _: &mut Context<Self>) -> Self::Result {
-        let (known, found) = oneshot::channel();
-        match self.transfers.get(&tree) {
-            Some(transfer) => drop(known.send(transfer.clone())),
-            // In a burst a child may be here before the order that makes this VM its parent.
-            None => {
-                self.early_children.retain(|(_, child)| !child.is_closed());
-                self.early_children.push((tree, known));
-            }
-        }
-        let patience = self.world.limits.transfer.stall;
-        Box::pin(async move {
-            let Ok(Ok(transfer)) = tokio::time::timeout(patience, found).await else {
-                return Err(Refusal::NotHeld);
-            };
-            transfer.send(OpenChild { vm, link }).await.unwrap_or(Err(Refusal::NotHeld))
-        })
-    }
-}
-
-impl Handler<GetPort> for Agent {
-    type Result = Option<u16>;
-
-    fn handle(&mut self, GetPort { start }: GetPort, _: &mut Context<Self>) -> Option<u16> {
-        self.ordered.get(&start).map(|ordered| ordered.record.port)
-    }
-}
-
-impl Handler<Shutdown> for Agent {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, _: Shutdown, _: &mut Context<Self>) -> Self::Result {
-        let (done, waiting) = oneshot::channel();
-        let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
-        if self.world.holder.send(ToHolder::Shutdown { grace_ms }) {
-            self.shutdown = Some(done);
-        }
-        Box::pin(async move {
-            let _ = waiting.await;
-        })
-    }
-}
-
-impl Handler<ChildExited<TreeId>> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, exit: ChildExited<TreeId>, ctx: &mut Context<Self>) {
-        match self.transfers.exited(&exit, Instant::now()) {
-            AfterExit::Ignore | AfterExit::Gone => {}
-            AfterExit::Rebuild { pause } => {
-                ctx.run_later(pause, move |agent, ctx| agent.open(exit.child, ctx));
-            }
-            AfterExit::GiveUp => ctx.stop(),
-        }
-    }
-}
-
-impl Handler<ChildExited<StartId>> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, exit: ChildExited<StartId>, ctx: &mut Context<Self>) {
-        match self.instances.exited(&exit, Instant::now()) {
-            AfterExit::Ignore | AfterExit::Gone => {}
-            // Its container may be anywhere on its way; a fresh one is the manager's to order.
-            AfterExit::Rebuild { pause: _ } | AfterExit::GiveUp => {
-                let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
-                self.world.holder.send(ToHolder::Stop { start: exit.child.clone(), grace_ms });
-                let reason = EndReason::RunFailed("the actor of the instance crashed".into());
-                let news = InstanceNews::Ended(reason);
-                self.report(InstanceReport { start: exit.child, news, steps_us: BTreeMap::new() }, ctx);
-            }
-        }
-    }
-}
-
-impl Handler<ChildExited<&'static str>> for Agent {
-    type Result = ();
-
-    fn handle(&mut self, exit: ChildExited<&'static str>, ctx: &mut Context<Self>) {
-        let is_store = exit.child == STORE;
-        let now = Instant::now();
-        let after = if is_store { self.store.exited(&exit, now) } else { self.session.exited(&exit, now) };
-        match after {
-            AfterExit::Ignore | AfterExit::Gone => {}
-            AfterExit::Rebuild { pause } => {
-                ctx.run_later(pause, move |agent, ctx| {
-                    if is_store { agent.start_store(ctx) } else { agent.start_session(ctx) }
-                });
-            }
-            AfterExit::GiveUp => ctx.stop(),
-        }
     }
 }

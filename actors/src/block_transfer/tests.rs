@@ -160,7 +160,7 @@ impl World {
     }
 
     fn step(&mut self, number: usize, event: Event) {
-        // A VM that is cut off hears nobody, but its own disk.
+        // What is cut off is the network: a VM's own disk always answers.
         if !self.alive[number] && !matches!(event, Event::Kept { .. }) {
             return;
         }

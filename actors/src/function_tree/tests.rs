@@ -4,7 +4,7 @@ use super::{
 };
 use crate::{
     id::{Digest, Epoch, TreeId, VmId},
-    image::{BlockImage, ImageLocation, RuntimeConfig},
+    image::BlockImage,
     tree::Complete,
     wire::control::{BytesBySource, HeldTree, Upstream},
 };
@@ -32,17 +32,7 @@ fn tree_id() -> TreeId {
 
 fn image() -> Arc<BlockImage> {
     let digest = Digest::from_bytes([1; 32]);
-    Arc::new(BlockImage {
-        id: digest,
-        source: digest,
-        index_digest: digest,
-        index_bytes: 80,
-        blob_digest: digest,
-        blob_bytes: 100,
-        plain_bytes: 1000,
-        location: ImageLocation::Folder { path: "/images".into() },
-        runtime: RuntimeConfig::default(),
-    })
+    Arc::new(BlockImage::of_test(digest))
 }
 
 fn draft(number: usize) -> Box<StartDraft> {

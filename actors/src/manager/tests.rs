@@ -4,7 +4,7 @@ use super::{Manager, ManagerHandle, ManagerLimits, ManagerWorld};
 use crate::{
     function_tree::TreeLimits,
     id::{Digest, StartId, TenantId, TreeId, VmId},
-    image::{BlockImage, ImageLocation, RuntimeConfig},
+    image::BlockImage,
     model::{FunctionSpec, ImageState, StartState},
     scheduler::{ControlError, Limits},
     tree::Complete,
@@ -83,17 +83,7 @@ impl Converter for Conversions {
         let digest = digest(image);
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            Ok(BlockImage {
-                id: digest,
-                source: digest,
-                index_digest: digest,
-                index_bytes: 80,
-                blob_digest: digest,
-                blob_bytes: 100,
-                plain_bytes: 1000,
-                location: ImageLocation::Folder { path: "/images".into() },
-                runtime: RuntimeConfig::default(),
-            })
+            Ok(BlockImage::of_test(digest))
         })
     }
 }

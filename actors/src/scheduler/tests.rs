@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     id::{Digest, StartId, VmId},
-    image::{BlockImage, ImageLocation, RuntimeConfig},
+    image::BlockImage,
     model::{FunctionSpec, ImageState, StartState, VmState},
     vm_node::{VmEvent, VmFacts},
     wire::control::{BytesBySource, EndReason, HeldTree, RunningInstance, StartReport, Step},
@@ -60,17 +60,7 @@ fn spec(image: &str) -> FunctionSpec {
 /// The block image that is made of a source image of that name.
 fn block_image(source: &str) -> BlockImage {
     let digest = Digest::from_bytes(*blake3::hash(source.as_bytes()).as_bytes());
-    BlockImage {
-        id: digest,
-        source: digest,
-        index_digest: digest,
-        index_bytes: 80,
-        blob_digest: digest,
-        blob_bytes: 100,
-        plain_bytes: 1000,
-        location: ImageLocation::Folder { path: "/images".into() },
-        runtime: RuntimeConfig::default(),
-    }
+    BlockImage::of_test(digest)
 }
 
 fn facts(number: usize, memory_bytes: u64) -> VmFacts {
