@@ -46,7 +46,8 @@ fn the_image_is_an_image_to_containerd_and_its_server_answers() {
     let registry = Registry::on_bed(bed.state(), "registry", folder.path()).unwrap();
     let image = Image::cached(&cache(), Variant::Minimal).unwrap();
     let reference = registry.push(&image, "library/python").unwrap();
-    let measured = faasnet_loadtest::compare::pull_and_run(bed.state(), "vm-1", &reference).unwrap();
+    let measured =
+        faasnet_loadtest::compare::pull_and_run(bed.state(), "vm-1", &reference, "IMPORTS=1").unwrap();
     eprintln!("{measured:?}");
     assert!(measured.received_bytes >= image.layer_bytes().unwrap(), "{measured:?}");
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -133,14 +133,9 @@ impl Handler<GetHello> for Agent {
         let instances = instances.collect();
         let (memory_bytes, address) = (self.world.memory_bytes, self.world.address);
         let held = self.held();
-        let capabilities: BTreeMap<_, _> = self
-            .trees
-            .iter()
-            .map(|(tree, known)| (tree.clone(), known.record.place.capability.clone()))
-            .collect();
+        let proofs = self.trees.values().map(|known| known.record.place.capability.clone()).collect();
         Box::pin(async move {
             let held = held.await;
-            let proofs = held.iter().filter_map(|held| capabilities.get(&held.tree).cloned()).collect();
             Hello { version: PROTOCOL_VERSION, memory_bytes, address, held, proofs, instances }
         })
     }

@@ -489,14 +489,18 @@ impl Agent {
     }
 
     fn held(&self) -> impl Future<Output = Vec<HeldTree>> + use<> {
-        let asking = self.transfers.iter().filter_map(|(tree, transfer)| {
-            let epoch = self.trees.get(tree)?.record.place.epoch;
-            let (tree, asking) = (tree.clone(), transfer.send(GetReport));
-            Some(async move {
-                let report = asking.await.unwrap_or_default();
+        let asking = self.trees.iter().map(|(tree, known)| {
+            let (tree, epoch) = (tree.clone(), known.record.place.epoch);
+            let asking = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
+            async move {
+                // While its cache is being opened the VM is a member all the same.
+                let report = match asking {
+                    Some(asking) => asking.await.unwrap_or_default(),
+                    None => TransferReport::default(),
+                };
                 let TransferReport { blocks_present, blocks_total, bytes, .. } = report;
                 HeldTree { tree, epoch, blocks_present, blocks_total, bytes }
-            })
+            }
         });
         join_all(asking.collect::<Vec<_>>())
     }
