@@ -108,7 +108,10 @@ impl Cache {
         }
         let mut instances = Vec::new();
         for file in fs::read_dir(self.data.join("orders"))? {
-            if let Some(record) = read_record::<InstanceRecord>(&file?.path()) {
+            let path = file?.path();
+            if path.extension().is_some() {
+                fs::remove_file(path)?; // the former agent was writing it when it died
+            } else if let Some(record) = read_record::<InstanceRecord>(&path) {
                 instances.push((record.order.start.clone(), record));
             }
         }

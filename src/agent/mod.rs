@@ -144,12 +144,7 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
     });
     let listening = tokio::spawn(listener::listen(listener, doors));
     let users = renewal::Users { acceptors, dialers, handshake, connect };
-    let renewing = renewal::keep_fresh(data.join("identity"), identity, agent.clone(), renewed, users);
-    tokio::spawn(async move {
-        if let Err(error) = renewing.await {
-            tracing::error!(%error, "the VM's certificate is not renewed any more");
-        }
-    });
+    tokio::spawn(renewal::keep_fresh(data.join("identity"), identity, agent.clone(), renewed, users));
     tracing::info!(vm = %options.name, %address, manager = %options.manager, "the agent is up");
 
     stop_signal(&agent).await?;

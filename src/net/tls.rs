@@ -5,6 +5,7 @@ use super::{
     identity::{Identity, IdentityError, MANAGER_NAME, Peer, certificate_hash, vm_name},
 };
 use faasnet_actors::id::VmId;
+use rustix::net::sockopt;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::{
@@ -45,6 +46,24 @@ fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, IdentityErr
     let mut roots = RootCertStore::empty();
     roots.add(ca.clone()).map_err(invalid)?;
     Ok(Arc::new(roots))
+}
+
+/// Silence of a machine after which its connections end. A machine that has vanished, or a network that
+/// is cut, says nothing; TCP by itself goes on for a quarter of an hour. Far above any pause of a busy VM.
+const VANISHED: Duration = Duration::from_secs(10);
+
+/// Ends a connection whose other machine has vanished, and one whose other side does not read: an agent
+/// must come back to its manager, and a child must not keep its place for nothing. The speed of requests
+/// is their callers' own matter, these are only probed.
+fn end_when_vanished(stream: &TcpStream, purpose: Purpose) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, VANISHED / 2)?;
+    sockopt::set_tcp_keepintvl(stream, VANISHED / 5)?;
+    if matches!(purpose, Purpose::Control | Purpose::Blocks) {
+        let millis = u32::try_from(VANISHED.as_millis()).expect("some seconds");
+        sockopt::set_tcp_user_timeout(stream, millis)?;
+    }
+    Ok(())
 }
 
 /// Accepts connections for some purposes.
@@ -110,6 +129,7 @@ impl Acceptor {
         if peer.is_none() && purpose != Purpose::Join {
             return Err(ConnectError::Peer);
         }
+        end_when_vanished(stream.get_ref().0, purpose)?;
         Ok(Accepted { stream, purpose, peer })
     }
 }
@@ -162,7 +182,9 @@ impl Dialer {
         purpose: Purpose,
     ) -> Result<client::TlsStream<TcpStream>, ConnectError> {
         let place = Purpose::ALL.iter().position(|each| *each == purpose).expect("ALL names every purpose");
-        connect(&self.tls[place], name, address, self.deadline).await
+        let stream = connect(&self.tls[place], name, address, self.deadline).await?;
+        end_when_vanished(stream.get_ref().0, purpose)?;
+        Ok(stream)
     }
 }
 
@@ -304,9 +326,13 @@ mod tests {
         let dialer = Dialer::new(&one, DEADLINE).expect("a dialer");
         let acceptor = Acceptor::agent(&two, DEADLINE).expect("an acceptor");
         let vm = "vm-2".parse().expect("valid");
-        let (accepted, _) = meet(acceptor, async |to| dialer.vm(&vm, to, Purpose::Blocks).await).await;
+        let (accepted, dialled) = meet(acceptor, async |to| dialer.vm(&vm, to, Purpose::Blocks).await).await;
         let accepted = accepted.expect("accepted");
         assert_eq!(accepted.purpose, Purpose::Blocks);
+        let dialled = dialled.expect("connected");
+        for end in [dialled.get_ref().0, accepted.stream.get_ref().0] {
+            assert_eq!(sockopt::tcp_user_timeout(end), Ok(10_000));
+        }
         assert_eq!(accepted.peer, Some(Peer::of(&one.certificate).expect("a name")));
         assert_eq!(accepted.peer.and_then(|peer| peer.vm()), Some("vm-1".parse().expect("valid")));
     }
