@@ -92,9 +92,11 @@ async fn bring_up(settings: &Settings, options: &UpOptions, processes: &mut Proc
     let data = options.data.canonicalize()?;
     let config = write_settings(settings, options, &data)?;
     tracing::info!(data = %data.display(), "starting the manager");
-    let manager = processes.start("manager", &data.join("manager.log"), &["manager"], &config, &[]).await?;
+    let log = data.join("manager.log");
+    let manager = processes.start("manager", &log, &["manager"], &config, &[]).await?;
     let line =
-        tokio::time::timeout(UP_DEADLINE, ready_line(manager)).await.context("waiting for the manager")??;
+        tokio::time::timeout(UP_DEADLINE, ready_line(manager)).await.context("waiting for the manager")?;
+    let line = line.with_context(|| last_words("the manager", &log))?;
     let ready: ManagerReady = serde_json::from_str(&line).context("reading what the manager said")?;
     let token = fs::read_to_string(&ready.token_file).context("reading the API token")?;
     let client = Client::new(ready.api.clone(), token.trim().to_owned(), None)?;
@@ -103,6 +105,13 @@ async fn bring_up(settings: &Settings, options: &UpOptions, processes: &mut Proc
     processes.complete();
     announce(&UpReady { api: ready.api, token_file: ready.token_file, vms, function }, options.json);
     Ok(())
+}
+
+/// Why a process ended: the last line of its log.
+fn last_words(name: &str, log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let last = text.lines().last().unwrap_or("it said nothing");
+    format!("{name} ended while it was starting: {last} (log: {})", log.display())
 }
 
 fn announce(ready: &UpReady, is_json: bool) {
@@ -176,7 +185,7 @@ async fn start_agents(
             return Ok(names);
         }
         if let Some(name) = processes.ended().await {
-            bail!("{name} ended while it was starting; its log is in {}", data.display());
+            bail!(last_words(&name, &data.join(format!("{name}.log"))));
         }
         if Instant::now() > deadline {
             bail!("only {up} of {} agents came up; their logs are in {}", names.len(), data.display());

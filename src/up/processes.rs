@@ -99,6 +99,6 @@ pub async fn ready_line(child: &mut Child) -> anyhow::Result<String> {
     let output = child.stdout.take().context("its output is read once")?;
     let mut line = String::new();
     BufReader::new(output).read_line(&mut line).await?;
-    anyhow::ensure!(!line.is_empty(), "it ended before it was ready; see its log");
+    anyhow::ensure!(!line.is_empty(), "it ended before it was ready");
     Ok(line)
 }
