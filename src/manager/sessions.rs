@@ -26,6 +26,7 @@ use faasnet_actors::{
     },
 };
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -183,16 +184,22 @@ async fn session(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
     let _late = timeout(doors.limits.handshake, writing.shutdown()).await;
 }
 
-/// What the VM may say of itself: trees that it was given a capability for, and their instances.
-fn proven(mut hello: Hello, vm: &VmId, peer: &Peer, doors: &Doors) -> Hello {
+/// The hello without what the VM may not say of itself.
+fn proven(hello: Hello, vm: &VmId, peer: &Peer, doors: &Doors) -> Hello {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let trees = capability::opened_trees(&hello.proofs, &doors.capability_key, &peer.key_hash, now);
     let said = (hello.held.len(), hello.instances.len());
-    hello.held.retain(|held| trees.contains(&held.tree));
-    hello.instances.retain(|one| trees.contains(&TreeId { tenant: one.tenant.clone(), image: one.image }));
+    let hello = believe(hello, &trees);
     if said != (hello.held.len(), hello.instances.len()) {
         tracing::warn!(%vm, "an agent named trees or instances that it cannot prove to be its own");
     }
+    hello
+}
+
+/// Keeps the trees that the VM was given a capability for, and instances of their images.
+fn believe(mut hello: Hello, trees: &BTreeSet<TreeId>) -> Hello {
+    hello.held.retain(|held| trees.contains(&held.tree));
+    hello.instances.retain(|one| trees.contains(&TreeId { tenant: one.tenant.clone(), image: one.image }));
     hello
 }
 
@@ -281,5 +288,49 @@ fn renew(vm: &VmId, peer: &Peer, signing_request: &str, doors: &Doors) -> Option
             tracing::warn!(%vm, %error, "a certificate was not renewed");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faasnet_actors::{
+        id::{Digest, Epoch},
+        wire::control::{BytesBySource, HeldTree, RunningInstance},
+    };
+
+    #[test]
+    fn a_vm_is_not_believed_about_the_trees_of_others() {
+        let tree = |tenant: &str| TreeId {
+            tenant: tenant.parse().expect("valid"),
+            image: Digest::from_bytes([1; 32]),
+        };
+        let held = |tree| HeldTree {
+            tree,
+            epoch: Epoch::default(),
+            blocks_present: 9,
+            blocks_total: 9,
+            bytes: BytesBySource::default(),
+        };
+        let instance = |tree: TreeId| RunningInstance {
+            start: "s1".parse().expect("valid"),
+            tenant: tree.tenant,
+            function: "web".parse().expect("valid"),
+            image: tree.image,
+            memory_bytes: 1,
+            ready: true,
+        };
+        let (own, other) = (tree("own"), tree("other"));
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            memory_bytes: 1,
+            address: ([127, 0, 0, 1], 1).into(),
+            held: vec![held(own.clone()), held(other.clone())],
+            proofs: Vec::new(),
+            instances: vec![instance(other), instance(own.clone())],
+        };
+        let believed = believe(hello, &BTreeSet::from([own.clone()]));
+        assert_eq!(believed.held, [held(own.clone())]);
+        assert_eq!(believed.instances, [instance(own)]);
     }
 }
