@@ -26,7 +26,14 @@ impl Processes {
         variables: &[(&str, &str)],
     ) -> anyhow::Result<&mut Child> {
         let log = File::create(log).with_context(|| format!("making the log {}", log.display()))?;
-        let child = Command::new(std::env::current_exe()?)
+        let mut command = Command::new(std::env::current_exe()?);
+        // They are in the settings of this run already, where some of them were replaced.
+        for (variable, _) in std::env::vars_os() {
+            if variable.as_encoded_bytes().starts_with(b"FAASNET__") {
+                command.env_remove(variable);
+            }
+        }
+        let child = command
             .arg("--config")
             .arg(config)
             .args(arguments)

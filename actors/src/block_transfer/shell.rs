@@ -70,6 +70,8 @@ pub struct BlockTransfer {
     world: TransferWorld,
     core: TransferCore,
     index: IndexCell,
+    /// The index as it travels: one copy, however many children ask.
+    encoded_index: Option<Bytes>,
     plain_path: PathBuf,
     capability: Capability,
     links: BTreeMap<Upstream, (u64, TaskLink<ToParent>)>,
@@ -108,6 +110,7 @@ impl BlockTransfer {
             world,
             core,
             index,
+            encoded_index: None,
             plain_path: opened.plain_path,
             capability: record.place.capability,
             links: BTreeMap::new(),
@@ -158,8 +161,8 @@ impl BlockTransfer {
             }
             Effect::Serve { child, block, urgency, stored: None } => self.load(child, block, urgency, ctx),
             Effect::ServeIndex { child } => {
-                let encoded = self.index.get().map(|index| index.encode()).unwrap_or_default();
-                self.tell(child, Urgency::Demand, FromParent::Index, encoded.into(), ctx);
+                let encoded = self.encoded_index();
+                self.tell(child, Urgency::Demand, FromParent::Index, encoded, ctx);
             }
             Effect::NotServed { child, block, reason } => {
                 self.tell(child, Urgency::Demand, FromParent::NotServed { block, reason }, Bytes::new(), ctx);
@@ -187,6 +190,12 @@ impl BlockTransfer {
                 self.world.losses.do_send(UpstreamLoss { tree: self.tree.clone(), vm });
             }
         }
+    }
+
+    fn encoded_index(&mut self) -> Bytes {
+        let index = self.index.get();
+        let encode = || index.map(|index| index.encode()).unwrap_or_default().into();
+        self.encoded_index.get_or_insert_with(encode).clone()
     }
 
     fn connect(&mut self, upstream: Upstream, ctx: &mut Context<Self>) {
