@@ -12,9 +12,17 @@ use std::{
 /// These packages and all they depend on, as names.
 pub fn closure(packages: &[&str]) -> anyhow::Result<BTreeSet<String>> {
     // With an empty status file apt thinks that nothing is installed and names everything.
-    let mut apt = Command::new("apt-get");
-    apt.args(["-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1", "--no-install-recommends"]);
-    let text = run(apt.args(["-s", "install"]).args(packages))?;
+    let text = with_lists(|| {
+        let mut apt = Command::new("apt-get");
+        apt.args([
+            "-o",
+            "Dir::State::status=/dev/null",
+            "-o",
+            "Debug::NoLocking=1",
+            "--no-install-recommends",
+        ]);
+        run(apt.args(["-s", "install"]).args(packages))
+    })?;
     let name = |line: &str| line.strip_prefix("Inst ")?.split(' ').next().map(str::to_owned);
     let names: BTreeSet<String> = text.lines().filter_map(name).collect();
     ensure!(!names.is_empty(), "apt-get named no package for {packages:?}");
@@ -38,17 +46,21 @@ pub fn unpack(packages: &BTreeSet<String>, cache: &Path, rootfs: &Path) -> anyho
     Ok(())
 }
 
-/// A machine whose package lists are old or missing is brought up to date once.
 fn download(packages: &[&String], cache: &Path) -> anyhow::Result<()> {
-    let get = || {
+    with_lists(|| {
         let mut apt = Command::new("apt-get");
         run(apt.args(["-o", "APT::Sandbox::User=root", "download"]).args(packages).current_dir(cache))
-    };
-    if get().is_err() {
-        run(Command::new("apt-get").arg("update"))?;
-        get().context("download Debian packages (is there a network?)")?;
-    }
+    })
+    .context("download Debian packages (is there a network?)")?;
     Ok(())
+}
+
+/// A machine whose package lists are old or missing is brought up to date once.
+fn with_lists<T>(attempt: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    attempt().or_else(|_| {
+        run(Command::new("apt-get").arg("update"))?;
+        attempt()
+    })
 }
 
 /// Package name to archive: archives are named NAME_VERSION_ARCHITECTURE.deb.
