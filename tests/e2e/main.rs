@@ -8,5 +8,6 @@ mod bad_input;
 mod burst;
 mod corruption;
 mod listing;
+mod manager_restart;
 mod sample;
 mod support;
