@@ -112,7 +112,11 @@ fn beds_stand_side_by_side() {
 fn a_dropped_bed_leaves_no_process_and_no_namespace() {
     let bed = bed(&[("a", Some(Rate::mbit(1000)))]);
     let id = bed.id().to_owned();
-    let mut child = bed.command("a", "sleep").unwrap().arg("1000").spawn().unwrap();
+    let mut command = bed.command("a", "sh").unwrap();
+    let mut child =
+        command.args(["-c", "echo ready; exec sleep 1000"]).stdout(Stdio::piped()).spawn().unwrap();
+    // Before that it may not have entered the namespace yet, and nobody would find it there.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
     drop(bed);
     assert!(!child.wait().unwrap().success(), "it was killed");
     assert_gone(&id);
