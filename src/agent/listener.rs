@@ -29,7 +29,7 @@ use std::{
     net::Ipv4Addr,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
@@ -103,7 +103,7 @@ async fn serve_child(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
     };
     let (tree, Opened { child, requests }, demand, prefetch, expires_at) = opened;
     if framed::write(&mut writing, &FromParent::Opened, &[]).await.is_ok() {
-        let lifetime = Duration::from_secs(expires_at.saturating_sub(now_seconds()));
+        let lifetime = Duration::from_secs(expires_at.saturating_sub(capability::now_seconds()));
         tokio::select! {
             () = send_blocks(&mut writing, demand, prefetch) => {}
             () = hear_child(&mut frames, child, &requests) => {}
@@ -134,7 +134,7 @@ async fn open_child<R: AsyncRead + Unpin>(
     }
     let vm = peer.vm().ok_or(Refusal::Capability)?;
     let key = doors.capability_key.borrow().clone();
-    let expires_at = capability::check(&capability, &key, &tree, &peer.key_hash, now_seconds())
+    let expires_at = capability::check(&capability, &key, &tree, &peer.key_hash, capability::now_seconds())
         .map_err(|_| Refusal::Capability)?;
     // Answers and refusals share the queue with demanded blocks.
     let (demand, demanded) = mpsc::channel(2 * doors.limits.queued_blocks_max);
@@ -143,10 +143,6 @@ async fn open_child<R: AsyncRead + Unpin>(
     let opening = doors.agent.send(OpenChildOf { tree: tree.clone(), vm, link });
     let opened = opening.await.unwrap_or(Err(Refusal::NotHeld))?;
     Ok((tree, opened, demanded, prefetched, expires_at))
-}
-
-fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Sends what waits, demand first. Ends when the transfer drops the child or the connection breaks.

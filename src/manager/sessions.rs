@@ -186,7 +186,7 @@ async fn session(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
 
 /// The hello without what the VM may not say of itself.
 fn proven(hello: Hello, vm: &VmId, peer: &Peer, doors: &Doors) -> Hello {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = capability::now_seconds();
     let trees = capability::opened_trees(&hello.proofs, &doors.capability_key, &peer.key_hash, now);
     let said = (hello.held.len(), hello.instances.len());
     let hello = believe(hello, &trees);

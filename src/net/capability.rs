@@ -8,7 +8,7 @@ use ring::{
     rand::SystemRandom,
     signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::SystemTime};
 
 /// Why a capability does not open a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +53,11 @@ impl CapabilityKey {
         let signature = self.key.sign(&claims).as_ref().to_vec();
         Capability { claims, signature }
     }
+}
+
+/// Seconds since the Unix epoch, as in the claims of capabilities.
+pub fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Checks that the capability opens the tree for the holder of a key. Returns when it expires.

@@ -100,7 +100,7 @@ async fn bring_up(settings: &Settings, options: &UpOptions, processes: &mut Proc
     let ready: ManagerReady = serde_json::from_str(&line).context("reading what the manager said")?;
     let token = fs::read_to_string(&ready.token_file).context("reading the API token")?;
     let client = Client::new(ready.api.clone(), token.trim().to_owned(), None)?;
-    let vms = start_agents(&client, &ready, settings, options, &data, &config, processes).await?;
+    let vms = start_agents(&client, &ready, options, &data, &config, processes).await?;
     let function = if options.has_sample { Some(deploy_sample(&client, &data).await?) } else { None };
     processes.complete();
     announce(&UpReady { api: ready.api, token_file: ready.token_file, vms, function }, options.json);
@@ -150,7 +150,6 @@ fn write_settings(settings: &Settings, options: &UpOptions, data: &Path) -> anyh
 async fn start_agents(
     client: &Client,
     ready: &ManagerReady,
-    settings: &Settings,
     options: &UpOptions,
     data: &Path,
     config: &Path,
@@ -184,13 +183,13 @@ async fn start_agents(
         if up >= names.len() {
             return Ok(names);
         }
-        if let Some(name) = processes.ended().await {
+        if let Some(name) = processes.ended() {
             bail!(last_words(&name, &data.join(format!("{name}.log"))));
         }
         if Instant::now() > deadline {
             bail!("only {up} of {} agents came up; their logs are in {}", names.len(), data.display());
         }
-        tokio::time::sleep(LOOK_AGAIN.max(Duration::from_millis(settings.agent.reconnect_min_ms) / 2)).await;
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

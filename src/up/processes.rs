@@ -59,7 +59,7 @@ impl Processes {
     }
 
     /// A process that has ended, if one has.
-    pub async fn ended(&mut self) -> Option<String> {
+    pub fn ended(&mut self) -> Option<String> {
         self.running.iter_mut().find_map(|(name, child)| {
             child.try_wait().is_ok_and(|status| status.is_some()).then(|| name.clone())
         })

@@ -63,11 +63,9 @@ impl Handler<HolderEvent> for Agent {
                 self.holder_back(&mounts, instances, ctx);
             }
             HolderEvent::Says(FromHolder::Miss { image, blocks }) => {
-                let Some(tree) = self.tree_of(&image).cloned() else { return };
-                if let Some(transfer) = self.transfers.get(&tree) {
+                // Without a transfer it is dropped: one that starts on a mounted image is asked again.
+                if let Some(transfer) = self.tree_of(&image).and_then(|tree| self.transfers.get(tree)) {
                     transfer.do_send(Demand(blocks));
-                } else if let Some(known) = self.trees.get_mut(&tree) {
-                    known.early_misses.extend(blocks);
                 }
             }
             HolderEvent::Says(FromHolder::Mounted { image }) => self.mount_ended(image, Ok(())),

@@ -17,7 +17,7 @@ use crate::{
         Attach, BlockTransfer, Demand, GetReport, HolderBack, MountEnded, OpenChild, Opened, Placed,
         StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
     },
-    id::{BlockId, ImageId, StartId, TreeId, VmId},
+    id::{ImageId, StartId, TreeId, VmId},
     instance::{
         FromHolderAbout, Instance, InstanceLimits, InstanceNews, InstanceReport, InstanceWorld, Stop,
     },
@@ -84,13 +84,11 @@ struct Tree {
     is_mounted: bool,
     /// To be left when its last instance has ended.
     is_left: bool,
-    /// What reads wait for since before the transfer runs: the holder asks for a block only once.
-    early_misses: BTreeSet<BlockId>,
 }
 
 impl Tree {
     fn new(record: TreeRecord) -> Self {
-        Self { record, is_mounted: false, is_left: false, early_misses: BTreeSet::new() }
+        Self { record, is_mounted: false, is_left: false }
     }
 }
 
@@ -238,28 +236,25 @@ impl Agent {
             let _ = child.send(transfer.clone());
         }
         if is_mounted {
+            // It mounts again, so that the holder asks for what reads have waited for meanwhile.
             transfer.do_send(HolderBack { is_mounted });
         }
-        let early_misses = self.trees.get_mut(&tree).map(|known| std::mem::take(&mut known.early_misses));
-        if let Some(blocks) = early_misses.filter(|blocks| !blocks.is_empty()) {
-            transfer.do_send(Demand(blocks.into_iter().collect()));
+        for (start, instance) in self.instances_of(&tree) {
+            transfer.do_send(Attach { start: start.clone(), events: instance.clone().recipient() });
         }
-        for (start, ordered) in &self.ordered {
-            let is_of_tree = ordered.record.order.place.tree == tree;
-            if let Some(instance) = self.instances.get(start).filter(|_| is_of_tree) {
-                transfer.do_send(Attach { start: start.clone(), events: instance.clone().recipient() });
-            }
-        }
+    }
+
+    fn instances_of(&self, tree: &TreeId) -> impl Iterator<Item = (&StartId, &Addr<Instance>)> {
+        let is_of_tree = move |start| {
+            self.ordered.get(start).is_some_and(|ordered| ordered.record.order.place.tree == *tree)
+        };
+        self.instances.iter().filter(move |(start, _)| is_of_tree(*start))
     }
 
     fn cache_failed(&mut self, tree: &TreeId, reason: &str) {
         tracing::error!(%tree, %reason, "the cache of an image cannot be used");
-        for (start, ordered) in &self.ordered {
-            if ordered.record.order.place.tree == *tree
-                && let Some(instance) = self.instances.get(start)
-            {
-                instance.do_send(crate::block_transfer::ImageEvent::MountFailed(reason.to_owned()));
-            }
+        for (_, instance) in self.instances_of(tree) {
+            instance.do_send(crate::block_transfer::ImageEvent::MountFailed(reason.to_owned()));
         }
     }
 
