@@ -140,9 +140,14 @@ impl Cluster {
         Ok(vms.iter().map(|vm| (vm["id"].as_str().unwrap_or_default().to_owned(), vm.clone())).collect())
     }
 
+    /// Waits until so many VMs have a session; those that only joined once do not count.
     pub fn wait_for_vms(&self, count: usize) -> anyhow::Result<()> {
-        let what = format!("{count} VMs to join");
-        let waited = wait_until(&what, START_DEADLINE, || Ok((self.vms()?.len() >= count).then_some(())));
+        let what = format!("{count} VMs to be up");
+        let waited = wait_until(&what, START_DEADLINE, || {
+            let vms = self.vms()?;
+            let up = vms.values().filter(|vm| vm["state"] == "up").count();
+            Ok((up >= count).then_some(()))
+        });
         waited.with_context(|| format!("messages are in {}", self.logs().display()))
     }
 
