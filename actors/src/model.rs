@@ -143,6 +143,9 @@ pub struct StartView {
     pub bytes: BytesBySource,
     pub stalls: u32,
     pub stalled_us: u64,
+    /// The longest wait of one read of the image on the VM; while the instance lives, as of the last
+    /// heartbeat.
+    pub longest_stall_us: u64,
 }
 
 /// Duration of each phase of a start in microseconds, as far as it has come. `ready` is the whole,

@@ -181,7 +181,9 @@ fn show(start: &StartView) -> String {
             size(bytes.origin)
         ),
     ));
-    lines.push(("stalls", format!("{}, {} together", start.stalls, duration(start.stalled_us))));
+    let stalls = format!("{}, {} together", start.stalls, duration(start.stalled_us));
+    lines.push(("stalls", stalls));
+    lines.push(("longest stall", duration(start.longest_stall_us)));
     format!("{}\n{}", pairs(lines), waterfall(&start.timeline_us))
 }
 

@@ -311,6 +311,7 @@ mod tests {
             blocks_present: 9,
             blocks_total: 9,
             bytes: BytesBySource::default(),
+            longest_stall_us: 0,
         };
         let instance = |tree: TreeId| RunningInstance {
             start: "s1".parse().expect("valid"),

@@ -186,6 +186,7 @@ fn start_view(id: StartId) -> StartView {
         bytes: BytesBySource { parent: 30 << 20, ancestor: 0, origin: 14 << 20 },
         stalls: 3,
         stalled_us: 45_000,
+        longest_stall_us: 30_000,
     }
 }
 

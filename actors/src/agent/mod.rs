@@ -450,8 +450,7 @@ impl Agent {
     fn report(&mut self, report: InstanceReport, ctx: &mut Context<Self>) {
         let InstanceReport { start, news, steps_us } = report;
         if let InstanceNews::Progress { step, elapsed } = news {
-            let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-            return self.say(ToManager::Progress { start, step, elapsed_us });
+            return self.say(ToManager::Progress { start, step, elapsed_us: micros(elapsed) });
         }
         let Some(ordered) = self.ordered.get_mut(&start) else {
             return;
@@ -493,8 +492,9 @@ impl Agent {
                     Some(asking) => asking.await.unwrap_or_default(),
                     None => TransferReport::default(),
                 };
-                let TransferReport { blocks_present, blocks_total, bytes, .. } = report;
-                HeldTree { tree, epoch, blocks_present, blocks_total, bytes }
+                let TransferReport { blocks_present, blocks_total, bytes, stalls } = report;
+                let longest_stall_us = micros(stalls.longest);
+                HeldTree { tree, epoch, blocks_present, blocks_total, bytes, longest_stall_us }
             }
         });
         join_all(asking.collect::<Vec<_>>())
@@ -511,13 +511,17 @@ fn start_report(
         ancestor: after.bytes.ancestor.saturating_sub(before.bytes.ancestor),
         origin: after.bytes.origin.saturating_sub(before.bytes.origin),
     };
-    let stalled = after.stalled.saturating_sub(before.stalled);
     StartReport {
         steps_us,
         bytes,
-        stalls: after.stalls.saturating_sub(before.stalls),
-        stalled_us: u64::try_from(stalled.as_micros()).unwrap_or(u64::MAX),
+        stalls: after.stalls.count.saturating_sub(before.stalls.count),
+        stalled_us: micros(after.stalls.together.saturating_sub(before.stalls.together)),
+        longest_stall_us: micros(after.stalls.longest),
     }
+}
+
+fn micros(length: Duration) -> u64 {
+    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Actor for Agent {

@@ -233,8 +233,24 @@ pub struct TransferCore {
     /// The cache did not take a block lately.
     cache_rests_until: Option<Instant>,
     bytes: BytesBySource,
-    stalls: u32,
-    stalled: Duration,
+    stalls: Stalls,
+}
+
+/// Reads on this VM that had to wait for a block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stalls {
+    pub count: u32,
+    /// The waits of all reads that have ended.
+    pub together: Duration,
+    /// The longest wait of one read.
+    pub longest: Duration,
+}
+
+impl Stalls {
+    fn ended(&mut self, wait: Duration) {
+        self.together += wait;
+        self.longest = self.longest.max(wait);
+    }
 }
 
 impl TransferCore {
@@ -264,8 +280,7 @@ impl TransferCore {
             progress_at: now,
             cache_rests_until: None,
             bytes: BytesBySource::default(),
-            stalls: 0,
-            stalled: Duration::ZERO,
+            stalls: Stalls::default(),
         }
     }
 
@@ -285,9 +300,11 @@ impl TransferCore {
         self.bytes
     }
 
-    /// Reads that had to wait, and for how long together.
-    pub fn stalls(&self) -> (u32, Duration) {
-        (self.stalls, self.stalled)
+    /// The longest wait counts while it lasts.
+    pub fn stalls(&self, now: Instant) -> Stalls {
+        let waiting = self.wanted.values().filter(|want| want.is_read);
+        let longest = waiting.map(|want| now.duration_since(want.since)).max().unwrap_or_default();
+        Stalls { longest: longest.max(self.stalls.longest), ..self.stalls }
     }
 
     pub fn is_connected(&self) -> bool {
@@ -380,7 +397,7 @@ impl TransferCore {
         effects.push(Effect::Step(Step::Index));
         let beyond: Vec<_> = self.wanted.range(BlockId(count)..).map(|(block, _)| *block).collect();
         for block in beyond {
-            self.give_up(block, effects);
+            self.give_up(block, now, effects);
         }
         for (child, state) in &mut self.children {
             if std::mem::take(&mut state.wants_index) {
@@ -432,7 +449,7 @@ impl TransferCore {
             if !std::mem::replace(&mut want.is_read, true) {
                 // From here on the read waits; what a prefetch took before is no stall.
                 want.since = now;
-                self.stalls += 1;
+                self.stalls.count += 1;
             }
             for ahead in self.read_ahead.next(block) {
                 let is_here = self.present.contains(&ahead) || self.writing.contains_key(&ahead);
@@ -556,7 +573,7 @@ impl TransferCore {
                 self.links.forget(asked, block);
             }
             if want.is_read {
-                self.stalled += now.duration_since(want.since);
+                self.stalls.ended(now.duration_since(want.since));
             }
             for child in want.children {
                 self.child_answered(child, block);
@@ -619,12 +636,12 @@ impl TransferCore {
             effects.push(Effect::NotServed { child, block, reason: NotServed::NoSource });
         }
         if !is_own {
-            self.give_up(block, effects);
+            self.give_up(block, now, effects);
         }
     }
 
     /// Tells all who wait that the block cannot be had.
-    fn give_up(&mut self, block: BlockId, effects: &mut Vec<Effect>) {
+    fn give_up(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
         self.dequeue(block);
         let Some(want) = self.wanted.remove(&block) else {
             return;
@@ -637,6 +654,7 @@ impl TransferCore {
             effects.push(Effect::NotServed { child, block, reason: NotServed::NoSource });
         }
         if want.is_read {
+            self.stalls.ended(now.duration_since(want.since));
             effects.push(Effect::Unavailable { blocks: vec![block] });
         }
     }
@@ -741,7 +759,7 @@ impl TransferCore {
             .map(|(block, _)| *block)
             .collect();
         for block in overdue {
-            self.give_up(block, effects);
+            self.give_up(block, now, effects);
         }
         let rested: Vec<_> = self
             .wanted

@@ -1,6 +1,6 @@
 //! What a transfer can be told. Events of upstreams are `agent::world::FromUpstream`.
 
-use super::core::ChildId;
+use super::core::{ChildId, Stalls};
 use crate::{
     agent::world::ChildLink,
     block_store::BlockStore,
@@ -11,7 +11,6 @@ use crate::{
     },
 };
 use actix::prelude::*;
-use std::time::Duration;
 
 /// A new place in the tree, or fresh hints for the present one.
 #[derive(Message)]
@@ -71,8 +70,7 @@ pub struct TransferReport {
     pub blocks_present: u32,
     pub blocks_total: u32,
     pub bytes: BytesBySource,
-    pub stalls: u32,
-    pub stalled: Duration,
+    pub stalls: Stalls,
 }
 
 /// A child has shown a valid capability.

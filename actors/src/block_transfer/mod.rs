@@ -13,7 +13,7 @@ mod shell;
 mod tests;
 
 pub use self::{
-    core::{ChildId, TransferCore, TransferLimits},
+    core::{ChildId, Stalls, TransferCore, TransferLimits},
     messages::{
         Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
         Opened, Placed, StoreBack, TransferReport,

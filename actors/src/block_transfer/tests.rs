@@ -425,8 +425,27 @@ fn a_read_whose_upstreams_refuse_for_a_while_waits_until_its_deadline() {
         asker.apply(Event::Tick);
     }
     assert_eq!(asker.now - from, LIMITS.read_deadline);
+    let stalls = asker.core.stalls(asker.now);
+    assert_eq!((stalls.count, stalls.longest), (1, LIMITS.read_deadline));
     let most = LIMITS.read_deadline.as_millis() / LIMITS.retry_max.as_millis() + 5;
     assert!((10..most).contains(&rounds), "{rounds} rounds");
+}
+
+#[test]
+fn the_longest_stall_counts_a_read_that_still_waits_and_is_kept_when_it_is_over() {
+    let mut asker = Asker::new(LIMITS, vec![upstream(1)]);
+    let longest = |asker: &Asker| asker.core.stalls(asker.now).longest.as_millis();
+    asker.apply(Event::Demanded { blocks: vec![BlockId(3)] });
+    asker.now += Duration::from_millis(300);
+    asker.apply(Event::Demanded { blocks: vec![BlockId(5)] });
+    assert_eq!(longest(&asker), 300);
+    asker.now += Duration::from_millis(40);
+    for block in [3, 5].map(BlockId) {
+        asker.apply(Event::Arrived { upstream: upstream(1), block, stored: stored(block) });
+    }
+    asker.now += Duration::from_secs(9);
+    assert_eq!(longest(&asker), 340);
+    assert_eq!(asker.core.stalls(asker.now).together.as_millis(), 380);
 }
 
 #[test]

@@ -52,7 +52,8 @@ fn join(number: u16) -> Event {
 }
 
 fn held(epoch: Epoch, blocks_present: u32) -> HeldTree {
-    HeldTree { tree: tree_id(), epoch, blocks_present, blocks_total: 10, bytes: BytesBySource::default() }
+    let bytes = BytesBySource::default();
+    HeldTree { tree: tree_id(), epoch, blocks_present, blocks_total: 10, bytes, longest_stall_us: 0 }
 }
 
 /// A tree and the agents of its VMs, which do what they are told.

@@ -293,6 +293,7 @@ fn starts_go_to_vms_without_the_function_first_and_to_holders_of_its_image_befor
         blocks_present: 1,
         blocks_total: 9,
         bytes: BytesBySource::default(),
+        longest_stall_us: 0,
     };
     world.news(vm(2), VmEvent::Held(vec![held]));
     world.start(api(), 4);
@@ -324,7 +325,14 @@ fn a_vm_that_changes_its_tenant_leaves_the_trees_of_the_one_before() {
     let (epoch, bytes) = Default::default();
     world.news(
         vm(0),
-        VmEvent::Held(vec![HeldTree { tree, epoch, blocks_present: 9, blocks_total: 9, bytes }]),
+        VmEvent::Held(vec![HeldTree {
+            tree,
+            epoch,
+            blocks_present: 9,
+            blocks_total: 9,
+            bytes,
+            longest_stall_us: 70,
+        }]),
     );
     world.ask(|ticket| Event::Stop { ticket, tenant: api().0, start: start.clone() });
     world.end(&start, EndReason::Stopped);
@@ -615,6 +623,23 @@ fn the_timeline_says_how_long_each_phase_took() {
     world.news(vm(0), VmEvent::Ready { start: start.clone(), report });
     let timeline = world.core.start_view(&api().0, &start).expect("known").timeline_us;
     assert_eq!((timeline.ready, timeline.mount, timeline.probe), (Some(100_000), Some(1000), Some(1000)));
+}
+
+#[test]
+fn the_longest_stall_of_a_live_instance_is_that_of_the_last_heartbeat() {
+    let mut world = World::with_vms(1);
+    let start = world.start(api(), 1).remove(0);
+    world.run(&start);
+    let tree = crate::id::TreeId { tenant: api().0, image: block_image("app:1").id };
+    let (epoch, bytes) = Default::default();
+    let held = HeldTree { tree, epoch, blocks_present: 9, blocks_total: 9, bytes, longest_stall_us: 70 };
+    let longest = |world: &World| world.core.start_view(&api().0, &start).expect("known").longest_stall_us;
+    world.news(vm(0), VmEvent::Held(vec![held]));
+    assert_eq!(longest(&world), 70);
+    let report = StartReport { longest_stall_us: 90, ..Default::default() };
+    let reason = EndReason::Stopped;
+    world.news(vm(0), VmEvent::Ended { start: start.clone(), reason, report });
+    assert_eq!(longest(&world), 90);
 }
 
 #[test]

@@ -88,6 +88,8 @@ pub struct HeldTree {
     pub blocks_present: u32,
     pub blocks_total: u32,
     pub bytes: BytesBySource,
+    /// The longest wait of one read so far, one that still waits included.
+    pub longest_stall_us: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +135,8 @@ pub struct StartReport {
     /// Reads that had to wait for a block, and for how long together.
     pub stalls: u32,
     pub stalled_us: u64,
+    /// The longest wait of one read of the image on this VM so far.
+    pub longest_stall_us: u64,
 }
 
 /// Stored bytes of blocks by where they came from.

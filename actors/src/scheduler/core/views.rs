@@ -50,7 +50,7 @@ impl SchedulerCore {
 
     pub fn start_view(&self, tenant: &TenantId, id: &StartId) -> Result<StartView, ControlError> {
         let start = self.starts.get(id).filter(|start| start.key.0 == *tenant);
-        start.map(|start| view(id, start)).ok_or(ControlError::NotFound("start"))
+        start.map(|start| self.view(id, start)).ok_or(ControlError::NotFound("start"))
     }
 
     /// The newest first.
@@ -59,7 +59,7 @@ impl SchedulerCore {
             let known = self.functions.contains_key(key);
             return if known { Ok(Vec::new()) } else { Err(ControlError::NotFound("function")) };
         };
-        Ok(history.iter().rev().take(limit).map(|(_, id)| view(id, &self.starts[id])).collect())
+        Ok(history.iter().rev().take(limit).map(|(_, id)| self.view(id, &self.starts[id])).collect())
     }
 
     pub fn locate(&self, tenant: &TenantId, id: &StartId) -> Result<Located, ControlError> {
@@ -99,30 +99,39 @@ impl SchedulerCore {
             Image::Failed(reason) => Err(ControlError::ImageFailed(reason.clone())),
         }
     }
-}
 
-fn view(id: &StartId, start: &Start) -> StartView {
-    let mut timeline = Timeline {
-        waiting: start.chosen_at.map(|chosen| micros(start.accepted_at, chosen)),
-        placing: start.chosen_at.zip(start.ordered_at).map(|(chosen, ordered)| micros(chosen, ordered)),
-        ready: start.ready_at.map(|ready| micros(start.accepted_at, ready)),
-        ..Timeline::default()
-    };
-    timeline.set_steps(&start.report.steps_us);
-    StartView {
-        id: id.clone(),
-        function: start.key.1.clone(),
-        vm: start.vm.clone(),
-        state: match start.phase {
-            Phase::Recovering | Phase::Waiting => StartState::Waiting,
-            Phase::Chosen | Phase::Ordered => StartState::Starting,
-            Phase::Ready => StartState::Ready,
-            Phase::Ended => StartState::Ended,
-        },
-        reason: start.reason.clone(),
-        timeline_us: timeline,
-        bytes: start.report.bytes,
-        stalls: start.report.stalls,
-        stalled_us: start.report.stalled_us,
+    fn view(&self, id: &StartId, start: &Start) -> StartView {
+        let mut timeline = Timeline {
+            waiting: start.chosen_at.map(|chosen| micros(start.accepted_at, chosen)),
+            placing: start.chosen_at.zip(start.ordered_at).map(|(chosen, ordered)| micros(chosen, ordered)),
+            ready: start.ready_at.map(|ready| micros(start.accepted_at, ready)),
+            ..Timeline::default()
+        };
+        timeline.set_steps(&start.report.steps_us);
+        StartView {
+            id: id.clone(),
+            function: start.key.1.clone(),
+            vm: start.vm.clone(),
+            state: match start.phase {
+                Phase::Recovering | Phase::Waiting => StartState::Waiting,
+                Phase::Chosen | Phase::Ordered => StartState::Starting,
+                Phase::Ready => StartState::Ready,
+                Phase::Ended => StartState::Ended,
+            },
+            reason: start.reason.clone(),
+            timeline_us: timeline,
+            bytes: start.report.bytes,
+            stalls: start.report.stalls,
+            stalled_us: start.report.stalled_us,
+            longest_stall_us: self.longest_stall_us(start),
+        }
+    }
+
+    fn longest_stall_us(&self, start: &Start) -> u64 {
+        let held = || {
+            let vm = self.vms.get(start.vm.as_ref()?).filter(|_| start.phase != Phase::Ended)?;
+            vm.held.get(&TreeId { tenant: start.key.0.clone(), image: start.image? })
+        };
+        start.report.longest_stall_us.max(held().map_or(0, |held| held.longest_stall_us))
     }
 }
