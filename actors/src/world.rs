@@ -117,19 +117,104 @@ pub enum Write {
     Delete { table: Table, key: String },
 }
 
+impl Write {
+    /// The row that is changed.
+    pub fn place(&self) -> (Table, &str) {
+        match self {
+            Self::Put(row) => (row.table, &row.key),
+            Self::Delete { table, key } => (*table, key),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Put(row) => row.key.len() + row.value.len(),
+            Self::Delete { key, .. } => key.len(),
+        }
+    }
+}
+
+/// What must be true of a row for a batch to be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    pub table: Table,
+    pub key: String,
+    /// None: there is no such row.
+    pub value: Option<Vec<u8>>,
+}
+
+/// Changes that are made together, and only if all conditions hold before them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    pub conditions: Vec<Condition>,
+    /// A later write to the same row wins.
+    pub writes: Vec<Write>,
+}
+
+impl Batch {
+    /// Conditions and writes together, as stores count them.
+    pub fn operations(&self) -> usize {
+        self.conditions.len() + self.writes.len()
+    }
+
+    /// Bytes of all keys and values.
+    pub fn bytes(&self) -> usize {
+        let condition =
+            |condition: &Condition| condition.key.len() + condition.value.as_ref().map_or(0, Vec::len);
+        self.conditions.iter().map(condition).sum::<usize>()
+            + self.writes.iter().map(Write::bytes).sum::<usize>()
+    }
+}
+
+impl From<Vec<Write>> for Batch {
+    fn from(writes: Vec<Write>) -> Self {
+        Self { conditions: Vec::new(), writes }
+    }
+}
+
+/// What a metadata store takes at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    pub operations_max: usize,
+    pub bytes_max: usize,
+}
+
+impl BatchLimits {
+    pub fn allow(&self, batch: &Batch) -> bool {
+        batch.operations() <= self.operations_max && batch.bytes() <= self.bytes_max
+    }
+}
+
 /// The metadata store.
 pub trait Metadata: Send + Sync {
+    /// The largest batch that it takes.
+    fn limits(&self) -> BatchLimits;
     /// All rows of a table, in the order of their keys.
     fn scan(&self, table: Table) -> BoxFuture<'static, Result<Vec<Row>, MetadataError>>;
-    /// Applies all writes or none; done when they survive a crash.
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'static, Result<(), MetadataError>>;
+    /// Applies all writes if all conditions hold, or nothing; done when they survive a crash. Commits take
+    /// effect in the order of the calls. After `Unwritable`, `Full` and `Unavailable` it is not known
+    /// whether a batch was applied; it will not be applied after any later one.
+    fn commit(&self, batch: Batch) -> BoxFuture<'static, Result<(), MetadataError>>;
 }
 
 /// Why the metadata store did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetadataError {
-    #[error("the metadata store is full or cannot be written: {0}")]
+    #[error("the metadata store cannot be written: {0}")]
     Unwritable(String),
+    #[error("the metadata store is full: {0}")]
+    Full(String),
+    #[error("the metadata store does not answer: {0}")]
+    Unavailable(String),
+    #[error("too many writes wait for the metadata store already")]
+    Busy,
+    #[error("it is more at once than the metadata store takes: {0} bytes")]
+    TooLarge(usize),
+    /// A condition did not hold.
+    #[error("another writer has changed the row {key:?} of table {} meanwhile", table.name())]
+    Conflict { table: Table, key: String },
+    #[error("another manager has taken over this metadata store; only the newest one may write")]
+    Superseded,
     #[error("the metadata store is damaged or of another version: {0}")]
     Damaged(String),
 }

@@ -178,7 +178,8 @@ pub(super) async fn create_join_token(state: State, _: AllTenants) -> Result<Htt
         TokenError::TooMany(_) => {
             Problem::new(StatusCode::CONFLICT, "too_many_join_tokens", error.to_string())
         }
-        error => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "metadata_unavailable", error.to_string()),
+        TokenError::Metadata(error) => error.into(),
+        error => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "token_not_made", error.to_string()),
     })?;
     Ok(HttpResponse::Created().json(JoinTokenText { token }))
 }

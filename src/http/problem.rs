@@ -4,7 +4,7 @@ use actix_web::{
     HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
-use faasnet_actors::scheduler::ControlError;
+use faasnet_actors::{scheduler::ControlError, world::MetadataError};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -130,11 +130,27 @@ impl From<ControlError> for Problem {
             ControlError::DeadlineExceeded => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", detail)
             }
-            ControlError::Metadata(_) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "metadata_unavailable", detail)
-            }
+            ControlError::Metadata(error) => error.into(),
             ControlError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", detail),
         }
+    }
+}
+
+/// All of them pass: the disk gets room, the store comes back, the newest manager answers.
+impl From<MetadataError> for Problem {
+    fn from(error: MetadataError) -> Self {
+        let code = match error {
+            MetadataError::Full(_) => "metadata_full",
+            MetadataError::Busy => "metadata_busy",
+            MetadataError::Superseded => "superseded",
+            MetadataError::Unwritable(_)
+            | MetadataError::Unavailable(_)
+            | MetadataError::TooLarge(_)
+            | MetadataError::Conflict { .. }
+            | MetadataError::Damaged(_) => "metadata_unavailable",
+        };
+        let detail = ControlError::Metadata(error).to_string();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
     }
 }
 

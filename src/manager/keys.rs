@@ -43,7 +43,7 @@ pub async fn open(metadata: &dyn Metadata, capability_ttl: Duration) -> anyhow::
     let key = value(CAPABILITY_KEY).map_or_else(CapabilityKey::generate, <[u8]>::to_vec);
     let put = |key: &str, value: Vec<u8>| Write::Put(Row { table: Table::Values, key: key.into(), value });
     let writes = vec![put(TERM, term.to_le_bytes().to_vec()), put(CAPABILITY_KEY, key.clone())];
-    metadata.commit(writes).await.context("beginning a new term")?;
+    metadata.commit(writes.into()).await.context("beginning a new term")?;
     let key = CapabilityKey::from_pkcs8(&key).context("the metadata store has a damaged capability key")?;
     Ok(Keys { term, capabilities: Issuer { key, ttl: capability_ttl } })
 }

@@ -220,6 +220,7 @@ fn world(settings: &Settings, metadata: Arc<dyn Metadata>, keys: keys::Keys) -> 
             heartbeat: millis(manager.heartbeat_ms),
             lease,
             mailbox_permits: scheduler.mailbox_permits,
+            journal_bytes_max: settings.metadata.journal_bytes_max,
         },
     }
 }

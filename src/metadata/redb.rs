@@ -4,7 +4,7 @@
 //! a commit is answered after fsync. When a call fails, the file is closed and opened again for the
 //! next one: a disk that was full and has room again needs no restart.
 
-use faasnet_actors::world::{Metadata, MetadataError, Row, Table, Write};
+use faasnet_actors::world::{Batch, BatchLimits, Condition, Metadata, MetadataError, Row, Table, Write};
 use futures::future::BoxFuture;
 use redb::{
     CommitError, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
@@ -12,6 +12,7 @@ use redb::{
 };
 use std::{
     fs::{self, File},
+    future::ready,
     io,
     path::{Path, PathBuf},
 };
@@ -27,11 +28,15 @@ const FORMAT_KEY: &str = "version";
 /// writes, so a few are enough to keep it busy.
 const CALLS_QUEUED_MAX: usize = 64;
 
+/// The file takes more; this much is written within a few tens of milliseconds, so that nothing waits
+/// long behind it.
+const BATCH: BatchLimits = BatchLimits { operations_max: 20_000, bytes_max: 16 << 20 };
+
 type Reply<T> = oneshot::Sender<Result<T, MetadataError>>;
 
 enum Call {
     Scan { table: Table, reply: Reply<Vec<Row>> },
-    Commit { writes: Vec<Write>, reply: Reply<()> },
+    Commit { batch: Batch, reply: Reply<()> },
 }
 
 /// A metadata store in one file. The file is released when this value and all its calls are gone;
@@ -89,12 +94,19 @@ impl RedbMetadata {
 }
 
 impl Metadata for RedbMetadata {
+    fn limits(&self) -> BatchLimits {
+        BATCH
+    }
+
     fn scan(&self, table: Table) -> BoxFuture<'static, Result<Vec<Row>, MetadataError>> {
         self.call(move |reply| Call::Scan { table, reply })
     }
 
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'static, Result<(), MetadataError>> {
-        self.call(move |reply| Call::Commit { writes, reply })
+    fn commit(&self, batch: Batch) -> BoxFuture<'static, Result<(), MetadataError>> {
+        if !BATCH.allow(&batch) {
+            return Box::pin(ready(Err(MetadataError::TooLarge(batch.bytes()))));
+        }
+        self.call(move |reply| Call::Commit { batch, reply })
     }
 }
 
@@ -137,8 +149,8 @@ impl Store {
             Call::Scan { table, reply } => {
                 let _ = reply.send(self.with_database(|database| scan(database, table)));
             }
-            Call::Commit { writes, reply } => {
-                let _ = reply.send(self.with_database(|database| commit(database, &writes)));
+            Call::Commit { batch, reply } => {
+                let _ = reply.send(self.with_database(|database| commit(database, &batch)));
             }
         }
     }
@@ -149,7 +161,9 @@ impl Store {
     ) -> Result<T, MetadataError> {
         let result = work(self.database()?);
         result.map_err(|failure| {
-            self.database = None;
+            if !matches!(failure, Failure::Conflict { .. }) {
+                self.database = None;
+            }
             failure.at(&self.path)
         })
     }
@@ -196,10 +210,20 @@ fn scan(database: &Database, table: Table) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-fn commit(database: &Database, writes: &[Write]) -> Result<(), Failure> {
+fn commit(database: &Database, batch: &Batch) -> Result<(), Failure> {
     // redb's default durability returns from commit only after fsync.
     let transaction = database.begin_write()?;
-    for write in writes {
+    for Condition { table, key, value } in &batch.conditions {
+        let rows = transaction.open_table(rows_of(*table))?;
+        let found = rows.get(key.as_str())?;
+        if found.as_ref().map(|found| found.value()) != value.as_deref() {
+            return Err(Failure::Conflict { table: *table, key: key.clone() });
+        }
+    }
+    if batch.writes.is_empty() {
+        return Ok(());
+    }
+    for write in &batch.writes {
         match write {
             Write::Put(row) => {
                 transaction.open_table(rows_of(row.table))?.insert(row.key.as_str(), row.value.as_slice())?;
@@ -219,6 +243,8 @@ fn rows_of(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]
 /// Why the file does not do it, without its name.
 enum Failure {
     Unwritable(String),
+    Full(String),
+    Conflict { table: Table, key: String },
     Damaged(String),
 }
 
@@ -226,6 +252,11 @@ impl Failure {
     fn at(self, path: &Path) -> MetadataError {
         match self {
             Self::Unwritable(reason) => MetadataError::Unwritable(format!("{}: {reason}", path.display())),
+            Self::Full(reason) => {
+                let advice = "make room on its disk, it goes on by itself";
+                MetadataError::Full(format!("{}: {reason}; {advice}", path.display()))
+            }
+            Self::Conflict { table, key } => MetadataError::Conflict { table, key },
             Self::Damaged(reason) => MetadataError::Damaged(format!("{}: {reason}", path.display())),
         }
     }
@@ -238,6 +269,11 @@ impl From<StorageError> for Failure {
             // redb says so of a file that does not begin as its own do.
             StorageError::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Self::Damaged(error.to_string())
+            }
+            StorageError::Io(error)
+                if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                Self::Full(error.to_string())
             }
             error => Self::Unwritable(error.to_string()),
         }

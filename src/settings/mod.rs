@@ -18,6 +18,7 @@ pub struct Settings {
     pub http: HttpSettings,
     pub tokens: TokenSettings,
     pub manager: ManagerSettings,
+    pub metadata: MetadataSettings,
     pub scheduler: SchedulerSettings,
     pub tree: TreeSettings,
     pub agent: AgentSettings,
@@ -76,6 +77,12 @@ pub struct ManagerSettings {
     pub orders_queued_max: usize,
     pub capability_ttl_ms: u64,
     pub certificate_ttl_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetadataSettings {
+    pub journal_bytes_max: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -89,7 +89,8 @@ impl ApiTokens {
     async fn insert(&mut self, text: &str, principal: Principal) -> Result<(), TokenError> {
         let key = row_key(text);
         let value = serde_json::to_vec(&principal).expect("a principal has only text fields");
-        self.metadata.commit(vec![Write::Put(Row { table: Table::Tokens, key: key.clone(), value })]).await?;
+        let row = Row { table: Table::Tokens, key: key.clone(), value };
+        self.metadata.commit(vec![Write::Put(row)].into()).await?;
         self.principals.insert(key, principal);
         Ok(())
     }

@@ -89,7 +89,7 @@ impl JoinTokens {
         let kept = Kept { expires_at: seconds(now + self.ttl) };
         let value = serde_json::to_vec(&kept).expect("a number can be written");
         writes.push(Write::Put(Row { table: Table::JoinTokens, key: row_key(&encode(&secret)), value }));
-        self.metadata.commit(writes).await?;
+        self.metadata.commit(writes.into()).await?;
         Ok(format!("{PREFIX}{}", encode(&[self.ca_hash, secret].concat())))
     }
 

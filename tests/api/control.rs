@@ -6,6 +6,7 @@ use faasnet_actors::{
     model::*,
     scheduler::{Acquired, Ask, ControlError, Located, Release, Reply, Request},
     wire::control::BytesBySource,
+    world::MetadataError,
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::sync::watch;
@@ -146,7 +147,13 @@ pub fn errors() -> Vec<(&'static str, ControlError, u16, &'static str, Option<u6
         ("image-failed", ControlError::ImageFailed(text()), 409, "image_failed", None),
         ("start-failed", ControlError::StartFailed(text()), 502, "start_failed", None),
         ("late", ControlError::DeadlineExceeded, 504, "deadline_exceeded", None),
-        ("metadata", ControlError::Metadata(text()), 503, "metadata_unavailable", Some(1)),
+        (
+            "metadata",
+            ControlError::Metadata(MetadataError::Unavailable(text())),
+            503,
+            "metadata_unavailable",
+            Some(1),
+        ),
         ("closed", ControlError::Closed, 503, "shutting_down", Some(1)),
     ]
 }

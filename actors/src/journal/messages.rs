@@ -1,17 +1,23 @@
 //! What the journal is told.
 
-use crate::world::{MetadataError, Write};
+use crate::world::{Batch, MetadataError};
 use actix::prelude::*;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Called once, when the writes are durable or have failed.
+/// Called once, when the batch is durable or has failed.
 pub type Done = Box<dyn FnOnce(Result<(), MetadataError>) + Send>;
 
-/// Makes writes durable, all or none. The permit bounds what waits.
+/// Makes a batch durable.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Commit {
-    pub writes: Vec<Write>,
+    pub batch: Batch,
     pub done: Done,
-    pub permit: OwnedSemaphorePermit,
+    pub room: Room,
+}
+
+/// Bounds what waits, by number and by bytes; given back when it is dropped.
+pub struct Room {
+    pub(super) _commit: OwnedSemaphorePermit,
+    pub(super) _bytes: OwnedSemaphorePermit,
 }

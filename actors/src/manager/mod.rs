@@ -12,7 +12,7 @@ mod tests;
 
 use crate::{
     function_tree::{Forest, ForestSettings, ToForest, ToTree, TreeLimits},
-    journal::{Journal, JournalHandle},
+    journal::{Journal, JournalHandle, JournalLimits},
     scheduler::{Limits, Request, Scheduler, SchedulerHandle, SchedulerSettings},
     support::{AfterExit, ChildExited, Children, ExitNotice, Link, LinkSource, Stop},
     tree::Topology,
@@ -54,6 +54,8 @@ pub struct ManagerLimits {
     pub lease: Duration,
     /// Messages that may wait for the scheduler.
     pub mailbox_permits: usize,
+    /// Bytes of writes that may wait for the metadata store.
+    pub journal_bytes_max: usize,
 }
 
 /// How often the scheduler looks for deadlines: what may be late by that much.
@@ -109,8 +111,13 @@ impl Manager {
                 .start(&JOURNAL, parent(ctx), |exit| Journal::new(metadata, Some(exit)).start())
                 .clone()
                 .recipient();
+            let limits = JournalLimits {
+                commits_max: permits * COMMITS_PER_PERMIT,
+                bytes_max: world.limits.journal_bytes_max,
+                batch: world.metadata.limits(),
+            };
             let mut manager = Self {
-                journal: JournalHandle::new(commits, permits * COMMITS_PER_PERMIT),
+                journal: JournalHandle::new(commits, limits),
                 world,
                 schedulers: Children::default(),
                 forests: Children::default(),

@@ -14,8 +14,8 @@ use crate::{
         control::{Capability, Hello, JoinRefusal, StartReport, Step, ToAgent, ToManager, Upstream},
     },
     world::{
-        CapabilityIssuer, ConversionProgress, ConvertFailure, Converter, Metadata, MetadataError, Row, Table,
-        Write,
+        Batch, BatchLimits, CapabilityIssuer, Condition, ConversionProgress, ConvertFailure, Converter,
+        Metadata, MetadataError, Row, Table, Write,
     },
 };
 use actix::System;
@@ -56,10 +56,19 @@ impl Metadata for Disk {
         Box::pin(async { Ok(rows) })
     }
 
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'static, Result<(), MetadataError>> {
-        self.commits.lock().expect("one thread").push(writes.len());
+    fn limits(&self) -> BatchLimits {
+        BatchLimits { operations_max: 100, bytes_max: 1 << 20 }
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'static, Result<(), MetadataError>> {
+        self.commits.lock().expect("one thread").push(batch.writes.len());
         let mut rows = self.rows.lock().expect("one thread");
-        for write in writes {
+        for Condition { table, key, value } in batch.conditions {
+            if rows.get(&(table, key.clone())) != value.as_ref() {
+                return Box::pin(async move { Err(MetadataError::Conflict { table, key }) });
+            }
+        }
+        for write in batch.writes {
             match write {
                 Write::Put(row) => drop(rows.insert((row.table, row.key), row.value)),
                 Write::Delete { table, key } => drop(rows.remove(&(table, key))),
@@ -136,6 +145,7 @@ fn world(disk: &Arc<Disk>) -> ManagerWorld {
             heartbeat: Duration::from_secs(1),
             lease,
             mailbox_permits: 100,
+            journal_bytes_max: 1 << 20,
         },
     }
 }

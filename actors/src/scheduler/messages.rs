@@ -3,6 +3,7 @@
 use crate::{
     id::{FunctionName, StartId, TenantId, VmId},
     model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+    world::MetadataError,
 };
 use actix::prelude::*;
 use std::{net::SocketAddr, time::Duration};
@@ -161,7 +162,7 @@ pub enum ControlError {
     #[error("it took longer than its deadline")]
     DeadlineExceeded,
     #[error("what was asked could not be made durable: {0}")]
-    Metadata(String),
+    Metadata(MetadataError),
     #[error("the manager is shutting down")]
     Closed,
 }

@@ -13,7 +13,7 @@ use crate::{
     model::FunctionView,
     support::{Budget, ExitNotice, Link, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage, VmNews},
-    world::{ConversionProgress, Converter, Metadata, Write},
+    world::{ConversionProgress, Converter, Metadata, MetadataError, Write},
 };
 use actix::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
@@ -60,7 +60,7 @@ enum Pending {
 #[rtype(result = "()")]
 struct Written {
     write: WriteId,
-    result: Result<(), String>,
+    result: Result<(), MetadataError>,
 }
 
 /// The converter's answer. Bounded by the number of functions.
@@ -113,10 +113,8 @@ impl Scheduler {
 
     fn persist(&self, write: WriteId, writes: Vec<Write>, ctx: &mut Context<Self>) {
         let written = ctx.address().recipient();
-        let done = move |result: Result<(), crate::world::MetadataError>| {
-            written.do_send(Written { write, result: result.map_err(|error| error.to_string()) });
-        };
-        self.settings.journal.submit(writes, Box::new(done));
+        let done = move |result| written.do_send(Written { write, result });
+        self.settings.journal.submit(writes.into(), Box::new(done));
     }
 
     fn convert(&self, source: String, progress: Arc<ConversionProgress>, ctx: &mut Context<Self>) {

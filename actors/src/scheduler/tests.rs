@@ -9,7 +9,7 @@ use crate::{
     model::{FunctionSpec, ImageState, StartState, VmState},
     vm_node::{VmEvent, VmFacts},
     wire::control::{BytesBySource, EndReason, HeldTree, RunningInstance, StartReport, Step},
-    world::{Table, Write},
+    world::{MetadataError, Table, Write},
 };
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
@@ -146,7 +146,7 @@ impl World {
         while !self.disk_is_slow && self.write_one(Ok(())) {}
     }
 
-    fn write_one(&mut self, result: Result<(), String>) -> bool {
+    fn write_one(&mut self, result: Result<(), MetadataError>) -> bool {
         let Some((write, writes)) = self.writes.pop_front() else { return false };
         for row in writes.into_iter().filter(|_| result.is_ok()) {
             match row {
@@ -275,10 +275,10 @@ fn what_could_not_be_made_durable_is_not_acknowledged_and_not_done() {
     world.disk_is_slow = true;
     let start = world.ask(|ticket| Event::Start { ticket, key: api(), count: 2 });
     let put = world.put(key("acme", "web"), spec("web:1"));
-    world.write_one(Err("disk full".into()));
-    world.write_one(Err("disk full".into()));
-    assert_eq!(world.error(start), ControlError::Metadata("disk full".into()));
-    assert_eq!(world.error(put), ControlError::Metadata("disk full".into()));
+    world.write_one(Err(MetadataError::Full("disk".into())));
+    world.write_one(Err(MetadataError::Full("disk".into())));
+    assert_eq!(world.error(start), ControlError::Metadata(MetadataError::Full("disk".into())));
+    assert_eq!(world.error(put), ControlError::Metadata(MetadataError::Full("disk".into())));
     assert!(world.joins.is_empty() && world.core.function_view(&key("acme", "web")).is_none());
     world.core.check();
 }
@@ -842,7 +842,7 @@ impl World {
                 }
             }
             Deed::Write(works) => {
-                self.write_one(if works { Ok(()) } else { Err("disk full".into()) });
+                self.write_one(if works { Ok(()) } else { Err(MetadataError::Full("disk".into())) });
                 self.core.check();
             }
             Deed::Pass(millis) => self.pass(Duration::from_millis(millis.into())),

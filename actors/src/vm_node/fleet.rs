@@ -11,7 +11,7 @@ use crate::{
     journal::JournalHandle,
     support::{AfterExit, Budget, ChildExited, Children, ExitNotice, Link, Stop},
     wire::control::{JoinRefusal, ToAgent},
-    world::{KeyHash, Metadata, MetadataError, Row, Table, Write},
+    world::{Batch, Condition, KeyHash, Metadata, MetadataError, Row, Table, Write},
 };
 use actix::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -122,9 +122,7 @@ impl Fleet {
             return;
         }
         self.registering.insert(vm.clone(), key_hash.clone());
-        let journal = self.settings.journal.clone();
-        let row = VmRecord::row(&vm, &key_hash);
-        let written = async move { journal.commit(vec![Write::Put(row)]).await };
+        let written = write(self.settings.journal.clone(), VmRecord::row(&vm, &key_hash));
         ctx.spawn(written.into_actor(self).map(move |written, fleet, _ctx| {
             fleet.registering.remove(&vm);
             let answer = match written {
@@ -132,6 +130,8 @@ impl Fleet {
                     fleet.registered.insert(vm, key_hash);
                     Ok(())
                 }
+                // Another manager on the same store was faster.
+                Err(MetadataError::Conflict { .. }) => Err(JoinRefusal::NameTaken),
                 Err(error) => {
                     tracing::error!(%vm, %error, "register VM");
                     Err(JoinRefusal::Request)
@@ -162,6 +162,17 @@ impl Fleet {
             self.sessions += 1;
             node.do_send(Opened { session: SessionId(self.sessions), opening });
         }
+    }
+}
+
+/// Writes a registration, unless the name is another key's.
+async fn write(journal: JournalHandle, row: Row) -> Result<(), MetadataError> {
+    let only_if = |value| Condition { table: row.table, key: row.key.clone(), value };
+    let register = |value| Batch { conditions: vec![only_if(value)], writes: vec![Write::Put(row.clone())] };
+    match journal.commit(register(None)).await {
+        // The VM's own, perhaps from a join whose answer was lost?
+        Err(MetadataError::Conflict { .. }) => journal.commit(register(Some(row.value.clone()))).await,
+        result => result,
     }
 }
 

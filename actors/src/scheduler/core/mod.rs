@@ -31,7 +31,7 @@ use crate::{
     ring::Ring,
     vm_node::VmEvent,
     wire::control::{EndReason, HeldTree, StartReport},
-    world::{ConversionProgress, KeyHash, Write},
+    world::{ConversionProgress, KeyHash, MetadataError, Write},
 };
 use rand::rngs::StdRng;
 use std::{
@@ -113,7 +113,7 @@ pub enum Event {
     /// Those writes are durable, or they are not.
     Written {
         write: WriteId,
-        result: Result<(), String>,
+        result: Result<(), MetadataError>,
     },
     Converted {
         source: String,
@@ -370,7 +370,7 @@ impl SchedulerCore {
     fn written(
         &mut self,
         write: WriteId,
-        result: Result<(), String>,
+        result: Result<(), MetadataError>,
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
@@ -392,7 +392,7 @@ impl SchedulerCore {
             }
             (Change::Image { source, image }, Ok(())) => self.image_durable(&source, &image, now, effects),
             (Change::Image { source, .. }, Err(reason)) => {
-                self.conversion_failed(&source, &reason, now, effects);
+                self.conversion_failed(&source, &reason.to_string(), now, effects);
             }
             (Change::RemoveVm { ticket, vm }, Ok(())) => self.vm_removed(ticket, &vm, now, effects),
             (
