@@ -1,146 +1,167 @@
-//! `complete`: every place but those of the last level is taken, from left to right.
+//! `complete`: every level but the last is full, the last may have holes.
 //!
-//! The members lie in one list, the children of place `p` at `d * p + 1 ..= d * p + d`. A VM joins at
-//! the end; when one leaves, the last of the list takes its place. Both move nobody else (invariant 2),
-//! and the height is always that of a complete tree.
+//! The children of place `p` are the places `d * p + 1 ..= d * p + d`. A VM joins in the last level, below
+//! a ready member if one has room there, else at the first free place; only a full level is followed by
+//! another. When a VM above the last level leaves, one of the last level takes its place, a ready one if
+//! there is one. So the height is always that of a complete tree, a join moves nobody else and a leave
+//! at most one (invariant 2).
 
-use super::Topology;
-use crate::id::VmId;
-use std::collections::{BTreeMap, BTreeSet};
+use super::{
+    Node, Topology,
+    nodes::{Nodes, Room},
+};
+use std::{collections::BTreeMap, ops::Range};
 
 pub struct Complete {
-    fan_out: usize,
-    members: Vec<VmId>,
-    places: BTreeMap<VmId, usize>,
+    fan_out: u64,
+    /// By place. No array, because a last level with holes may be much longer than its members are many.
+    members: BTreeMap<u64, Node>,
+    seats: Nodes<Seat>,
+    room: Room,
+    last: Level,
 }
+
+struct Seat {
+    place: u64,
+    is_ready: bool,
+}
+
+/// The deepest level that has members.
+#[derive(Clone, Copy)]
+struct Level {
+    depth: u32,
+    first: u64,
+    width: u64,
+    taken: u64,
+}
+
+const TOP: Level = Level { depth: 0, first: 0, width: 1, taken: 0 };
 
 impl Complete {
     /// `fan_out` is the number of children of a VM, at least 1.
     pub fn new(fan_out: usize) -> Self {
         assert!(fan_out >= 1, "a tree without children has one member");
-        Self { fan_out, members: Vec::new(), places: BTreeMap::new() }
+        Self {
+            fan_out: fan_out as u64,
+            members: BTreeMap::new(),
+            seats: Nodes::default(),
+            room: Room::default(),
+            last: TOP,
+        }
     }
 
-    fn children_of(&self, place: usize) -> &[VmId] {
-        let first = (place * self.fan_out + 1).min(self.members.len());
-        let end = (first + self.fan_out).min(self.members.len());
-        &self.members[first..end]
+    fn above(&self, place: u64) -> Option<u64> {
+        Some(place.checked_sub(1)? / self.fan_out)
+    }
+
+    fn below(&self, place: u64) -> Range<u64> {
+        place * self.fan_out + 1..(place + 1) * self.fan_out + 1
+    }
+
+    /// The free place to take next.
+    fn next_place(&mut self) -> u64 {
+        if self.members.is_empty() {
+            return 0;
+        }
+        if self.last.taken == self.last.width {
+            let Level { depth, first, width, .. } = self.last;
+            self.last =
+                Level { depth: depth + 1, first: first + width, width: width * self.fan_out, taken: 0 };
+        }
+        let parents = self.above(self.last.first).unwrap_or(0)..self.last.first;
+        let parent = self.room.first(parents).expect("a level that is not full has a free place");
+        self.below(parent).find(|place| !self.members.contains_key(place)).expect("it has room")
+    }
+
+    fn put(&mut self, node: Node, place: u64, is_ready: bool) {
+        self.members.insert(place, node);
+        self.seats.insert(node, Seat { place, is_ready });
+        self.note_room(place);
+    }
+
+    /// Frees a place in the last level.
+    fn take_last(&mut self, place: u64) {
+        self.members.remove(&place);
+        self.room.set(place, false, false);
+        if let Some(above) = self.above(place) {
+            self.note_room(above);
+        }
+        self.last.taken -= 1;
+        if self.last.taken == 0 && self.last.depth > 0 {
+            let width = self.last.width / self.fan_out;
+            let first = self.last.first - width;
+            self.last = Level { depth: self.last.depth - 1, first, width, taken: width };
+        }
+    }
+
+    fn note_room(&mut self, place: u64) {
+        let children = self.members.range(self.below(place)).count() as u64;
+        let is_ready = self.seats[self.members[&place]].is_ready;
+        self.room.set(place, children < self.fan_out, is_ready);
     }
 }
 
 impl Topology for Complete {
-    fn join(&mut self, vm: &VmId) -> BTreeSet<VmId> {
-        let before = self.places.insert(vm.clone(), self.members.len());
-        assert!(before.is_none(), "a tree has each member once (invariant 1)");
-        self.members.push(vm.clone());
-        BTreeSet::from([vm.clone()])
+    fn join(&mut self, node: Node) -> Vec<Node> {
+        let place = self.next_place();
+        self.put(node, place, false);
+        self.last.taken += 1;
+        if let Some(above) = self.above(place) {
+            self.note_room(above);
+        }
+        vec![node]
     }
 
-    fn leave(&mut self, vm: &VmId) -> BTreeSet<VmId> {
-        let Some(place) = self.places.remove(vm) else { return BTreeSet::new() };
-        let last = self.members.pop().expect("whoever has a place is in the list");
-        if last == *vm {
-            return BTreeSet::new();
+    fn leave(&mut self, node: Node) -> Vec<Node> {
+        let Some(Seat { place, .. }) = self.seats.remove(node) else { return Vec::new() };
+        if place >= self.last.first {
+            self.take_last(place);
+            return Vec::new();
         }
-        self.members[place] = last.clone();
-        self.places.insert(last.clone(), place);
-        self.children_of(place).iter().cloned().chain([last]).collect()
+        let from = self.room.last(self.last.first..).expect("the last level has members without children");
+        let heir = self.members[&from];
+        let Seat { is_ready, .. } = self.seats.remove(heir).expect("whoever has a place is a member");
+        self.put(heir, place, is_ready);
+        self.take_last(from);
+        let mut moved = self.children(heir, 0);
+        moved.push(heir);
+        moved
+    }
+
+    fn set_ready(&mut self, node: Node) {
+        if self.seats.get(node).is_some_and(|seat| !seat.is_ready) {
+            self.seats[node].is_ready = true;
+            self.note_room(self.seats[node].place);
+        }
+    }
+
+    fn clear(&mut self) {
+        *self = Self::new(self.fan_out as usize);
+    }
+
+    fn len(&self) -> usize {
+        self.seats.len()
     }
 
     fn stripes(&self) -> usize {
         1
     }
 
-    fn parent(&self, vm: &VmId, _stripe: usize) -> Option<&VmId> {
-        let place = *self.places.get(vm)?;
-        let above = place.checked_sub(1)? / self.fan_out;
-        Some(&self.members[above])
+    fn root(&self, _stripe: usize) -> Option<Node> {
+        self.members.get(&0).copied()
     }
 
-    fn children(&self, vm: &VmId, _stripe: usize) -> Vec<&VmId> {
-        self.places.get(vm).map_or_else(Vec::new, |&place| self.children_of(place).iter().collect())
+    fn parent(&self, node: Node, _stripe: usize) -> Option<Node> {
+        let above = self.above(self.seats.get(node)?.place)?;
+        Some(self.members[&above])
     }
 
-    fn members(&self) -> &[VmId] {
-        &self.members
-    }
-
-    fn place(&self, vm: &VmId) -> Option<usize> {
-        self.places.get(vm).copied()
+    fn children(&self, node: Node, _stripe: usize) -> Vec<Node> {
+        let Some(seat) = self.seats.get(node) else { return Vec::new() };
+        self.members.range(self.below(seat.place)).map(|(_, child)| *child).collect()
     }
 
     fn height(&self) -> u32 {
-        let mut last = self.members.len().saturating_sub(1);
-        let mut height = 0;
-        while last > 0 {
-            last = (last - 1) / self.fan_out;
-            height += 1;
-        }
-        height
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tree::ancestors;
-    use proptest::prelude::*;
-
-    fn vm(number: u32) -> VmId {
-        format!("vm-{number}").parse().expect("name")
-    }
-
-    /// Edges of a tree of `count` members in which every level but the last is full.
-    fn height_wanted(count: usize, fan_out: usize) -> u32 {
-        let (mut room, mut level, mut height) = (1, 1, 0);
-        while room < count {
-            level *= fan_out;
-            room += level;
-            height += 1;
-        }
-        height
-    }
-
-    fn parents(tree: &Complete) -> BTreeMap<VmId, Option<VmId>> {
-        tree.members().iter().map(|vm| (vm.clone(), tree.parent(vm, 0).cloned())).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn any_history_leaves_one_complete_tree_and_names_exactly_who_moved(
-            fan_out in 1_usize..5,
-            history in proptest::collection::vec((0_u32..40, proptest::bool::ANY), 1..400),
-        ) {
-            let mut tree = Complete::new(fan_out);
-            let mut members = BTreeSet::new();
-            for (number, joins) in history {
-                let (before, places) = (parents(&tree), tree.places.clone());
-                let vm = vm(number);
-                let changed = if joins && !members.contains(&vm) {
-                    members.insert(vm.clone());
-                    tree.join(&vm)
-                } else {
-                    members.remove(&vm);
-                    tree.leave(&vm)
-                };
-                let after = parents(&tree);
-                prop_assert_eq!(after.keys().cloned().collect::<BTreeSet<_>>(), members.clone());
-                prop_assert_eq!(tree.height(), height_wanted(members.len(), fan_out));
-                let moved = places.iter().filter(|(name, place)| {
-                    tree.place(name).is_some_and(|now| now != **place)
-                });
-                prop_assert!(moved.count() <= 1, "invariant 2");
-                for (name, parent) in &after {
-                    let other = before.get(name) != Some(parent);
-                    prop_assert!(changed.contains(name) || !other, "{} moved silently", name);
-                    prop_assert!(ancestors(&tree, name, 0).count() <= tree.height() as usize);
-                    prop_assert!(tree.children(name, 0).len() <= fan_out);
-                    for child in tree.children(name, 0) {
-                        prop_assert_eq!(tree.parent(child, 0), Some(name));
-                    }
-                }
-                prop_assert_eq!(after.values().filter(|parent| parent.is_none()).count(), members.len().min(1));
-            }
-        }
+        self.last.depth
     }
 }

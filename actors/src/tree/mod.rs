@@ -1,34 +1,56 @@
 //! Shapes of function trees, behind one trait. Pure: who is whose parent, nothing else.
 
 mod complete;
+mod nodes;
+#[cfg(test)]
+mod tests;
 
 pub use complete::Complete;
 
-use crate::id::VmId;
-use std::collections::BTreeSet;
+/// A member's number. The tree's owner gives it and may use it again when the member has left; small,
+/// because shapes keep arrays by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Node(pub u32);
 
 /// The places of a tree's members.
 ///
 /// A shape may consist of several trees over the same members, one for each stripe of blocks; block
 /// `b` travels in tree `b mod stripes`.
 pub trait Topology: Send {
-    /// Adds a VM that is not a member. Returns the VMs that have another parent now, the new one
-    /// included.
-    fn join(&mut self, vm: &VmId) -> BTreeSet<VmId>;
-    /// Removes a VM, if it is a member. Returns the VMs that have another parent now.
-    fn leave(&mut self, vm: &VmId) -> BTreeSet<VmId>;
+    /// Adds a node that is no member, and is not ready. Returns those that have another parent now in
+    /// any stripe, each once, the new one included.
+    fn join(&mut self, node: Node) -> Vec<Node>;
+    /// Removes a node, if it is a member. Returns those that have another parent now in any stripe,
+    /// each once.
+    fn leave(&mut self, node: Node) -> Vec<Node>;
+    /// The member can serve others: it is chosen as parent before those that cannot. Moves nobody.
+    fn set_ready(&mut self, node: Node);
+    /// Removes everyone.
+    fn clear(&mut self);
+    fn len(&self) -> usize;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
     fn stripes(&self) -> usize;
-    /// None for the root of the stripe, and for VMs that are no members.
-    fn parent(&self, vm: &VmId, stripe: usize) -> Option<&VmId>;
-    fn children(&self, vm: &VmId, stripe: usize) -> Vec<&VmId>;
-    /// Members in the order of their places, the root of the first stripe first.
-    fn members(&self) -> &[VmId];
-    fn place(&self, vm: &VmId) -> Option<usize>;
+    fn root(&self, stripe: usize) -> Option<Node>;
+    /// None for the root of the stripe, and for nodes that are no members.
+    fn parent(&self, node: Node, stripe: usize) -> Option<Node>;
+    fn children(&self, node: Node, stripe: usize) -> Vec<Node>;
     /// Edges on the longest way from a root.
     fn height(&self) -> u32;
 }
 
-/// The members between a VM and the root of a stripe, the parent first.
-pub fn ancestors<'a>(tree: &'a dyn Topology, vm: &'a VmId, stripe: usize) -> impl Iterator<Item = &'a VmId> {
-    std::iter::successors(tree.parent(vm, stripe), move |above| tree.parent(above, stripe))
+/// The members between a node and the root of a stripe, the parent first.
+pub fn ancestors(tree: &dyn Topology, node: Node, stripe: usize) -> impl Iterator<Item = Node> {
+    std::iter::successors(tree.parent(node, stripe), move |above| tree.parent(*above, stripe))
+}
+
+/// The members of a stripe level by level, from left to right: the order of places.
+pub fn breadth_first(tree: &dyn Topology, stripe: usize) -> impl Iterator<Item = Node> {
+    let mut next: std::collections::VecDeque<Node> = tree.root(stripe).into_iter().collect();
+    std::iter::from_fn(move || {
+        let node = next.pop_front()?;
+        next.extend(tree.children(node, stripe));
+        Some(node)
+    })
 }
