@@ -118,6 +118,8 @@ pub struct FunctionView {
     pub ready: u32,
     /// Starts under way.
     pub starting: u32,
+    /// Requests that wait for an instance.
+    pub waiting: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

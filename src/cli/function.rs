@@ -194,5 +194,6 @@ fn show(function: FunctionView) -> String {
         lines.push(("env", names.join(", ")));
     }
     lines.push(("instances", format!("{} ready, {} starting", function.ready, function.starting)));
+    lines.push(("requests", format!("{} waiting", function.waiting)));
     pairs(lines)
 }

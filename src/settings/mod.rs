@@ -239,6 +239,11 @@ impl Settings {
                 self.http.connections_max >= self.http.workers,
                 "use at least one for each of http.workers",
             ),
+            (
+                "http.connections_max",
+                self.http.connections_max > self.scheduler.requests_waiting_max,
+                "use more than scheduler.requests_waiting_max, or those who wait leave no connection to others",
+            ),
             ("tree.fan_out", (1..=64).contains(&self.tree.fan_out), "use 1 to 64"),
             ("tree.ancestors_max", (1..=8).contains(&self.tree.ancestors_max), "use 1 to 8"),
             (

@@ -4,7 +4,7 @@ use actix::prelude::*;
 use faasnet_actors::{
     id::{Digest, Epoch, FunctionName, StartId, TenantId, VmId},
     model::*,
-    scheduler::{Acquired, Ask, ControlError, Located, Release, Reply, Request},
+    scheduler::{Acquired, Ask, CallId, ControlError, Located, Release, Reply, Request},
     wire::control::BytesBySource,
     world::MetadataError,
 };
@@ -23,7 +23,9 @@ pub struct Control {
     /// Places that are taken.
     pub places: watch::Sender<usize>,
     /// Those that wait for an instance.
-    pub waiting: Vec<Reply<Acquired>>,
+    pub waiting: BTreeMap<CallId, Reply<Acquired>>,
+    /// How many those are.
+    pub callers: watch::Sender<usize>,
 }
 
 impl Actor for Control {
@@ -77,7 +79,15 @@ impl Handler<Request> for Control {
                 let found = self.instances.iter().find(|instance| instance.start == start).cloned();
                 let _ = reply.send(found.ok_or(ControlError::NotFound("instance")));
             }
+            Ask::Acquire { call, reply, .. } if self.instances.is_empty() => {
+                self.waiting.insert(call, reply);
+                self.callers.send_replace(self.waiting.len());
+            }
             Ask::Acquire { on, reply, .. } => self.acquire(on, reply, context),
+            Ask::Abandon { call } => {
+                self.waiting.remove(&call);
+                self.callers.send_replace(self.waiting.len());
+            }
             Ask::ListVms { reply } => {
                 let _ = reply.send(Ok(vec![vm()]));
             }
@@ -107,10 +117,6 @@ impl Control {
             .iter()
             .filter(|instance| on.as_ref().is_none_or(|on| instance.start == *on))
             .collect();
-        if self.instances.is_empty() {
-            self.waiting.push(reply);
-            return;
-        }
         if candidates.is_empty() {
             let _ = reply.send(Err(ControlError::NotFound("instance")));
             return;
@@ -168,7 +174,7 @@ fn function(name: FunctionName, spec: FunctionSpec) -> FunctionView {
             stored_bytes: 200 << 20,
         },
     };
-    FunctionView { name, spec, image_state, ready: 1, starting: 0 }
+    FunctionView { name, spec, image_state, ready: 1, starting: 0, waiting: 0 }
 }
 
 fn start_view(id: StartId) -> StartView {

@@ -101,6 +101,20 @@ async fn a_client_that_leaves_takes_its_request_along() {
 }
 
 #[actix_web::test]
+async fn a_client_that_leaves_while_it_waits_for_an_instance_waits_no_more() {
+    let world = World::new().await;
+    for body in ["", "a body that nobody reads yet"] {
+        let mut client = TcpStream::connect(world.address()).await.expect("connected");
+        let length = format!("content-length: {}", body.len());
+        let head = format!("POST /fn/app/ HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}", world.admin);
+        client.write_all(format!("{head}\r\n{length}\r\n\r\n{body}").as_bytes()).await.expect("sent");
+        world.wait_for_callers(1).await;
+        drop(client);
+        world.wait_for_callers(0).await;
+    }
+}
+
+#[actix_web::test]
 async fn an_instance_that_does_not_begin_to_answer_ends_in_504() {
     let (silent, _) = raw(START, async |mut stream| {
         read_head(&mut stream).await;

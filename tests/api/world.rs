@@ -35,6 +35,8 @@ pub struct World {
     pub ready: watch::Sender<bool>,
     /// Places at instances that are taken.
     pub places: watch::Receiver<usize>,
+    /// Callers that wait for an instance.
+    pub callers: watch::Receiver<usize>,
     pub folder: TempDir,
     server: ServerHandle,
 }
@@ -61,12 +63,14 @@ impl World {
         let team_a = create(&mut tokens, Role::Operator, team_a).await;
 
         let (places_changed, places) = watch::channel(0);
+        let (callers_changed, callers) = watch::channel(0);
         let control = Control {
             functions: BTreeMap::new(),
             instances,
             acquired: 0,
             places: places_changed,
-            waiting: vec![],
+            waiting: BTreeMap::new(),
+            callers: callers_changed,
         };
         let scheduler = SchedulerHandle::new(control.start().recipient(), 1024);
         let mut settings = Settings::load(None).expect("defaults").http;
@@ -87,7 +91,7 @@ impl World {
         let (serving, server) = serve(state, listener).expect("serves");
         actix_web::rt::spawn(serving);
         let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("client");
-        Self { url, client, admin, operator, viewer, team_a, ready, places, folder, server }
+        Self { url, client, admin, operator, viewer, team_a, ready, places, callers, folder, server }
     }
 
     pub fn request(&self, method: &str, path: &str, token: &str) -> reqwest::RequestBuilder {
@@ -106,11 +110,12 @@ impl World {
 
     /// Waits until that many places are taken.
     pub async fn wait_for_places(&self, wanted: usize) {
-        let mut places = self.places.clone();
-        tokio::time::timeout(PATIENCE, places.wait_for(|taken| *taken == wanted))
-            .await
-            .unwrap_or_else(|_| panic!("{} places are taken instead of {wanted}", *self.places.borrow()))
-            .expect("the control plane lives");
+        wait_for(&self.places, wanted).await;
+    }
+
+    /// Waits until that many callers wait for an instance.
+    pub async fn wait_for_callers(&self, wanted: usize) {
+        wait_for(&self.callers, wanted).await;
     }
 }
 
@@ -118,6 +123,14 @@ impl Drop for World {
     fn drop(&mut self) {
         drop(self.server.stop(false));
     }
+}
+
+async fn wait_for(seen: &watch::Receiver<usize>, wanted: usize) {
+    let mut watched = seen.clone();
+    tokio::time::timeout(PATIENCE, watched.wait_for(|number| *number == wanted))
+        .await
+        .unwrap_or_else(|_| panic!("{} instead of {wanted}", *seen.borrow()))
+        .expect("the control plane lives");
 }
 
 async fn create(tokens: &mut ApiTokens, role: Role, tenant: TenantScope) -> String {

@@ -309,6 +309,42 @@ fn a_request_waits_for_the_start_that_it_causes_and_gives_its_place_back() {
 }
 
 #[test]
+fn a_caller_that_leaves_is_taken_out_at_once() {
+    simulate(async {
+        let manager = Manager::start(world(&Arc::default()));
+        deploy(&manager, "api", "app:1").await;
+        let name = || "api".parse().expect("name");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let caller = actix::spawn({
+            let (scheduler, name) = (manager.scheduler.clone(), name());
+            async move { scheduler.acquire(tenant(), name, None, deadline).await.map(|_| ()) }
+        });
+        let waiting = async || manager.scheduler.function(tenant(), name()).await.expect("known").waiting;
+        tokio::task::yield_now().await;
+        assert_eq!(waiting().await, 1);
+        let before = tokio::time::Instant::now();
+        caller.abort();
+        assert!(caller.await.is_err_and(|error| error.is_cancelled()));
+        assert_eq!(waiting().await, 0);
+        assert_eq!(before.elapsed(), Duration::ZERO, "without a tick");
+    });
+}
+
+#[test]
+fn the_mailbox_has_room_for_one_tenant_when_another_fills_its_share() {
+    simulate(async {
+        let manager = Manager::start(world(&Arc::default()));
+        let calls = (0..60).map(|_| manager.scheduler.functions(tenant()));
+        let other = manager.scheduler.functions("other".parse().expect("name"));
+        let (answers, other) = futures::future::join(futures::future::join_all(calls), other).await;
+        let refused = |answer: &&Result<_, _>| matches!(answer, Err(ControlError::TooMany { .. }));
+        assert_eq!(answers.iter().filter(refused).count(), 10, "100 places, of which one may have 50");
+        assert!(other.is_ok());
+        assert!(manager.scheduler.functions(tenant()).await.is_ok(), "places come back");
+    });
+}
+
+#[test]
 fn a_panic_in_one_tree_leaves_the_others_undisturbed() {
     simulate(async {
         let manager = Manager::start(world(&Arc::default()));

@@ -1,25 +1,30 @@
 //! What others hold of the scheduler.
 
-use super::messages::{Acquired, Ask, ControlError, Located, Reply, Request};
+use super::messages::{Acquired, Ask, CallId, ControlError, Located, Reply, Request};
 use crate::{
     id::{FunctionName, StartId, TenantId, VmId},
     model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+    support::{Full, SharedPermits},
 };
 use actix::Recipient;
-use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::{Semaphore, oneshot},
-    time::Instant,
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
+use tokio::{sync::oneshot, time::Instant};
 
 /// The control plane as HTTP handlers see it. Cheap to clone.
 ///
-/// At most `mailbox_permits` messages wait for the scheduler; above it every call answers
-/// `Overloaded` at once.
+/// At most `mailbox_permits` messages wait for the scheduler, and one tenant's take at most as many
+/// places as they leave free. Above it a call is answered at once, with `TooMany` or `Overloaded`.
 #[derive(Clone)]
 pub struct SchedulerHandle {
     requests: Recipient<Request>,
-    permits: Arc<Semaphore>,
+    permits: SharedPermits<Option<TenantId>>,
+    calls: Arc<AtomicU64>,
 }
 
 /// Pause suggested to callers when the mailbox is full: it drains within milliseconds.
@@ -27,15 +32,22 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl SchedulerHandle {
     pub fn new(requests: Recipient<Request>, mailbox_permits: usize) -> Self {
-        Self { requests, permits: Arc::new(Semaphore::new(mailbox_permits)) }
+        let (permits, calls) = (SharedPermits::new(mailbox_permits), Arc::default());
+        Self { requests, permits, calls }
     }
 
-    async fn ask<T>(&self, ask: impl FnOnce(Reply<T>) -> Ask) -> Result<T, ControlError> {
-        let permit = Arc::clone(&self.permits)
-            .try_acquire_owned()
-            .map_err(|_| ControlError::Overloaded { retry_after: RETRY_AFTER })?;
+    /// Asks on behalf of a tenant, or of those who may ask about all.
+    async fn ask<T>(
+        &self,
+        tenant: Option<TenantId>,
+        ask: impl FnOnce(Reply<T>) -> Ask,
+    ) -> Result<T, ControlError> {
+        let permit = self.permits.take(tenant).map_err(|full| match full {
+            Full::Owner => ControlError::TooMany { what: "calls of this tenant", retry_after: RETRY_AFTER },
+            Full::All => ControlError::Overloaded { retry_after: RETRY_AFTER },
+        })?;
         let (reply, answer) = oneshot::channel();
-        self.requests.do_send(Request { ask: ask(reply), permit });
+        self.requests.do_send(Request { ask: ask(reply), permit: Some(permit) });
         answer.await.unwrap_or(Err(ControlError::Closed))
     }
 
@@ -46,19 +58,19 @@ impl SchedulerHandle {
         spec: FunctionSpec,
     ) -> Result<FunctionView, ControlError> {
         spec.check().map_err(|error| ControlError::Invalid(error.to_string()))?;
-        self.ask(|reply| Ask::PutFunction { tenant, name, spec, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::PutFunction { tenant, name, spec, reply }).await
     }
 
     pub async fn function(&self, tenant: TenantId, name: FunctionName) -> Result<FunctionView, ControlError> {
-        self.ask(|reply| Ask::GetFunction { tenant, name, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::GetFunction { tenant, name, reply }).await
     }
 
     pub async fn functions(&self, tenant: TenantId) -> Result<Vec<FunctionView>, ControlError> {
-        self.ask(|reply| Ask::ListFunctions { tenant, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::ListFunctions { tenant, reply }).await
     }
 
     pub async fn delete_function(&self, tenant: TenantId, name: FunctionName) -> Result<(), ControlError> {
-        self.ask(|reply| Ask::DeleteFunction { tenant, name, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::DeleteFunction { tenant, name, reply }).await
     }
 
     pub async fn start(
@@ -67,11 +79,11 @@ impl SchedulerHandle {
         name: FunctionName,
         count: u32,
     ) -> Result<Vec<StartId>, ControlError> {
-        self.ask(|reply| Ask::Start { tenant, name, count, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::Start { tenant, name, count, reply }).await
     }
 
     pub async fn start_view(&self, tenant: TenantId, start: StartId) -> Result<StartView, ControlError> {
-        self.ask(|reply| Ask::GetStart { tenant, start, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::GetStart { tenant, start, reply }).await
     }
 
     pub async fn starts(
@@ -80,19 +92,19 @@ impl SchedulerHandle {
         name: FunctionName,
         limit: usize,
     ) -> Result<Vec<StartView>, ControlError> {
-        self.ask(|reply| Ask::ListStarts { tenant, name, limit, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::ListStarts { tenant, name, limit, reply }).await
     }
 
     pub async fn stop(&self, tenant: TenantId, start: StartId) -> Result<(), ControlError> {
-        self.ask(|reply| Ask::Stop { tenant, start, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::Stop { tenant, start, reply }).await
     }
 
     pub async fn locate(&self, tenant: TenantId, start: StartId) -> Result<Located, ControlError> {
-        self.ask(|reply| Ask::Locate { tenant, start, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::Locate { tenant, start, reply }).await
     }
 
     /// Waits for a place at an instance until the deadline. The place is given back when the value
-    /// is dropped.
+    /// is dropped; a caller that drops this future waits no more.
     pub async fn acquire(
         &self,
         tenant: TenantId,
@@ -100,19 +112,43 @@ impl SchedulerHandle {
         on: Option<StartId>,
         deadline: Instant,
     ) -> Result<Acquired, ControlError> {
-        let waiting = self.ask(|reply| Ask::Acquire { tenant, name, on, deadline, reply });
-        tokio::time::timeout_at(deadline, waiting).await.unwrap_or(Err(ControlError::DeadlineExceeded))
+        let call = CallId(self.calls.fetch_add(1, Ordering::Relaxed));
+        let mut abandon = Abandon { requests: &self.requests, call, is_waiting: true };
+        let waiting =
+            self.ask(Some(tenant.clone()), |reply| Ask::Acquire { call, tenant, name, on, deadline, reply });
+        let answer = tokio::time::timeout_at(deadline, waiting).await;
+        abandon.is_waiting = answer.is_err();
+        // A place that comes with the deadline comes too late: whoever has it must not use it.
+        if Instant::now() >= deadline {
+            return Err(ControlError::DeadlineExceeded);
+        }
+        answer.unwrap_or(Err(ControlError::DeadlineExceeded))
     }
 
     pub async fn vms(&self) -> Result<Vec<VmView>, ControlError> {
-        self.ask(|reply| Ask::ListVms { reply }).await
+        self.ask(None, |reply| Ask::ListVms { reply }).await
     }
 
     pub async fn remove_vm(&self, vm: VmId) -> Result<(), ControlError> {
-        self.ask(|reply| Ask::RemoveVm { vm, reply }).await
+        self.ask(None, |reply| Ask::RemoveVm { vm, reply }).await
     }
 
     pub async fn tree(&self, tenant: TenantId, name: FunctionName) -> Result<TreeView, ControlError> {
-        self.ask(|reply| Ask::GetTree { tenant, name, reply }).await
+        self.ask(Some(tenant.clone()), |reply| Ask::GetTree { tenant, name, reply }).await
+    }
+}
+
+/// Takes a call back when its caller is gone, so that nothing is done for it any more.
+struct Abandon<'a> {
+    requests: &'a Recipient<Request>,
+    call: CallId,
+    is_waiting: bool,
+}
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        if self.is_waiting {
+            self.requests.do_send(Request { ask: Ask::Abandon { call: self.call }, permit: None });
+        }
     }
 }

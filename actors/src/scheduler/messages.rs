@@ -3,24 +3,31 @@
 use crate::{
     id::{FunctionName, StartId, TenantId, VmId},
     model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+    support::SharedPermit,
     world::MetadataError,
 };
 use actix::prelude::*;
 use std::{net::SocketAddr, time::Duration};
-use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 
 /// Where an answer goes. A receiver that was dropped means that nobody waits any more.
 pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
-/// A question or command for the scheduler. The permit bounds what waits in the mailbox.
+/// A place in the mailbox, counted to a tenant or to those who ask about all of them.
+pub type Permit = SharedPermit<Option<TenantId>>;
+
+/// Names one call of `Acquire`, so that its caller can take it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+/// A question or command for the scheduler. The permit bounds what waits in the mailbox, and is given
+/// back when the message is taken out of it.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Request {
     pub ask: Ask,
-    pub permit: OwnedSemaphorePermit,
+    /// None for `Abandon`: there is at most one for each call that was let in.
+    pub permit: Option<Permit>,
 }
 
 pub enum Ask {
@@ -79,11 +86,16 @@ pub enum Ask {
     },
     /// A place at an instance for one request; starts an instance when none is there.
     Acquire {
+        call: CallId,
         tenant: TenantId,
         name: FunctionName,
         on: Option<StartId>,
         deadline: Instant,
         reply: Reply<Acquired>,
+    },
+    /// Nobody waits for that place any more.
+    Abandon {
+        call: CallId,
     },
     ListVms {
         reply: Reply<Vec<VmView>>,

@@ -2,7 +2,7 @@
 
 use super::{
     core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, WriteId},
-    messages::{Acquired, Ask, ControlError, Release, Reply, Request},
+    messages::{Acquired, Ask, CallId, ControlError, Release, Reply, Request},
     records::Loaded,
 };
 use crate::{
@@ -41,6 +41,8 @@ pub struct Scheduler {
     settings: SchedulerSettings,
     core: SchedulerCore,
     replies: BTreeMap<Ticket, Pending>,
+    /// Requests that wait for a place, by the name under which their callers take them back.
+    calls: BTreeMap<CallId, Ticket>,
     tickets: u64,
     budget: Budget,
     exit: Option<ExitNotice<&'static str>>,
@@ -52,7 +54,7 @@ enum Pending {
     Done(Reply<()>),
     Function(Reply<FunctionView>),
     Started(Reply<Vec<StartId>>),
-    Acquired(Reply<Acquired>),
+    Acquired(CallId, Reply<Acquired>),
 }
 
 /// The journal's answer. Bounded by the journal's permits.
@@ -77,7 +79,15 @@ impl Scheduler {
         // A rebuilt scheduler must not make the ids again that the one before made.
         seed[0] ^= exit.as_ref().map_or(0, |exit| exit.generation() as u8);
         let core = SchedulerCore::new(settings.limits, StdRng::from_seed(seed));
-        Self { settings, core, replies: BTreeMap::new(), tickets: 0, budget: Budget::default(), exit }
+        Self {
+            settings,
+            core,
+            replies: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            tickets: 0,
+            budget: Budget::default(),
+            exit,
+        }
     }
 
     fn happened(&mut self, event: Event, ctx: &mut Context<Self>) {
@@ -93,6 +103,9 @@ impl Scheduler {
         match effect {
             Effect::Answer { ticket, answer } => {
                 if let Some(pending) = self.replies.remove(&ticket) {
+                    if let Pending::Acquired(call, _) = &pending {
+                        self.calls.remove(call);
+                    }
                     pending.answer(answer, ctx.address().recipient());
                 }
             }
@@ -148,9 +161,17 @@ impl Scheduler {
             Ask::Stop { tenant, start, reply } => {
                 Event::Stop { ticket: self.pend(Pending::Done(reply)), tenant, start }
             }
-            Ask::Acquire { tenant, name, on, deadline, reply } => {
-                let ticket = self.pend(Pending::Acquired(reply));
+            // Its caller left while it was in the mailbox.
+            Ask::Acquire { reply, .. } if reply.is_closed() => return,
+            Ask::Acquire { call, tenant, name, on, deadline, reply } => {
+                let ticket = self.pend(Pending::Acquired(call, reply));
+                self.calls.insert(call, ticket);
                 Event::Acquire { ticket, key: (tenant, name), on, deadline }
+            }
+            Ask::Abandon { call } => {
+                let Some(ticket) = self.calls.remove(&call) else { return };
+                self.replies.remove(&ticket);
+                Event::Abandoned { ticket }
             }
             Ask::RemoveVm { vm, reply } => Event::RemoveVm { ticket: self.pend(Pending::Done(reply)), vm },
             Ask::GetFunction { tenant, name, reply } => {
@@ -179,11 +200,6 @@ impl Scheduler {
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        let gone = self.replies.iter().filter(|(_, pending)| pending.is_abandoned());
-        for ticket in gone.map(|(ticket, _)| *ticket).collect::<Vec<_>>() {
-            self.replies.remove(&ticket);
-            self.happened(Event::Abandoned { ticket }, ctx);
-        }
         self.happened(Event::Tick, ctx);
     }
 }
@@ -194,29 +210,20 @@ fn answer<T>(reply: Reply<T>, answer: Result<T, ControlError>) {
 }
 
 impl Pending {
-    fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Done(reply) => reply.is_closed(),
-            Self::Function(reply) => reply.is_closed(),
-            Self::Started(reply) => reply.is_closed(),
-            Self::Acquired(reply) => reply.is_closed(),
-        }
-    }
-
     fn answer(self, result: Result<Answer, ControlError>, releases: Recipient<Release>) {
         match (self, result) {
             (Self::Done(reply), Ok(Answer::Done)) => answer(reply, Ok(())),
             (Self::Function(reply), Ok(Answer::Function(view))) => answer(reply, Ok(*view)),
             (Self::Started(reply), Ok(Answer::Started(starts))) => answer(reply, Ok(starts)),
             // Not sent, the place is dropped, and thereby given back.
-            (Self::Acquired(reply), Ok(Answer::Acquired(located))) => {
+            (Self::Acquired(_, reply), Ok(Answer::Acquired(located))) => {
                 answer(reply, Ok(Acquired::new(located, releases)));
             }
             (Self::Done(reply), Err(error)) => answer(reply, Err(error)),
             (Self::Function(reply), Err(error)) => answer(reply, Err(error)),
             (Self::Started(reply), Err(error)) => answer(reply, Err(error)),
-            (Self::Acquired(reply), Err(error)) => answer(reply, Err(error)),
-            (Self::Done(_) | Self::Function(_) | Self::Started(_) | Self::Acquired(_), Ok(other)) => {
+            (Self::Acquired(_, reply), Err(error)) => answer(reply, Err(error)),
+            (Self::Done(_) | Self::Function(_) | Self::Started(_) | Self::Acquired(..), Ok(other)) => {
                 unreachable!("the core gave an answer to another question: {other:?}")
             }
         }

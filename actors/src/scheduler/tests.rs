@@ -79,6 +79,7 @@ struct World {
     now: Instant,
     tickets: u64,
     answers: BTreeMap<Ticket, Result<Answer, ControlError>>,
+    abandoned: BTreeSet<Ticket>,
     rows: BTreeMap<(Table, String), Vec<u8>>,
     /// Writes on their way to the disk.
     writes: VecDeque<(WriteId, Vec<Write>)>,
@@ -103,6 +104,7 @@ impl World {
             now: Instant::now(),
             tickets: 0,
             answers: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
             rows: BTreeMap::new(),
             writes: VecDeque::new(),
             disk_is_slow: false,
@@ -192,8 +194,12 @@ impl World {
     }
 
     fn acquire(&mut self) -> Ticket {
+        self.acquire_of(api())
+    }
+
+    fn acquire_of(&mut self, key: FunctionKey) -> Ticket {
         let deadline = self.now + Duration::from_secs(60);
-        self.ask(|ticket| Event::Acquire { ticket, key: api(), on: None, deadline })
+        self.ask(|ticket| Event::Acquire { ticket, key, on: None, deadline })
     }
 
     fn news(&mut self, vm: VmId, event: VmEvent) {
@@ -399,6 +405,48 @@ fn a_request_whose_deadline_passes_or_whose_caller_goes_waits_no_more() {
     let start = world.joins[0].1.clone();
     world.run(&start);
     assert!(!world.answers.contains_key(&gone));
+}
+
+#[test]
+fn a_request_that_would_be_granted_after_its_deadline_is_not_and_the_next_one_is() {
+    let mut world = World::with_vms(1);
+    let start = world.start(api(), 1).remove(0);
+    let deadline = world.now + Duration::from_secs(1);
+    let late = world.ask(|ticket| Event::Acquire { ticket, key: api(), on: None, deadline });
+    let patient = world.acquire();
+    // No tick comes before the instance does.
+    world.now = deadline;
+    world.run(&start);
+    assert_eq!(world.error(late), ControlError::DeadlineExceeded);
+    assert_eq!(world.granted(patient), Some(start));
+    let over = world.ask(|ticket| Event::Acquire { ticket, key: api(), on: None, deadline });
+    assert_eq!(world.error(over), ControlError::DeadlineExceeded, "though a place is free");
+}
+
+#[test]
+fn requests_whose_callers_have_gone_start_nothing() {
+    let mut world = World::with_vms(0);
+    let gone: Vec<Ticket> = (0..3).map(|_| world.acquire()).collect();
+    gone.into_iter().for_each(|ticket| world.apply(Event::Abandoned { ticket }));
+    assert_eq!(world.core.function_view(&api()).expect("known").waiting, 0);
+    world.pass(LIMITS.placement_deadline);
+    world.up(0, facts(0, GIB));
+    assert!(world.joins.is_empty(), "the starts for them had no room, and no others are made");
+}
+
+#[test]
+fn one_tenants_requests_leave_room_for_those_of_others() {
+    let mut world = World::with(Limits { requests_waiting_max: 4, ..LIMITS });
+    for tenant in ["acme", "b", "c", "d"] {
+        world.deploy(key(tenant, "api"), "app:1");
+    }
+    let mut ask = |tenant: &str| world.acquire_of(key(tenant, "api"));
+    let [_, _, third, _, other, last, full] = ["acme", "acme", "acme", "b", "b", "c", "d"].map(&mut ask);
+    let refused = |ticket| matches!(world.error(ticket), ControlError::TooMany { .. });
+    assert!(refused(third), "a tenant alone has half");
+    assert!(refused(other), "two tenants leave room for a third");
+    assert!(!world.answers.contains_key(&last));
+    assert!(matches!(world.error(full), ControlError::Overloaded { .. }));
 }
 
 #[test]
@@ -712,7 +760,9 @@ enum Deed {
     Delete(u8),
     Converted(bool),
     Start(u8, u8),
-    Acquire(u8),
+    Acquire(u8, u16),
+    AcquireOn(u8),
+    Abandon(u8),
     Release(u8),
     Up(u8, bool),
     Down(u8),
@@ -734,7 +784,9 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => small.clone().prop_map(Deed::Delete),
         3 => proptest::bool::weighted(0.8).prop_map(Deed::Converted),
         6 => (small.clone(), 1_u8..4).prop_map(|(function, count)| Deed::Start(function, count)),
-        6 => small.clone().prop_map(Deed::Acquire),
+        6 => (small.clone(), 0_u16..20_000).prop_map(|(function, millis)| Deed::Acquire(function, millis)),
+        3 => any::<u8>().prop_map(Deed::AcquireOn),
+        2 => any::<u8>().prop_map(Deed::Abandon),
         4 => any::<u8>().prop_map(Deed::Release),
         5 => (small.clone(), any::<bool>()).prop_map(|(vm, keeps)| Deed::Up(vm, keeps)),
         2 => small.clone().prop_map(Deed::Down),
@@ -797,10 +849,22 @@ impl World {
                 let (key, count) = (function_of(function), u32::from(count));
                 self.ask(|ticket| Event::Start { ticket, key, count });
             }
-            Deed::Acquire(function) => {
-                let deadline = self.now + Duration::from_secs(20);
+            Deed::Acquire(function, millis) => {
+                let deadline = self.now + Duration::from_millis(millis.into());
                 let key = function_of(function);
                 self.ask(|ticket| Event::Acquire { ticket, key, on: None, deadline });
+            }
+            Deed::AcquireOn(number) => {
+                if let Some((_, start)) = self.pick(number) {
+                    let deadline = self.now + Duration::from_secs(20);
+                    let (key, on) = (function_of(number), Some(start));
+                    self.ask(|ticket| Event::Acquire { ticket, key, on, deadline });
+                }
+            }
+            Deed::Abandon(back) => {
+                let ticket = Ticket(self.tickets.saturating_sub(u64::from(back % 8)));
+                self.abandoned.insert(ticket);
+                self.apply(Event::Abandoned { ticket });
             }
             Deed::Release(number) => {
                 if let Some((_, start)) = self.pick(number) {
@@ -873,7 +937,8 @@ proptest! {
             world.pass(LIMITS.ready_deadline + LIMITS.lease);
         }
         for ticket in (1..=world.tickets).map(Ticket) {
-            prop_assert!(world.answers.contains_key(&ticket), "{:?} was never answered", ticket);
+            let is_over = world.answers.contains_key(&ticket) || world.abandoned.contains(&ticket);
+            prop_assert!(is_over, "{:?} was never answered", ticket);
         }
         for tenant in [api().0, key("other", "x").0] {
             for (_, start) in &world.joins {

@@ -29,7 +29,9 @@ impl Function {
             unplaced: VecDeque::new(),
             routable: BTreeSet::new(),
             accepting: 0,
-            requests: BTreeMap::new(),
+            requests: BTreeSet::new(),
+            pinned: BTreeMap::new(),
+            requests_waiting: 0,
         }
     }
 }
@@ -117,7 +119,7 @@ impl SchedulerCore {
                     self.dissolve_if_unused(&TreeId { tenant: key.0.clone(), image: before.id }, effects);
                 }
                 self.replace_old(&key, now, effects);
-                self.serve(&key, effects);
+                self.serve_all(&key, now, effects);
             }
         }
         if let Some(view) = self.function_view(&key) {

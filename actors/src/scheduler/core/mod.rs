@@ -29,6 +29,7 @@ use crate::{
     image::BlockImage,
     model::{FunctionSpec, FunctionView},
     ring::Ring,
+    support::Shares,
     vm_node::VmEvent,
     wire::control::{EndReason, HeldTree, StartReport},
     world::{ConversionProgress, KeyHash, MetadataError, Write},
@@ -50,6 +51,7 @@ pub struct Limits {
     pub starts_waiting_max: usize,
     pub starts_kept: usize,
     pub requests_waiting_per_function_max: usize,
+    /// Of all tenants; one tenant's are at most as many as places are left.
     pub requests_waiting_max: usize,
     /// How long a start waits for a VM with room.
     pub placement_deadline: Duration,
@@ -193,10 +195,17 @@ struct Function {
     routable: BTreeSet<(u32, StartId)>,
     /// Starts on their way to the disk.
     accepting: u32,
-    requests: BTreeMap<Ticket, Waiter>,
+    /// Requests that any instance may serve; the lowest number waits longest.
+    requests: BTreeSet<Ticket>,
+    /// Requests for one instance.
+    pinned: BTreeMap<StartId, BTreeSet<Ticket>>,
+    /// How many there are of both kinds.
+    requests_waiting: usize,
 }
 
+/// A request that waits for an instance.
 struct Waiter {
+    key: FunctionKey,
     on: Option<StartId>,
     deadline: Instant,
 }
@@ -294,7 +303,9 @@ pub struct SchedulerCore {
     trees: BTreeMap<TreeId, u32>,
     timers: BTreeSet<(Instant, StartId)>,
     deadlines: BTreeSet<(Instant, Ticket)>,
-    waiters: BTreeMap<Ticket, FunctionKey>,
+    waiters: BTreeMap<Ticket, Waiter>,
+    /// How many of them each tenant has.
+    waiting: Shares<TenantId>,
     changes: BTreeMap<WriteId, Change>,
     /// Starts that have no VM, or are on their way to the disk.
     starts_waiting: usize,
@@ -325,6 +336,7 @@ impl SchedulerCore {
             timers: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             waiters: BTreeMap::new(),
+            waiting: Shares::new(limits.requests_waiting_max),
             changes: BTreeMap::new(),
             starts_waiting: 0,
             sequence: 0,
@@ -386,7 +398,7 @@ impl SchedulerCore {
                 let error = ControlError::Metadata(reason);
                 if let Some(function) = self.functions.get_mut(&key) {
                     function.accepting -= starts.len() as u32;
-                    self.fail_if_hopeless(&key, error.clone(), effects);
+                    self.fail_if_hopeless(&key, &error, effects);
                 }
                 effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer: Err(error) }));
             }
@@ -452,7 +464,7 @@ impl SchedulerCore {
             assert_eq!(function.routable.len(), {
                 function.routable.iter().map(|(_, start)| start).collect::<BTreeSet<_>>().len()
             });
-            assert!(function.requests.keys().all(|ticket| self.waiters.contains_key(ticket)));
         }
+        self.check_requests();
     }
 }

@@ -1,11 +1,42 @@
 //! Requests: who gets which instance, who waits, and how many instances that asks for.
 
 use super::{
-    Answer, ControlError, Effect, FunctionKey, Image, Located, Phase, RETRY_AFTER, SchedulerCore, Ticket,
-    Waiter,
+    Answer, ControlError, Effect, Function, FunctionKey, Image, Located, Phase, RETRY_AFTER, SchedulerCore,
+    Ticket, Waiter,
 };
-use crate::id::StartId;
+use crate::{id::StartId, support::Full};
+use std::mem;
 use tokio::time::Instant;
+
+impl Function {
+    /// The request that a free place at that instance is for: of those who wait for it and those who wait
+    /// for any, the one that waits longest.
+    fn next_for(&self, id: &StartId) -> Option<Ticket> {
+        let pinned = self.pinned.get(id).and_then(|tickets| tickets.first());
+        [pinned, self.requests.first()].into_iter().flatten().min().copied()
+    }
+
+    fn enqueue(&mut self, ticket: Ticket, on: Option<&StartId>) {
+        self.requests_waiting += 1;
+        match on {
+            None => self.requests.insert(ticket),
+            Some(id) => self.pinned.entry(id.clone()).or_default().insert(ticket),
+        };
+    }
+
+    fn dequeue(&mut self, ticket: Ticket, on: Option<&StartId>) {
+        self.requests_waiting -= 1;
+        let Some(id) = on else {
+            self.requests.remove(&ticket);
+            return;
+        };
+        let tickets = self.pinned.get_mut(id).expect("it waits for that instance");
+        tickets.remove(&ticket);
+        if tickets.is_empty() {
+            self.pinned.remove(id);
+        }
+    }
+}
 
 impl SchedulerCore {
     pub(super) fn acquire(
@@ -17,54 +48,69 @@ impl SchedulerCore {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        let refuse = |error| Effect::Answer { ticket, answer: Err(error) };
-        let Some(function) = self.functions.get(&key) else {
-            return effects.push(refuse(ControlError::NotFound("function")));
-        };
-        if let Some(id) = &on
-            && !function.live.contains(id)
-        {
-            return effects.push(refuse(ControlError::NotFound("instance")));
+        match self.admit(ticket, &key, on.as_ref(), deadline, now) {
+            Ok(Some(id)) => self.grant(ticket, &id, effects),
+            Ok(None) => {
+                self.functions.get_mut(&key).expect("admitted").enqueue(ticket, on.as_ref());
+                self.deadlines.insert((deadline, ticket));
+                self.waiters.insert(ticket, Waiter { key: key.clone(), on, deadline });
+                self.scale(&key, now, effects);
+            }
+            Err(error) => effects.push(Effect::Answer { ticket, answer: Err(error) }),
+        }
+    }
+
+    /// The instance that has a place for the request, or none: then it has a place among those who wait.
+    fn admit(
+        &mut self,
+        ticket: Ticket,
+        key: &FunctionKey,
+        on: Option<&StartId>,
+        deadline: Instant,
+        now: Instant,
+    ) -> Result<Option<StartId>, ControlError> {
+        debug_assert!(!self.waiters.contains_key(&ticket), "tickets are used once");
+        let function = self.functions.get(key).ok_or(ControlError::NotFound("function"))?;
+        if deadline <= now {
+            return Err(ControlError::DeadlineExceeded);
+        }
+        if on.is_some_and(|id| !function.live.contains(id)) {
+            return Err(ControlError::NotFound("instance"));
         }
         // Who waits already comes first, but a request for one instance waits for nobody else's.
-        if (on.is_some() || function.requests.values().all(|waiter| waiter.on.is_some()))
-            && let Some(id) = self.free_instance(&key, on.as_ref())
+        if (on.is_some() || function.requests.is_empty())
+            && let Some(id) = self.free_instance(key, on)
         {
-            return self.grant(ticket, &id, effects);
+            return Ok(Some(id));
         }
-        let function = &self.functions[&key];
         if let Image::Failed(reason) = &function.image {
-            return effects.push(refuse(ControlError::ImageFailed(reason.clone())));
+            return Err(ControlError::ImageFailed(reason.clone()));
         }
-        if function.requests.len() >= self.limits.requests_waiting_per_function_max {
-            let what = "requests of this function";
-            return effects.push(refuse(ControlError::TooMany { what, retry_after: RETRY_AFTER }));
+        let too_many = |what| ControlError::TooMany { what, retry_after: RETRY_AFTER };
+        if function.requests_waiting >= self.limits.requests_waiting_per_function_max {
+            return Err(too_many("requests of this function"));
         }
-        if self.waiters.len() >= self.limits.requests_waiting_max {
-            return effects.push(refuse(ControlError::Overloaded { retry_after: RETRY_AFTER }));
-        }
-        let function = self.functions.get_mut(&key).expect("it was just there");
-        function.requests.insert(ticket, Waiter { on, deadline });
-        self.deadlines.insert((deadline, ticket));
-        self.waiters.insert(ticket, key.clone());
-        self.scale(&key, now, effects);
+        self.waiting.take(&key.0).map_err(|full| match full {
+            Full::Owner => too_many("requests of this tenant"),
+            Full::All => ControlError::Overloaded { retry_after: RETRY_AFTER },
+        })?;
+        Ok(None)
     }
 
     /// An instance with a place: the one with the fewest requests, or that one.
     fn free_instance(&self, key: &FunctionKey, on: Option<&StartId>) -> Option<StartId> {
-        let function = &self.functions[key];
-        let free = |in_flight: u32| in_flight < function.spec.concurrency;
-        match on {
-            None => {
-                let (in_flight, id) = function.routable.first()?;
-                free(*in_flight).then(|| id.clone())
-            }
-            Some(id) => {
-                let in_flight = self.starts.get(id)?.in_flight;
-                let routable = function.routable.contains(&(in_flight, id.clone()));
-                (routable && free(in_flight)).then(|| id.clone())
-            }
-        }
+        let id = match on {
+            None => &self.functions[key].routable.first()?.1,
+            Some(id) => id,
+        };
+        self.has_place(id).then(|| id.clone())
+    }
+
+    fn has_place(&self, id: &StartId) -> bool {
+        let Some(start) = self.starts.get(id) else { return false };
+        let Some(function) = self.functions.get(&start.key) else { return false };
+        start.in_flight < function.spec.concurrency
+            && function.routable.contains(&(start.in_flight, id.clone()))
     }
 
     fn grant(&mut self, ticket: Ticket, id: &StartId, effects: &mut Vec<Effect>) {
@@ -95,51 +141,53 @@ impl SchedulerCore {
         }
         self.change_in_flight(id, -1);
         let start = &self.starts[id];
-        let key = start.key.clone();
         if start.draining && start.in_flight == 0 {
             self.stop(id, now, effects);
         }
-        self.serve(&key, effects);
+        self.serve(id, now, effects);
     }
 
-    /// Gives free places to those who wait, the longest waiting first.
-    pub(super) fn serve(&mut self, key: &FunctionKey, effects: &mut Vec<Effect>) {
-        let Some(function) = self.functions.get(key) else { return };
-        if function.requests.is_empty() || function.routable.is_empty() {
-            return;
+    /// Gives free places of an instance to those who wait, the longest waiting first.
+    pub(super) fn serve(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
+        let key = self.starts[id].key.clone();
+        while self.has_place(id) {
+            let Some(ticket) = self.functions[&key].next_for(id) else { return };
+            let waiter = self.take_waiter(ticket).expect("whoever is in a queue waits");
+            if waiter.deadline <= now {
+                effects.push(Effect::Answer { ticket, answer: Err(ControlError::DeadlineExceeded) });
+            } else {
+                self.grant(ticket, id, effects);
+            }
         }
-        let mut any_full = false;
-        for (ticket, on) in
-            function.requests.iter().map(|(ticket, waiter)| (*ticket, waiter.on.clone())).collect::<Vec<_>>()
-        {
-            if on.is_none() && any_full {
-                continue;
-            }
-            match self.free_instance(key, on.as_ref()) {
-                Some(id) => {
-                    self.take_waiter(ticket);
-                    self.grant(ticket, &id, effects);
-                }
-                None => any_full |= on.is_none(),
-            }
+    }
+
+    /// Serves those who wait when instances have got more places.
+    pub(super) fn serve_all(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(function) = self.functions.get(key) else { return };
+        for (_, id) in function.routable.clone() {
+            self.serve(&id, now, effects);
         }
     }
 
     /// Takes a request out of the queue, if it is still there.
-    pub(super) fn take_waiter(&mut self, ticket: Ticket) -> bool {
-        let Some(key) = self.waiters.remove(&ticket) else { return false };
-        let waiter = self.functions.get_mut(&key).and_then(|function| function.requests.remove(&ticket));
-        if let Some(waiter) = waiter {
-            self.deadlines.remove(&(waiter.deadline, ticket));
-        }
-        true
+    pub(super) fn take_waiter(&mut self, ticket: Ticket) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&ticket)?;
+        self.deadlines.remove(&(waiter.deadline, ticket));
+        self.waiting.give_back(&waiter.key.0);
+        let function = self.functions.get_mut(&waiter.key).expect("requests wait for known functions");
+        function.dequeue(ticket, waiter.on.as_ref());
+        Some(waiter)
     }
 
     pub(super) fn expire_requests(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         while let Some((_, ticket)) = self.deadlines.first().filter(|(at, _)| *at <= now).copied() {
-            self.take_waiter(ticket);
-            effects.push(Effect::Answer { ticket, answer: Err(ControlError::DeadlineExceeded) });
+            self.refuse(ticket, ControlError::DeadlineExceeded, effects);
         }
+    }
+
+    fn refuse(&mut self, ticket: Ticket, error: ControlError, effects: &mut Vec<Effect>) {
+        self.take_waiter(ticket);
+        effects.push(Effect::Answer { ticket, answer: Err(error) });
     }
 
     /// Accepts as many starts as waiting requests need beyond those under way.
@@ -148,15 +196,14 @@ impl SchedulerCore {
         if matches!(function.image, Image::Failed(_)) {
             return;
         }
-        let waiting = function.requests.values().filter(|waiter| waiter.on.is_none()).count();
-        let needed = waiting.div_ceil(function.spec.concurrency as usize);
+        let needed = function.requests.len().div_ceil(function.spec.concurrency as usize);
         let coming = function.unfinished.len() + function.accepting as usize;
         let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
         let more = needed.saturating_sub(coming).min(room).min(self.limits.starts_per_request_max as usize);
         if more > 0 {
             self.accept(None, key, more as u32, now, effects);
         } else if needed > 0 {
-            self.fail_if_hopeless(key, ControlError::Overloaded { retry_after: RETRY_AFTER }, effects);
+            self.fail_if_hopeless(key, &ControlError::Overloaded { retry_after: RETRY_AFTER }, effects);
         }
     }
 
@@ -164,24 +211,23 @@ impl SchedulerCore {
     pub(super) fn fail_if_hopeless(
         &mut self,
         key: &FunctionKey,
-        error: ControlError,
+        error: &ControlError,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(function) = self.functions.get(key) else { return };
-        let hopeless =
-            function.routable.is_empty() && function.unfinished.is_empty() && function.accepting == 0;
-        if hopeless {
-            return self.fail_requests(key, &error, effects);
+        let Some(function) = self.functions.get_mut(key) else { return };
+        if function.routable.is_empty() && function.unfinished.is_empty() && function.accepting == 0 {
+            for ticket in mem::take(&mut function.requests) {
+                self.refuse(ticket, error.clone(), effects);
+            }
         }
-        // Those who wait for one instance do not wait for another.
-        let gone = |waiter: &Waiter| waiter.on.as_ref().is_some_and(|id| !function.live.contains(id));
-        let gone: Vec<Ticket> = (function.requests.iter())
-            .filter(|(_, waiter)| gone(waiter))
-            .map(|(ticket, _)| *ticket)
-            .collect();
-        for ticket in gone {
-            self.take_waiter(ticket);
-            effects.push(Effect::Answer { ticket, answer: Err(error.clone()) });
+    }
+
+    /// Requests for one instance do not wait for another.
+    pub(super) fn fail_pinned(&mut self, id: &StartId, error: &ControlError, effects: &mut Vec<Effect>) {
+        let function = self.functions.get(&self.starts[id].key);
+        let Some(tickets) = function.and_then(|function| function.pinned.get(id)) else { return };
+        for ticket in tickets.clone() {
+            self.refuse(ticket, error.clone(), effects);
         }
     }
 
@@ -191,11 +237,10 @@ impl SchedulerCore {
         error: &ControlError,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(function) = self.functions.get_mut(key) else { return };
-        for (ticket, waiter) in std::mem::take(&mut function.requests) {
-            self.waiters.remove(&ticket);
-            self.deadlines.remove(&(waiter.deadline, ticket));
-            effects.push(Effect::Answer { ticket, answer: Err(error.clone()) });
+        let Some(function) = self.functions.get(key) else { return };
+        let pinned = function.pinned.values().flatten();
+        for ticket in function.requests.iter().chain(pinned).copied().collect::<Vec<_>>() {
+            self.refuse(ticket, error.clone(), effects);
         }
     }
 
@@ -216,6 +261,34 @@ impl SchedulerCore {
         let start = &self.starts[id];
         if let Some(function) = self.functions.get_mut(&start.key) {
             function.routable.remove(&(start.in_flight, id.clone()));
+        }
+    }
+
+    /// Everybody who waits is counted, within the limits, and for something that is not there.
+    #[cfg(test)]
+    pub(super) fn check_requests(&self) {
+        use std::collections::BTreeSet;
+        let mut waiting = 0;
+        for (key, function) in &self.functions {
+            let pinned: usize = function.pinned.values().map(BTreeSet::len).sum();
+            assert_eq!(function.requests_waiting, function.requests.len() + pinned, "{key:?}");
+            assert!(function.requests_waiting <= self.limits.requests_waiting_per_function_max);
+            waiting += function.requests_waiting;
+            for (in_flight, id) in &function.routable {
+                let is_full = *in_flight >= function.spec.concurrency;
+                assert!(is_full || function.next_for(id).is_none(), "{id} has a place for one who waits");
+            }
+            let reachable = |(id, tickets): (&StartId, &BTreeSet<Ticket>)| {
+                function.live.contains(id) && !tickets.is_empty()
+            };
+            assert!(function.pinned.iter().all(reachable), "nobody waits for what has ended");
+        }
+        assert_eq!((waiting, waiting), (self.waiters.len(), self.deadlines.len()));
+        assert_eq!(self.waiting.total(), waiting);
+        assert!(waiting <= self.limits.requests_waiting_max);
+        let most = self.limits.requests_waiting_max.div_ceil(2);
+        for (tenant, _) in self.functions.keys() {
+            assert!(self.waiting.of(tenant) <= most, "{tenant} has more than half");
         }
     }
 }

@@ -404,7 +404,9 @@ impl SchedulerCore {
                 self.scale(&key, now, effects);
             }
             let overloaded = ControlError::Overloaded { retry_after: RETRY_AFTER };
-            self.fail_if_hopeless(&key, if no_room { overloaded } else { failed }, effects);
+            let error = if no_room { overloaded } else { failed };
+            self.fail_pinned(id, &error, effects);
+            self.fail_if_hopeless(&key, &error, effects);
         }
         self.forget_oldest();
     }
@@ -436,7 +438,7 @@ impl SchedulerCore {
         }
         self.route(id);
         self.drain_old(&key, now, effects);
-        self.serve(&key, effects);
+        self.serve(id, now, effects);
     }
 
     /// Stops instances of older descriptions, if one of the present one is ready.

@@ -20,6 +20,7 @@ impl SchedulerCore {
             image_state: self.image_state(function),
             ready: function.routable.len() as u32,
             starting: function.unfinished.len() as u32 + function.accepting,
+            waiting: function.requests_waiting as u32,
         })
     }
 

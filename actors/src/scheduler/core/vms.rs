@@ -9,7 +9,7 @@ use crate::{
     wire::control::{EndReason, HeldTree, RunningInstance, StartReport},
     world::{Table, Write},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 impl SchedulerCore {
@@ -79,19 +79,13 @@ impl SchedulerCore {
         let placed: Vec<StartId> = vm.functions.values().flatten().cloned().collect();
         let told: BTreeMap<StartId, RunningInstance> =
             facts.instances.into_iter().map(|instance| (instance.start.clone(), instance)).collect();
-        let mut touched = BTreeSet::new();
         for id in placed {
-            touched.insert(self.starts[&id].key.clone());
             self.compare(name, &id, told.get(&id), now, effects);
         }
         for (id, instance) in told {
             if !self.is_at(&id, name) {
-                touched.insert((instance.tenant.clone(), instance.function.clone()));
                 self.adopt(name, &id, &instance, now, effects);
             }
-        }
-        for key in touched {
-            self.serve(&key, effects);
         }
         self.room_changed = true;
     }
