@@ -195,6 +195,8 @@ pub trait Metadata: Send + Sync {
     /// effect in the order of the calls. After `Unwritable`, `Full` and `Unavailable` it is not known
     /// whether a batch was applied; it will not be applied after any later one.
     fn commit(&self, batch: Batch) -> BoxFuture<'static, Result<(), MetadataError>>;
+    /// Returns when all commits before it are done and the store is released. Later calls fail.
+    fn close(&self) -> BoxFuture<'static, ()>;
 }
 
 /// Why the metadata store did not do it.

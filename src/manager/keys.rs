@@ -1,5 +1,5 @@
-//! What a manager brings from its metadata store into a new life: its term and the key that signs
-//! capabilities. And the renewal of its certificate while it lives.
+//! The key that signs capabilities, which a manager brings from its metadata store into a new life, and the
+//! renewal of its certificate while it lives.
 
 use crate::{
     net::{
@@ -21,31 +21,22 @@ use std::{
 };
 use tokio::sync::watch;
 
-const TERM: &str = "term";
 const CAPABILITY_KEY: &str = "capability_key";
 
-pub struct Keys {
-    /// Higher than that of any manager before on this store.
-    pub term: u64,
-    pub capabilities: Issuer,
-}
-
-/// Reads both, raises the term, and makes the key when there is none. Returns when that is durable.
-pub async fn open(metadata: &dyn Metadata, capability_ttl: Duration) -> anyhow::Result<Keys> {
-    let rows = metadata.scan(Table::Values).await.context("reading the term")?;
-    let value = |key: &str| rows.iter().find(|row| row.key == key).map(|row| row.value.as_slice());
-    let term = match value(TERM) {
-        None => 1,
-        Some(bytes) => {
-            u64::from_le_bytes(bytes.try_into().context("the metadata store has a damaged term")?) + 1
+/// Reads the key, or makes one when there is none. Returns when that is durable.
+pub async fn open(metadata: &dyn Metadata, capability_ttl: Duration) -> anyhow::Result<Issuer> {
+    let rows = metadata.scan(Table::Values).await.context("reading the capability key")?;
+    let key = match rows.into_iter().find(|row| row.key == CAPABILITY_KEY) {
+        Some(row) => row.value,
+        None => {
+            let key = CapabilityKey::generate();
+            let row = Row { table: Table::Values, key: CAPABILITY_KEY.into(), value: key.clone() };
+            metadata.commit(vec![Write::Put(row)].into()).await.context("keeping the capability key")?;
+            key
         }
     };
-    let key = value(CAPABILITY_KEY).map_or_else(CapabilityKey::generate, <[u8]>::to_vec);
-    let put = |key: &str, value: Vec<u8>| Write::Put(Row { table: Table::Values, key: key.into(), value });
-    let writes = vec![put(TERM, term.to_le_bytes().to_vec()), put(CAPABILITY_KEY, key.clone())];
-    metadata.commit(writes.into()).await.context("beginning a new term")?;
     let key = CapabilityKey::from_pkcs8(&key).context("the metadata store has a damaged capability key")?;
-    Ok(Keys { term, capabilities: Issuer { key, ttl: capability_ttl } })
+    Ok(Issuer { key, ttl: capability_ttl })
 }
 
 /// Issues capabilities that live as long as the settings say.
@@ -98,13 +89,12 @@ mod tests {
     use crate::metadata::RedbMetadata;
 
     #[tokio::test]
-    async fn the_term_rises_and_the_key_stays() {
+    async fn the_key_stays() {
         let folder = tempfile::tempdir().expect("folder");
         let metadata = RedbMetadata::open(&folder.path().join("metadata.redb")).expect("opened");
         let ttl = Duration::from_secs(60);
         let first = open(&metadata, ttl).await.expect("first");
         let second = open(&metadata, ttl).await.expect("second");
-        assert_eq!((first.term, second.term), (1, 2));
-        assert_eq!(first.capabilities.public(), second.capabilities.public());
+        assert_eq!(first.public(), second.public());
     }
 }

@@ -7,7 +7,7 @@ mod sessions;
 
 use crate::{
     http::{self, HttpState},
-    metadata::RedbMetadata,
+    metadata::{self, Term},
     net::{
         identity::Authority,
         tls::{Acceptor, Dialer},
@@ -52,6 +52,9 @@ fn millis(value: u64) -> Duration {
 /// Time that sessions get to end after the actors have; they only flush what is in their queues.
 const SESSIONS_END: Duration = Duration::from_secs(3);
 
+/// Time that the metadata store gets for the commits it has; all that was acknowledged is there already.
+const STORE_CLOSES: Duration = Duration::from_secs(10);
+
 /// Runs a manager until SIGTERM or SIGINT. Prints one line of JSON, a [`ManagerReady`], when it serves.
 /// Agents and instances go on without it, and come back to the next manager on the same data folder.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
@@ -76,14 +79,26 @@ pub async fn serve(
     let data = settings.manager.data.clone();
     DirBuilder::new().recursive(true).mode(0o700).create(&data).context("making the data folder")?;
     let _lock = lock(&data)?;
-    let metadata: Arc<dyn Metadata> =
-        Arc::new(RedbMetadata::open(&data.join("metadata.redb")).context("opening the metadata store")?);
     let authority = Authority::open(&data, SystemTime::now()).context("opening the CA")?;
     let identity = authority.issue_manager(SystemTime::now(), millis(settings.manager.certificate_ttl_ms))?;
     let handshake = millis(settings.manager.handshake_ms);
     let (acceptors, acceptor) = watch::channel(Acceptor::manager(&identity, handshake)?);
     let (dialers, dialer) = watch::channel(Dialer::new(&identity, millis(settings.agent.connect_ms))?);
 
+    let listener = bind(&settings).await?;
+    let control = listener.local_addr()?;
+    let api_listener = std::net::TcpListener::bind(settings.http.listen).with_context(|| {
+        format!("listening on {}; choose another address with http.listen", settings.http.listen)
+    })?;
+    let api = format!("http://{}", api_listener.local_addr()?);
+
+    // What may fail for reasons of this machine is done: a manager before this one ends here.
+    let term = Term::begin(metadata::open(&settings.metadata, &data).await?).await;
+    let term = term.context("beginning a new term")?;
+    tracing::info!(term = term.number(), "a new term begins");
+    let capabilities = keys::open(&term, millis(settings.manager.capability_ttl_ms)).await?;
+    let capability_key = capabilities.public().to_vec();
+    let metadata: Arc<dyn Metadata> = Arc::new(term.clone());
     let token_file = data.join("admin.token");
     let tokens = ApiTokens::open(Arc::clone(&metadata), system_secrets(), &token_file).await?;
     let join = Arc::new(JoinTokens::new(
@@ -93,17 +108,7 @@ pub async fn serve(
         millis(settings.tokens.join_ttl_ms),
         settings.tokens.join_tokens_max,
     ));
-    let listener = bind(&settings).await?;
-    let control = listener.local_addr()?;
-    let api_listener = std::net::TcpListener::bind(settings.http.listen).with_context(|| {
-        format!("listening on {}; choose another address with http.listen", settings.http.listen)
-    })?;
-    let api = format!("http://{}", api_listener.local_addr()?);
-
-    let keys = keys::open(metadata.as_ref(), millis(settings.manager.capability_ttl_ms)).await?;
-    tracing::info!(term = keys.term, "a new term begins");
-    let capability_key = keys.capabilities.public().to_vec();
-    let manager = Manager::start(world(&settings, metadata, keys));
+    let manager = Manager::start(world(&settings, &term, capabilities));
     let sessions = TaskTracker::new();
     let authority = Arc::new(authority);
     let doors = Arc::new(Doors {
@@ -133,9 +138,13 @@ pub async fn serve(
     ready(ManagerReady { api: api.clone(), control, token_file })?;
     tracing::info!(%api, %control, "the manager is up");
 
+    let lease = millis(settings.manager.lease_ms);
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        () = term.superseded(lease) => {
+            Err(anyhow::anyhow!("another manager has taken over this one's metadata store with a higher term"))
+        }
         () = actors_end(&manager) => Err(anyhow::anyhow!("the manager's actors crashed too often; start it again")),
         ended = &mut server => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("HTTP ended by itself")),
@@ -152,6 +161,9 @@ pub async fn serve(
     sessions.close();
     if tokio::time::timeout(SESSIONS_END, sessions.wait()).await.is_err() {
         tracing::warn!(sessions = sessions.len(), "sessions did not end in time");
+    }
+    if tokio::time::timeout(STORE_CLOSES, term.close()).await.is_err() {
+        tracing::warn!("the metadata store was not closed in time");
     }
     result
 }
@@ -182,20 +194,20 @@ async fn bind(settings: &Settings) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listening on {listen}; choose another address with manager.listen"))
 }
 
-fn world(settings: &Settings, metadata: Arc<dyn Metadata>, keys: keys::Keys) -> ManagerWorld {
+fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> ManagerWorld {
     let (manager, scheduler, tree) = (&settings.manager, &settings.scheduler, &settings.tree);
     let lease = millis(manager.lease_ms);
     let fan_out = tree.fan_out;
     let topology = tree.topology;
     ManagerWorld {
-        metadata,
+        metadata: Arc::new(term.clone()),
         converter: Arc::new(ImageConverter::new(settings.clone())),
-        capability_key: keys.capabilities.public().to_vec(),
-        capabilities: Arc::new(keys.capabilities),
+        capability_key: capabilities.public().to_vec(),
+        capabilities: Arc::new(capabilities),
         topology: Arc::new(move || match topology {
             Topology::Complete => Box::new(Complete::new(fan_out)),
         }),
-        term: keys.term,
+        term: term.number(),
         seed: rand::random(),
         limits: ManagerLimits {
             scheduler: Limits {

@@ -37,13 +37,13 @@ type Reply<T> = oneshot::Sender<Result<T, MetadataError>>;
 enum Call {
     Scan { table: Table, reply: Reply<Vec<Row>> },
     Commit { batch: Batch, reply: Reply<()> },
+    Close { reply: oneshot::Sender<()> },
 }
 
-/// A metadata store in one file. The file is released when this value and all its calls are gone;
-/// [`RedbMetadata::close`] waits for that.
+/// A metadata store in one file. The file is released when this value and all its calls are gone, or by
+/// [`Metadata::close`].
 pub struct RedbMetadata {
     calls: mpsc::Sender<Call>,
-    closed: oneshot::Receiver<()>,
 }
 
 impl RedbMetadata {
@@ -57,26 +57,21 @@ impl RedbMetadata {
         }
         store.database()?;
         let (calls, mut received) = mpsc::channel(CALLS_QUEUED_MAX);
-        let (closing, closed) = oneshot::channel();
         let serve = move || {
             while let Some(call) = received.blocking_recv() {
+                if let Call::Close { reply } = call {
+                    drop(store);
+                    let _ = reply.send(());
+                    return;
+                }
                 store.answer(call);
             }
-            drop(store);
-            drop(closing);
         };
         std::thread::Builder::new()
             .name("metadata".into())
             .spawn(serve)
             .map_err(|error| unwritable(path, &error))?;
-        Ok(Self { calls, closed })
-    }
-
-    /// Waits until every call is answered and the file is released.
-    pub async fn close(self) {
-        drop(self.calls);
-        // The sender is dropped, never used: an error is the sign that is waited for.
-        let _ = self.closed.await;
+        Ok(Self { calls })
     }
 
     fn call<T: Send + 'static>(
@@ -107,6 +102,16 @@ impl Metadata for RedbMetadata {
             return Box::pin(ready(Err(MetadataError::TooLarge(batch.bytes()))));
         }
         self.call(move |reply| Call::Commit { batch, reply })
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        let calls = self.calls.clone();
+        Box::pin(async move {
+            let (reply, closed) = oneshot::channel();
+            // An error of either says that it is closed already.
+            let _ = calls.send(Call::Close { reply }).await;
+            let _ = closed.await;
+        })
     }
 }
 
@@ -149,6 +154,7 @@ impl Store {
             Call::Scan { table, reply } => {
                 let _ = reply.send(self.with_database(|database| scan(database, table)));
             }
+            Call::Close { .. } => unreachable!("the thread ends with it"),
             Call::Commit { batch, reply } => {
                 let _ = reply.send(self.with_database(|database| commit(database, &batch)));
             }

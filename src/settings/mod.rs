@@ -82,7 +82,28 @@ pub struct ManagerSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetadataSettings {
+    pub store: MetadataStore,
     pub journal_bytes_max: usize,
+    pub etcd_endpoints: Vec<String>,
+    pub etcd_prefix: String,
+    pub etcd_ca_file: PathBuf,
+    pub etcd_certificate_file: PathBuf,
+    pub etcd_key_file: PathBuf,
+    pub etcd_user: String,
+    pub etcd_password_file: PathBuf,
+    pub etcd_connect_ms: u64,
+    pub etcd_request_ms: u64,
+    pub etcd_commit_ms: u64,
+    pub etcd_operations_max: usize,
+    pub etcd_bytes_max: usize,
+    pub etcd_history_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetadataStore {
+    Redb,
+    Etcd,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -217,6 +238,7 @@ impl Settings {
             .separator("__")
             .try_parsing(true)
             .list_separator(",")
+            .with_list_parse_key("metadata.etcd_endpoints")
             .with_list_parse_key("image.layout_roots")
             .with_list_parse_key("origin.plain_http_registries")
             .with_list_parse_key("origin.ca_files");
@@ -256,6 +278,24 @@ impl Settings {
                 self.manager.capability_ttl_ms >= 10 * self.manager.lease_ms,
                 "use at least ten leases, so that a manager may be away without stopping transfers",
             ),
+            (
+                "metadata.etcd_prefix",
+                self.metadata.etcd_prefix.ends_with('/'),
+                "end it with a slash, so that no other prefix begins with it",
+            ),
+            (
+                "metadata.etcd_key_file",
+                self.metadata.etcd_key_file.as_os_str().is_empty()
+                    == self.metadata.etcd_certificate_file.as_os_str().is_empty(),
+                "name it and metadata.etcd_certificate_file, or neither",
+            ),
+            (
+                "metadata.etcd_commit_ms",
+                self.metadata.etcd_commit_ms >= self.metadata.etcd_request_ms,
+                "use at least metadata.etcd_request_ms, or no second endpoint is asked",
+            ),
+            ("metadata.etcd_operations_max", self.metadata.etcd_operations_max >= 16, "use at least 16"),
+            ("metadata.etcd_bytes_max", self.metadata.etcd_bytes_max >= 65536, "use at least 65536"),
             ("agent.threads", self.agent.threads >= 1, "use at least 1"),
             ("transfer.in_flight_blocks_max", self.transfer.in_flight_blocks_max >= 1, "use at least 1"),
             (

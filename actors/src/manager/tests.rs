@@ -60,6 +60,10 @@ impl Metadata for Disk {
         BatchLimits { operations_max: 100, bytes_max: 1 << 20 }
     }
 
+    fn close(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     fn commit(&self, batch: Batch) -> BoxFuture<'static, Result<(), MetadataError>> {
         self.commits.lock().expect("one thread").push(batch.writes.len());
         let mut rows = self.rows.lock().expect("one thread");

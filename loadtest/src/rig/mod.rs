@@ -4,12 +4,14 @@
 pub mod api;
 pub mod cluster;
 pub mod debian;
+pub mod etcd;
 pub mod image;
 pub mod process;
 pub mod registry;
 
 pub use api::{Answer, Api};
 pub use cluster::{Cluster, ClusterSpec};
+pub use etcd::Etcd;
 pub use image::{Image, Variant};
 pub use registry::Registry;
 
