@@ -24,7 +24,7 @@ use faasnet_actors::{
     function_tree::TreeLimits,
     manager::{Manager, ManagerHandle, ManagerLimits, ManagerWorld},
     scheduler::Limits,
-    tree::Complete,
+    tree::{Avl, Complete, Striped},
     wire::frame::FrameLimits,
     world::Metadata,
 };
@@ -197,15 +197,16 @@ async fn bind(settings: &Settings) -> anyhow::Result<TcpListener> {
 fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> ManagerWorld {
     let (manager, scheduler, tree) = (&settings.manager, &settings.scheduler, &settings.tree);
     let lease = millis(manager.lease_ms);
-    let fan_out = tree.fan_out;
-    let topology = tree.topology;
+    let (topology, fan_out, stripes) = (tree.topology, tree.fan_out, tree.stripes);
     ManagerWorld {
         metadata: Arc::new(term.clone()),
         converter: Arc::new(ImageConverter::new(settings.clone())),
         capability_key: capabilities.public().to_vec(),
         capabilities: Arc::new(capabilities),
         topology: Arc::new(move || match topology {
+            Topology::Avl => Box::new(Avl::new()),
             Topology::Complete => Box::new(Complete::new(fan_out)),
+            Topology::Striped => Box::new(Striped::new(fan_out, stripes)),
         }),
         term: term.number(),
         seed: rand::random(),

@@ -126,13 +126,16 @@ pub struct SchedulerSettings {
 pub struct TreeSettings {
     pub topology: Topology,
     pub fan_out: usize,
+    pub stripes: usize,
     pub ancestors_max: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Topology {
+    Avl,
     Complete,
+    Striped,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -267,6 +270,17 @@ impl Settings {
                 "use more than scheduler.requests_waiting_max, or those who wait leave no connection to others",
             ),
             ("tree.fan_out", (1..=64).contains(&self.tree.fan_out), "use 1 to 64"),
+            (
+                "tree.fan_out",
+                self.tree.topology != Topology::Avl || self.tree.fan_out == 2,
+                "use 2, because an avl tree is binary",
+            ),
+            (
+                "tree.stripes",
+                self.tree.topology != Topology::Striped
+                    || (1..=self.tree.fan_out).contains(&self.tree.stripes),
+                "use 1 to tree.fan_out, or there is no room in each stripe's tree for all VMs",
+            ),
             ("tree.ancestors_max", (1..=8).contains(&self.tree.ancestors_max), "use 1 to 8"),
             (
                 "manager.lease_ms",

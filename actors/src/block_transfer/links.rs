@@ -116,6 +116,26 @@ impl Links {
         chosen
     }
 
+    /// The upstreams that may give a block and are not down: those of its stripe, then the VMs of the
+    /// others. A root of another stripe asks the origin only if there is no VM to ask (invariant 6).
+    fn candidates(
+        &self,
+        block: BlockId,
+        refused: &BTreeSet<Upstream>,
+        path: &BTreeSet<VmId>,
+    ) -> Vec<&Upstream> {
+        let may_give = |upstream: &&Upstream| {
+            !refused.contains(*upstream)
+                && !has_passed(upstream, path)
+                && !matches!(self.links[*upstream].state, LinkState::Down { .. })
+        };
+        let own = self.stripe(block).into_iter().flatten();
+        let others = || self.stripes.iter().flatten().filter(may_give);
+        let vms = others().filter(|upstream| **upstream != Upstream::Origin);
+        let candidates: Vec<_> = own.filter(may_give).chain(vms).collect();
+        if candidates.is_empty() { others().collect() } else { candidates }
+    }
+
     /// An upstream to connect now because every open one has refused a block: the first that nobody has
     /// tried. None while one that may give the block is open or on its way.
     pub fn connect_untried(
@@ -124,13 +144,7 @@ impl Links {
         refused: &BTreeSet<Upstream>,
         path: &BTreeSet<VmId>,
     ) -> Option<Upstream> {
-        let may_give = |upstream: &&Upstream| {
-            !refused.contains(*upstream)
-                && !has_passed(upstream, path)
-                && !matches!(self.links[*upstream].state, LinkState::Down { .. })
-        };
-        let own = self.stripe(block).into_iter().flatten();
-        let candidates: Vec<&Upstream> = own.chain(self.stripes.iter().flatten()).filter(may_give).collect();
+        let candidates = self.candidates(block, refused, path);
         if candidates.iter().any(|upstream| self.links[*upstream].state != LinkState::Idle) {
             return None;
         }
@@ -189,17 +203,16 @@ impl Links {
         }
     }
 
-    /// The upstream to ask for the index, once for each connection.
+    /// The upstream to ask for the index, once for each connection. The index goes the way of the first
+    /// stripe, so that of several roots only one reads it from the origin.
     pub fn take_index_asker(&mut self) -> Option<Upstream> {
-        let order = self.stripes.iter().flatten();
-        let upstream =
-            order.into_iter().find(|upstream| self.links[*upstream].state == LinkState::Open)?.clone();
+        let upstream = self.choose(BlockId(0), &BTreeSet::new(), &BTreeSet::new(), usize::MAX)?;
         let link = self.links.get_mut(&upstream)?;
         (!std::mem::replace(&mut link.is_index_asked, true)).then_some(upstream)
     }
 
-    /// The first open upstream that has room and has not refused: of the block's own stripe, else of
-    /// any. One that the demand has passed is left out, it would refuse.
+    /// The first open upstream that has room and has not refused: of the block's own stripe, else, when
+    /// none of those is on its way, of any. One that the demand has passed is left out, it would refuse.
     pub fn choose(
         &self,
         block: BlockId,
@@ -207,14 +220,16 @@ impl Links {
         path: &BTreeSet<VmId>,
         in_flight_max: usize,
     ) -> Option<Upstream> {
-        let is_usable = |upstream: &&Upstream| {
-            self.links[*upstream].state == LinkState::Open
-                && !refused.contains(*upstream)
-                && !has_passed(upstream, path)
-        };
-        let own = self.stripe(block).into_iter().flatten();
-        let others = self.stripes.iter().flatten();
-        let first = own.chain(others).find(is_usable)?;
+        let candidates = self.candidates(block, refused, path);
+        let is_open = |upstream: &&&Upstream| self.links[**upstream].state == LinkState::Open;
+        let own = self.stripe(block)?;
+        let is_own = |upstream: &&&Upstream| own.contains(**upstream);
+        let mut first = candidates.iter().filter(is_own).find(is_open);
+        let is_coming = |upstream: &&Upstream| self.links[*upstream].state == LinkState::Connecting;
+        if first.is_none() && !candidates.iter().filter(is_own).any(is_coming) {
+            first = candidates.iter().find(is_open);
+        }
+        let first = *first?;
         (self.links[first].in_flight.len() < in_flight_max).then(|| first.clone())
     }
 

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     id::{BlockId, Epoch, VmId},
     image::{BLOCK_BYTES, BlockEntry, Codec, Index},
+    tree::{Node, Striped, Topology, ancestors},
     wire::{control::Upstream, peer::Urgency},
 };
 use bytes::Bytes;
@@ -72,6 +73,8 @@ struct World {
     answered: Vec<BTreeSet<BlockId>>,
     failed: Vec<BTreeSet<BlockId>>,
     origin_blocks: BTreeMap<BlockId, u32>,
+    /// Who asked the origin for what; no block is for the index.
+    origin_asks: BTreeSet<(usize, Option<BlockId>)>,
     asks: Vec<(usize, Vec<VmId>)>,
 }
 
@@ -89,6 +92,7 @@ impl World {
             answered: vec![BTreeSet::new(); vms],
             failed: vec![BTreeSet::new(); vms],
             origin_blocks: BTreeMap::new(),
+            origin_asks: BTreeSet::new(),
             asks: Vec::new(),
         };
         for number in 0..vms {
@@ -113,6 +117,21 @@ impl World {
         }
         let epoch = Epoch { term: 1, counter };
         self.send(number, Duration::ZERO, Event::Placed { epoch, stripes: vec![ancestors] });
+    }
+
+    /// Gives everyone a place in a striped tree, parent and grandparent for each stripe.
+    fn place_striped(&mut self, tree: &Striped) {
+        for number in 0..self.vms.len() {
+            let node = Node(u32::try_from(number).expect("few"));
+            let upstreams = |stripe| {
+                let above = ancestors(tree, node, stripe).take(2);
+                let names: Vec<_> = above.map(|above| upstream(above.0 as usize)).collect();
+                if names.is_empty() { vec![Upstream::Origin] } else { names }
+            };
+            let stripes = (0..tree.stripes()).map(upstreams).collect();
+            let event = Event::Placed { epoch: Epoch { term: 1, counter: 2 }, stripes };
+            self.send(number, Duration::ZERO, event);
+        }
     }
 
     fn send(&mut self, to: usize, after: Duration, event: Event) {
@@ -184,6 +203,7 @@ impl World {
                 }
             }
             Effect::AskIndex(Upstream::Origin) => {
+                self.origin_asks.insert((number, None));
                 let index = Arc::clone(&self.index);
                 self.send(number, HOP * 5, Event::IndexArrived { index });
             }
@@ -194,6 +214,7 @@ impl World {
             Effect::Ask { upstream: Upstream::Origin, blocks, .. } => {
                 for block in blocks {
                     *self.origin_blocks.entry(block).or_default() += 1;
+                    self.origin_asks.insert((number, Some(block)));
                     let event = Event::Arrived { upstream: Upstream::Origin, block, stored: stored(block) };
                     self.send(number, HOP * 5, event);
                 }
@@ -263,6 +284,56 @@ fn a_read_goes_on_at_the_next_upstream_when_the_parent_dies() {
     world.run(LIMITS.stall + Duration::from_millis(200));
     assert!((5..20).all(|block| world.answered[5].contains(&BlockId(block))), "{:?}", world.answered[5]);
     assert!(world.vms[5].bytes().ancestor > 0);
+}
+
+/// Twelve VMs in three stripes, each with its own root, none of which has asked for anything yet.
+fn striped_world(blocks: u32) -> (World, Striped) {
+    let mut tree = Striped::new(3, 3);
+    (0..12).for_each(|number| drop(tree.join(Node(number))));
+    let mut world = World::new(12, blocks);
+    world.queue.clear();
+    world.place_striped(&tree);
+    world.run(Duration::from_millis(200));
+    (world, tree)
+}
+
+#[test]
+fn each_root_of_several_stripes_reads_its_own_stripe_from_the_origin_and_one_the_index() {
+    let (mut world, tree) = striped_world(40);
+    for number in 0..12 {
+        world.send(number, Duration::ZERO, Event::Demanded { blocks: (0..40).map(BlockId).collect() });
+    }
+    world.run(Duration::from_secs(5));
+    assert!(world.answered.iter().all(|blocks| blocks.len() == 40));
+    let root = |stripe: u32| tree.root(stripe as usize).expect("a root").0 as usize;
+    let mut wanted: BTreeSet<_> = (0..40).map(|block| (root(block % 3), Some(BlockId(block)))).collect();
+    wanted.insert((root(0), None));
+    assert_eq!(world.origin_asks, wanted);
+    assert!(world.origin_blocks.values().all(|count| *count == 1), "invariant 6: {:?}", world.origin_blocks);
+    assert!(world.vms.iter().all(|vm| vm.bytes().ancestor == 0), "parents give everything");
+}
+
+#[test]
+fn while_all_above_in_one_stripe_are_lost_an_upstream_of_another_serves_it() {
+    let (mut world, tree) = striped_world(40);
+    // A VM that is no root, and has two others above it in the last stripe.
+    let above = |number: u32, stripe| -> Vec<usize> {
+        ancestors(&tree, Node(number), stripe).map(|node| node.0 as usize).collect()
+    };
+    let reader = (0..12).find(|reader| {
+        above(*reader, 2).len() == 2 && (0..2).all(|stripe| !above(*reader, stripe).is_empty())
+    });
+    let reader = reader.expect("a leaf");
+    let warm = above(reader, 0)[0];
+    world.send(warm, Duration::ZERO, Event::Demanded { blocks: (0..40).map(BlockId).collect() });
+    world.run(Duration::from_secs(2));
+    assert!(!above(reader, 2).contains(&warm), "{warm} is above in the first stripe only");
+    above(reader, 2).into_iter().for_each(|lost| world.alive[lost] = false);
+    let reader = reader as usize;
+    world.send(reader, Duration::ZERO, Event::Demanded { blocks: (0..40).map(BlockId).collect() });
+    world.run(LIMITS.stall * 3);
+    assert_eq!(world.answered[reader].len(), 40);
+    assert_eq!(world.vms[reader].bytes().origin, 0, "invariant 6");
 }
 
 #[test]

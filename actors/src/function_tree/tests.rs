@@ -5,7 +5,7 @@ use super::{
 use crate::{
     id::{Digest, Epoch, TreeId, VmId},
     image::BlockImage,
-    tree::Complete,
+    tree::{Avl, Complete, Striped, Topology},
     wire::control::{BytesBySource, HeldTree, Upstream},
 };
 use proptest::prelude::*;
@@ -69,7 +69,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let core = TreeCore::new(LIMITS, Box::new(Complete::new(2)), Epoch { term: 1, counter: 0 });
+        Self::shaped(Box::new(Complete::new(2)))
+    }
+
+    fn shaped(shape: Box<dyn Topology>) -> Self {
+        let core = TreeCore::new(LIMITS, shape, Epoch { term: 1, counter: 0 });
         Self { core, now: Instant::now(), places: BTreeMap::new(), starts: 0, sent: Vec::new() }
     }
 
@@ -232,9 +236,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn whatever_happens_every_vm_knows_its_present_place(
+        shape in 0_usize..4,
         history in proptest::collection::vec((0_u8..8, 0_u16..30, 0_u16..30), 1..300),
     ) {
-        let mut world = World::new();
+        let shapes: [Box<dyn Topology>; 4] = [
+            Box::new(Complete::new(2)),
+            Box::new(Avl::new()),
+            Box::new(Striped::new(2, 2)),
+            Box::new(Striped::new(4, 3)),
+        ];
+        let mut world = World::shaped(shapes.into_iter().nth(shape).expect("one of them"));
         for (what, number, other) in history {
             let epoch = world.core.epoch();
             world.apply(match what {

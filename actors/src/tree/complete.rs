@@ -50,6 +50,10 @@ impl Complete {
         }
     }
 
+    pub(super) fn is_ready(&self, node: Node) -> bool {
+        self.seats.get(node).is_some_and(|seat| seat.is_ready)
+    }
+
     fn above(&self, place: u64) -> Option<u64> {
         Some(place.checked_sub(1)? / self.fan_out)
     }

@@ -1,11 +1,15 @@
 //! Shapes of function trees, behind one trait. Pure: who is whose parent, nothing else.
 
+mod avl;
 mod complete;
 mod nodes;
+mod striped;
 #[cfg(test)]
 mod tests;
 
+pub use avl::Avl;
 pub use complete::Complete;
+pub use striped::Striped;
 
 /// A member's number. The tree's owner gives it and may use it again when the member has left; small,
 /// because shapes keep arrays by it.

@@ -1,6 +1,6 @@
 //! What holds of every shape over long random histories, and what each promises of its own.
 
-use super::{Complete, Node, Topology, ancestors, breadth_first};
+use super::{Avl, Complete, Node, Striped, Topology, ancestors, breadth_first};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -94,7 +94,7 @@ fn history() -> impl Strategy<Value = Vec<(u32, bool)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn complete_has_the_exact_height_and_a_leave_moves_one_other(fan_out in 1_usize..5, steps in history()) {
@@ -134,4 +134,101 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn avl_takes_the_first_free_place_and_is_balanced(steps in history()) {
+        let mut grove = Grove::new(Avl::new(), 2);
+        for (number, toggles) in steps {
+            let node = Node(number);
+            if !toggles {
+                grove.set_ready(node);
+                continue;
+            }
+            let has_room = |node: &Node| grove.tree.children(*node, 0).len() < 2;
+            let first_free = breadth_first(grove.tree.as_ref(), 0).find(has_room);
+            let was_member = grove.parents.contains_key(&node);
+            let Step { moved, .. } = grove.toggle(node);
+            if !was_member {
+                prop_assert!(moved.is_empty(), "a join moves nobody");
+                prop_assert_eq!(grove.parents[&node][0], first_free);
+            }
+            let levels = levels(grove.tree.as_ref());
+            for node in grove.parents.keys() {
+                let below: Vec<u32> = grove.tree.children(*node, 0).iter().map(|node| levels[node]).collect();
+                let [left, right] = match below.as_slice() {
+                    [] => [0, 0],
+                    [one] => [*one, 0],
+                    [left, right] => [*left, *right],
+                    _ => panic!("a binary tree"),
+                };
+                prop_assert!(left.abs_diff(right) <= 1);
+            }
+        }
+    }
+
+    #[test]
+    fn striped_uses_each_uplink_once_within_its_bounds(
+        (fan_out, stripes) in (1_usize..6).prop_flat_map(|fan_out| (Just(fan_out), 1..=fan_out)),
+        steps in history(),
+    ) {
+        let mut grove = Grove::new(Striped::new(fan_out, stripes), fan_out);
+        for (number, toggles) in steps {
+            let node = Node(number);
+            if !toggles {
+                grove.set_ready(node);
+                continue;
+            }
+            let was_member = grove.parents.contains_key(&node);
+            let interior = |grove: &Grove, node: Node, stripe: usize| {
+                !grove.tree.children(node, stripe).is_empty()
+            };
+            let colours = |grove: &Grove| -> BTreeMap<Node, usize> {
+                let trees = grove.parents.keys().flat_map(|node| (0..stripes).map(|stripe| (*node, stripe)));
+                trees.filter(|(node, stripe)| interior(grove, *node, *stripe)).collect()
+            };
+            let before = colours(&grove);
+            let Step { moved, .. } = grove.toggle(node);
+            let count = grove.parents.len();
+            if count < 2 * stripes {
+                prop_assert_eq!(grove.tree.height(), complete_height(count, fan_out));
+                continue;
+            }
+            prop_assert!(
+                grove.tree.height() <= complete_height(count.div_ceil(stripes), fan_out) + 1,
+                "invariant 3"
+            );
+            let mut with_children = 0;
+            for node in grove.parents.keys() {
+                let trees = (0..stripes).filter(|stripe| interior(&grove, *node, *stripe)).count();
+                prop_assert!(trees <= 1, "invariant 3");
+                with_children += trees;
+                for stripe in 0..stripes {
+                    let spare = if grove.tree.root(stripe) == Some(*node) { stripes.saturating_sub(2) } else { 0 };
+                    prop_assert!(grove.tree.children(*node, stripe).len() <= fan_out + spare);
+                }
+            }
+            prop_assert!(with_children >= stripes);
+            if was_member {
+                prop_assert!(moved.len() < 2 * fan_out + stripes.max(2), "invariant 3");
+                let after = colours(&grove);
+                let recoloured = after.iter().filter(|(node, colour)| {
+                    before.get(node).is_some_and(|before| before != *colour)
+                });
+                prop_assert!(recoloured.count() <= 1, "invariant 3");
+            } else if count > 2 * stripes {
+                prop_assert!(moved.len() <= 1, "a join moves at most one other");
+            }
+        }
+    }
+}
+
+/// The levels of the subtree of each member.
+fn levels(tree: &dyn Topology) -> BTreeMap<Node, u32> {
+    let mut levels = BTreeMap::new();
+    let order: Vec<Node> = breadth_first(tree, 0).collect();
+    for node in order.into_iter().rev() {
+        let below = tree.children(node, 0).iter().map(|child| levels[child]).max().unwrap_or(0);
+        levels.insert(node, below + 1);
+    }
+    levels
 }
