@@ -126,7 +126,8 @@ impl Write {
         }
     }
 
-    fn bytes(&self) -> usize {
+    /// Bytes of key and value.
+    pub fn bytes(&self) -> usize {
         match self {
             Self::Put(row) => row.key.len() + row.value.len(),
             Self::Delete { key, .. } => key.len(),
@@ -163,6 +164,18 @@ impl Batch {
             |condition: &Condition| condition.key.len() + condition.value.as_ref().map_or(0, Vec::len);
         self.conditions.iter().map(condition).sum::<usize>()
             + self.writes.iter().map(Write::bytes).sum::<usize>()
+    }
+}
+
+impl MetadataError {
+    /// Whether the batch may have been applied all the same.
+    pub fn is_uncertain(&self) -> bool {
+        match self {
+            Self::Unwritable(_) | Self::Full(_) | Self::Unavailable(_) => true,
+            Self::Busy | Self::TooLarge(_) | Self::Conflict { .. } | Self::Superseded | Self::Damaged(_) => {
+                false
+            }
+        }
     }
 }
 

@@ -224,6 +224,8 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
                 lease,
                 // Agents try again after at most the longest pause, and say hello within a lease.
                 rejoin_grace: lease + millis(settings.agent.reconnect_max_ms),
+                starts_per_row_max: scheduler.starts_per_row_max,
+                batch: term.limits(),
             },
             tree: TreeLimits {
                 ancestors_max: tree.ancestors_max,

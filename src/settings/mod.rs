@@ -113,6 +113,7 @@ pub struct SchedulerSettings {
     pub functions_max: usize,
     pub functions_per_vm_max: usize,
     pub starts_per_request_max: u32,
+    pub starts_per_row_max: usize,
     pub starts_waiting_max: usize,
     pub starts_kept: usize,
     pub requests_waiting_per_function_max: usize,
@@ -257,6 +258,8 @@ impl Settings {
 
     /// Checks what types cannot say.
     fn check(&self) -> Result<(), SettingsError> {
+        let starts_per_row = self.scheduler.starts_per_row_max;
+        let starts_per_request = self.scheduler.starts_per_request_max as usize;
         let rules = [
             ("http.workers", self.http.workers >= 1, "use at least 1"),
             (
@@ -310,6 +313,14 @@ impl Settings {
             ),
             ("metadata.etcd_operations_max", self.metadata.etcd_operations_max >= 16, "use at least 16"),
             ("metadata.etcd_bytes_max", self.metadata.etcd_bytes_max >= 65536, "use at least 65536"),
+            ("scheduler.starts_per_row_max", (1..=1000).contains(&starts_per_row), "use 1 to 1000"),
+            (
+                "scheduler.starts_per_request_max",
+                // One operation is the store's own, and one the term's. An id takes less than 45 bytes.
+                starts_per_request <= starts_per_row * self.metadata.etcd_operations_max.saturating_sub(2)
+                    && starts_per_request * 45 <= self.metadata.etcd_bytes_max,
+                "use fewer, or one request is more than metadata.etcd_operations_max or etcd_bytes_max",
+            ),
             ("agent.threads", self.agent.threads >= 1, "use at least 1"),
             ("transfer.in_flight_blocks_max", self.transfer.in_flight_blocks_max >= 1, "use at least 1"),
             (

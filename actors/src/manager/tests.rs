@@ -140,6 +140,8 @@ fn world(disk: &Arc<Disk>) -> ManagerWorld {
                 ready_deadline: Duration::from_secs(120),
                 lease,
                 rejoin_grace: Duration::from_secs(8),
+                starts_per_row_max: 100,
+                batch: BatchLimits { operations_max: 100, bytes_max: 1 << 20 },
             },
             tree: TreeLimits {
                 ancestors_max: 3,

@@ -14,5 +14,5 @@ mod tests;
 pub use self::core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, WriteId};
 pub use handle::SchedulerHandle;
 pub use messages::{Acquired, Ask, CallId, ControlError, Located, Permit, Release, Reply, Request};
-pub use records::{FunctionKey, Loaded};
+pub use records::{FunctionKey, Loaded, StartRow};
 pub use shell::{Scheduler, SchedulerSettings};

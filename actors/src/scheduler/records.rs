@@ -25,6 +25,18 @@ struct FunctionRecord {
 struct StartRecord {
     tenant: TenantId,
     function: FunctionName,
+    /// Left out when it is only the start that the row is named by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    starts: Vec<StartId>,
+}
+
+/// Accepted starts of one request that have not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartRow {
+    /// The first start that was in it.
+    pub id: StartId,
+    pub key: FunctionKey,
+    pub starts: Vec<StartId>,
 }
 
 /// All that survives a manager.
@@ -33,7 +45,7 @@ pub struct Loaded {
     pub functions: BTreeMap<FunctionKey, (FunctionSpec, Option<Arc<BlockImage>>)>,
     pub vms: Vec<crate::id::VmId>,
     /// Accepted starts that had not ended.
-    pub starts: BTreeMap<StartId, FunctionKey>,
+    pub starts: Vec<StartRow>,
 }
 
 fn encode<T: Serialize>(record: &T) -> Vec<u8> {
@@ -65,13 +77,26 @@ pub fn put_image(image: &BlockImage) -> Write {
     Write::Put(Row { table: Table::Images, key: image.id.to_string(), value: encode(image) })
 }
 
-pub fn put_start(start: &StartId, (tenant, function): &FunctionKey) -> Write {
-    let record = StartRecord { tenant: tenant.clone(), function: function.clone() };
-    Write::Put(Row { table: Table::Starts, key: start.as_str().to_owned(), value: encode(&record) })
+pub fn put_starts(row: &StartRow) -> Write {
+    let (tenant, function) = row.key.clone();
+    let starts = if row.starts == [row.id.clone()] { Vec::new() } else { row.starts.clone() };
+    let value = encode(&StartRecord { tenant, function, starts });
+    Write::Put(Row { table: Table::Starts, key: row.id.as_str().to_owned(), value })
 }
 
-pub fn delete_start(start: &StartId) -> Write {
-    Write::Delete { table: Table::Starts, key: start.as_str().to_owned() }
+pub fn delete_starts(row: &StartId) -> Write {
+    Write::Delete { table: Table::Starts, key: row.as_str().to_owned() }
+}
+
+impl StartRow {
+    pub fn read(row: &Row) -> Result<Self, MetadataError> {
+        let StartRecord { tenant, function, mut starts } = decode(row)?;
+        let id: StartId = row.key.parse().map_err(|_| damaged(row))?;
+        if starts.is_empty() {
+            starts.push(id.clone());
+        }
+        Ok(Self { id, key: (tenant, function), starts })
+    }
 }
 
 impl Loaded {
@@ -92,9 +117,7 @@ impl Loaded {
             loaded.functions.insert(key, (record.spec, image));
         }
         for row in metadata.scan(Table::Starts).await? {
-            let record: StartRecord = decode(&row)?;
-            let start = row.key.parse().map_err(|_| damaged(&row))?;
-            loaded.starts.insert(start, (record.tenant, record.function));
+            loaded.starts.push(StartRow::read(&row)?);
         }
         for row in metadata.scan(Table::Vms).await? {
             loaded.vms.push(row.key.parse().map_err(|_| damaged(&row))?);

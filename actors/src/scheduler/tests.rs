@@ -1,7 +1,7 @@
 use super::{
     core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, WriteId},
     messages::ControlError,
-    records::{FunctionKey, Loaded},
+    records::{FunctionKey, Loaded, StartRow},
 };
 use crate::{
     id::{Digest, StartId, VmId},
@@ -9,7 +9,7 @@ use crate::{
     model::{FunctionSpec, ImageState, StartState, VmState},
     vm_node::{VmEvent, VmFacts},
     wire::control::{BytesBySource, EndReason, HeldTree, RunningInstance, StartReport, Step},
-    world::{MetadataError, Table, Write},
+    world::{BatchLimits, MetadataError, Row, Table, Write},
 };
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
@@ -31,6 +31,8 @@ const LIMITS: Limits = Limits {
     ready_deadline: Duration::from_secs(120),
     lease: Duration::from_secs(3),
     rejoin_grace: Duration::from_secs(10),
+    starts_per_row_max: 100,
+    batch: BatchLimits { operations_max: 200, bytes_max: 1 << 20 },
 };
 
 const GIB: u64 = 1 << 30;
@@ -592,7 +594,7 @@ fn a_new_manager_takes_over_what_runs_and_places_the_rest_again() {
     let loaded = Loaded {
         functions: BTreeMap::from([(api(), (spec("app:1"), Some(block_image("app:1").into())))]),
         vms: vec![vm(0), vm(1)],
-        starts: starts.iter().map(|start| (start.clone(), api())).collect(),
+        starts: vec![StartRow { id: starts[0].clone(), key: api(), starts: starts.clone() }],
     };
     world.apply(Event::Loaded(Box::new(loaded)));
     assert_eq!(world.core.vm_views().len(), 2);
@@ -952,4 +954,75 @@ proptest! {
             }
         }
     }
+}
+
+/// Ids in the rows of starts, by row.
+fn start_rows(world: &World) -> Vec<BTreeSet<StartId>> {
+    let rows = world.rows.iter().filter(|((table, _), _)| *table == Table::Starts);
+    rows.map(|((table, key), value)| Row { table: *table, key: key.clone(), value: value.clone() })
+        .map(|row| StartRow::read(&row).expect("readable").starts.into_iter().collect())
+        .collect()
+}
+
+#[test]
+fn starts_of_one_request_share_rows_that_shrink_as_they_end() {
+    let mut world = World::with(Limits { starts_per_row_max: 4, ..LIMITS });
+    world.deploy(api(), "app:1");
+    let starts = world.start(api(), 10);
+    let mut sizes: Vec<usize> = start_rows(&world).iter().map(BTreeSet::len).collect();
+    sizes.sort();
+    assert_eq!(sizes, [2, 4, 4]);
+
+    for start in &starts[1..9] {
+        world.ask(|ticket| Event::Stop { ticket, tenant: api().0, start: start.clone() });
+    }
+    world.disk_is_slow = true;
+    world.apply(Event::Tick);
+    assert_eq!(world.writes.len(), 1, "one commit");
+    assert_eq!(world.writes[0].1.len(), 3, "each row is written once");
+    world.apply(Event::Tick);
+    assert_eq!(world.writes.len(), 1, "the next one waits for it");
+    world.write_one(Ok(()));
+    let left: BTreeSet<StartId> = start_rows(&world).into_iter().flatten().collect();
+    assert_eq!(left, BTreeSet::from([starts[0].clone(), starts[9].clone()]));
+}
+
+#[test]
+fn rows_that_the_disk_did_not_take_are_written_later() {
+    let mut world = World::with_vms(1);
+    world.disk_is_slow = true;
+    let refused = world.ask(|ticket| Event::Start { ticket, key: api(), count: 3 });
+    let row = world.writes[0].1[0].clone();
+    world.write_one(Err(MetadataError::Unavailable("no answer".into())));
+    assert!(matches!(world.error(refused), ControlError::Metadata(MetadataError::Unavailable(_))));
+    // It was written all the same, and its answer was lost.
+    let Write::Put(row) = row else { panic!("starts are put") };
+    world.rows.insert((row.table, row.key), row.value);
+    world.apply(Event::Tick);
+    world.write_one(Err(MetadataError::Unavailable("no answer".into())));
+    world.apply(Event::Tick);
+    assert!(world.writes.is_empty(), "a store that is away is given time");
+    world.now += Duration::from_secs(2);
+    world.apply(Event::Tick);
+    assert!(world.write_one(Ok(())));
+    assert_eq!(start_rows(&world), Vec::<BTreeSet<StartId>>::new(), "nobody may start it later");
+}
+
+#[test]
+fn rows_are_written_in_commits_that_the_store_takes() {
+    let batch = BatchLimits { operations_max: 2, bytes_max: 1 << 20 };
+    let mut world = World::with(Limits { starts_per_row_max: 1, batch, ..LIMITS });
+    world.deploy(api(), "app:1");
+    let starts: Vec<StartId> = (0..5).flat_map(|_| world.start(api(), 1)).collect();
+    for start in starts {
+        world.ask(|ticket| Event::Stop { ticket, tenant: api().0, start });
+    }
+    world.disk_is_slow = true;
+    let mut commits = Vec::new();
+    while !start_rows(&world).is_empty() {
+        world.apply(Event::Tick);
+        commits.push(world.writes[0].1.len());
+        world.write_one(Ok(()));
+    }
+    assert_eq!(commits, [2, 2, 1]);
 }

@@ -51,15 +51,22 @@ impl SchedulerCore {
         for vm in loaded.vms {
             self.vms.insert(vm, Vm::default());
         }
-        for (id, key) in loaded.starts {
-            self.sequence += 1;
-            let start = Start::new(self.sequence, key.clone(), Phase::Recovering, now);
-            self.insert_start(id.clone(), start);
-            if self.functions.contains_key(&key) {
-                self.set_timer(&id, Some(now + self.limits.rejoin_grace));
-            } else {
-                self.end(&id, EndReason::Stopped, now, effects);
+        for row in loaded.starts {
+            self.rows.insert(row.clone());
+            for id in row.starts {
+                self.recover(&id, &row.key, now, effects);
             }
+        }
+    }
+
+    fn recover(&mut self, id: &StartId, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
+        self.sequence += 1;
+        let start = Start::new(self.sequence, key.clone(), Phase::Recovering, now);
+        self.insert_start(id.clone(), start);
+        if self.functions.contains_key(key) {
+            self.set_timer(id, Some(now + self.limits.rejoin_grace));
+        } else {
+            self.end(id, EndReason::Stopped, now, effects);
         }
     }
 
@@ -150,6 +157,9 @@ impl SchedulerCore {
         };
         let mut writes = vec![records::put_image(&image)];
         for key in self.converting(&source) {
+            if writes.len() == self.limits.batch.operations_max {
+                self.persist(std::mem::take(&mut writes), Change::Hint, effects);
+            }
             writes.push(records::put_function(&key, &self.functions[&key].spec, Some(image.id)));
         }
         self.persist(writes, Change::Image { source, image }, effects);

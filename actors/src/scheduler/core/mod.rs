@@ -15,13 +15,14 @@
 
 mod functions;
 mod requests;
+mod rows;
 mod starts;
 mod views;
 mod vms;
 
 use super::{
     messages::{ControlError, Located},
-    records::{FunctionKey, Loaded},
+    records::{FunctionKey, Loaded, StartRow},
 };
 use crate::{
     function_tree::{Contact, StartDraft},
@@ -32,9 +33,10 @@ use crate::{
     support::Shares,
     vm_node::VmEvent,
     wire::control::{EndReason, HeldTree, StartReport},
-    world::{ConversionProgress, KeyHash, MetadataError, Write},
+    world::{BatchLimits, ConversionProgress, KeyHash, MetadataError, Write},
 };
 use rand::rngs::StdRng;
+use rows::StartRows;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
@@ -61,6 +63,10 @@ pub struct Limits {
     pub lease: Duration,
     /// How long a new manager waits for agents to tell of the starts that it found accepted.
     pub rejoin_grace: Duration,
+    /// Starts of one request in one row of the metadata store.
+    pub starts_per_row_max: usize,
+    /// What the metadata store takes at once.
+    pub batch: BatchLimits,
 }
 
 /// Whoever waits for an answer; numbered by the shell, in the order of arrival.
@@ -271,7 +277,7 @@ enum Change {
     Accept {
         ticket: Option<Ticket>,
         key: FunctionKey,
-        starts: Vec<StartId>,
+        rows: Vec<StartRow>,
         accepted_at: Instant,
     },
     Image {
@@ -282,8 +288,10 @@ enum Change {
         ticket: Ticket,
         vm: VmId,
     },
-    /// Rows of starts that have ended; should they stay, a later manager ends them again.
-    Forget,
+    /// Rows without the starts that have ended.
+    Rows,
+    /// That functions have an image: without it a later manager looks for it again.
+    Hint,
 }
 
 pub struct SchedulerCore {
@@ -296,8 +304,7 @@ pub struct SchedulerCore {
     history: BTreeMap<FunctionKey, BTreeSet<(u64, StartId)>>,
     /// Ended starts, the oldest first.
     ended: VecDeque<StartId>,
-    /// Ended starts whose rows are still there.
-    ended_rows: Vec<StartId>,
+    rows: StartRows,
     vms: BTreeMap<VmId, Vm>,
     /// Instances and starts that use a tree.
     trees: BTreeMap<TreeId, u32>,
@@ -330,7 +337,7 @@ impl SchedulerCore {
             starts: BTreeMap::new(),
             history: BTreeMap::new(),
             ended: VecDeque::new(),
-            ended_rows: Vec::new(),
+            rows: StartRows::default(),
             vms: BTreeMap::new(),
             trees: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -390,17 +397,11 @@ impl SchedulerCore {
         match (change, result) {
             (Change::Put { ticket, key, spec }, Ok(())) => self.put_durable(ticket, key, *spec, now, effects),
             (Change::Delete { ticket, key }, Ok(())) => self.delete_durable(ticket, &key, now, effects),
-            (Change::Accept { ticket, key, starts, accepted_at }, Ok(())) => {
-                self.accepted(ticket, key, starts, accepted_at, now, effects);
+            (Change::Accept { ticket, key, rows, accepted_at }, Ok(())) => {
+                self.accepted(ticket, key, rows, accepted_at, now, effects);
             }
-            (Change::Accept { ticket, key, starts, .. }, Err(reason)) => {
-                self.starts_waiting -= starts.len();
-                let error = ControlError::Metadata(reason);
-                if let Some(function) = self.functions.get_mut(&key) {
-                    function.accepting -= starts.len() as u32;
-                    self.fail_if_hopeless(&key, &error, effects);
-                }
-                effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer: Err(error) }));
+            (Change::Accept { ticket, key, rows, .. }, Err(reason)) => {
+                self.not_accepted(ticket, &key, rows, reason, effects);
             }
             (Change::Image { source, image }, Ok(())) => self.image_durable(&source, &image, now, effects),
             (Change::Image { source, .. }, Err(reason)) => {
@@ -411,7 +412,8 @@ impl SchedulerCore {
                 Change::Put { ticket, .. } | Change::Delete { ticket, .. } | Change::RemoveVm { ticket, .. },
                 Err(reason),
             ) => effects.push(Effect::Answer { ticket, answer: Err(ControlError::Metadata(reason)) }),
-            (Change::Forget, _) => {}
+            (Change::Hint, _) => {}
+            (Change::Rows, result) => self.rows.written(result.is_ok(), now),
         }
     }
 
@@ -421,9 +423,8 @@ impl SchedulerCore {
             self.timers.remove(&(at, start.clone()));
             self.overdue(&start, now, effects);
         }
-        if !self.ended_rows.is_empty() {
-            let ended = std::mem::take(&mut self.ended_rows);
-            self.persist(ended.iter().map(super::records::delete_start).collect(), Change::Forget, effects);
+        if let Some(writes) = self.rows.take_writes(self.limits.batch, now) {
+            self.persist(writes, Change::Rows, effects);
         }
     }
 
@@ -440,7 +441,7 @@ impl SchedulerCore {
             assert!(starts().all(|start| start.vm.as_ref() == Some(name)));
         }
         let coming = self.changes.values().map(|change| match change {
-            Change::Accept { starts, .. } => starts.len(),
+            Change::Accept { rows, .. } => rows.iter().map(|row| row.starts.len()).sum(),
             _ => 0,
         });
         let mut waiting = coming.sum::<usize>();
@@ -460,6 +461,8 @@ impl SchedulerCore {
             }
         }
         assert_eq!(waiting, self.starts_waiting);
+        let lives = |id| self.starts.get(id).is_some_and(|start| start.phase != Phase::Ended);
+        assert!(self.rows.starts().all(lives), "a later manager would start again what has ended");
         for function in self.functions.values() {
             assert_eq!(function.routable.len(), {
                 function.routable.iter().map(|(_, start)| start).collect::<BTreeSet<_>>().len()

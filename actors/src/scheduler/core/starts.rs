@@ -2,15 +2,16 @@
 
 use super::{
     Answer, Change, ControlError, Effect, Function, FunctionKey, Image, Phase, RETRY_AFTER, SchedulerCore,
-    Start, Ticket, Vm,
+    Start, StartRows, Ticket, Vm,
 };
 use crate::{
     function_tree::{Contact, StartDraft},
     id::{StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     ring::Ring,
-    scheduler::records,
+    scheduler::records::{self, StartRow},
     wire::control::{EndReason, StartReport},
+    world::MetadataError,
 };
 use rand::Rng;
 use std::{
@@ -71,7 +72,10 @@ impl SchedulerCore {
             return Some(ControlError::Invalid(format!("count must be 1 to {most}")));
         }
         let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
-        (count as usize > room).then_some(ControlError::Overloaded { retry_after: RETRY_AFTER })
+        // Rows that cannot be written now wait in memory.
+        let store_is_behind = self.rows.stale() > self.limits.starts_waiting_max;
+        (count as usize > room || store_is_behind)
+            .then_some(ControlError::Overloaded { retry_after: RETRY_AFTER })
     }
 
     /// Makes ids and brings them to the disk; only then are they starts.
@@ -84,10 +88,11 @@ impl SchedulerCore {
         effects: &mut Vec<Effect>,
     ) {
         let starts: Vec<StartId> = (0..count).map(|_| self.new_id()).collect();
-        let writes = starts.iter().map(|start| records::put_start(start, key)).collect();
+        let rows = StartRows::divide(key, &starts, self.limits.starts_per_row_max);
+        let writes = rows.iter().map(records::put_starts).collect();
         self.functions.get_mut(key).expect("callers looked").accepting += count;
         self.starts_waiting += starts.len();
-        self.persist(writes, Change::Accept { ticket, key: key.clone(), starts, accepted_at: now }, effects);
+        self.persist(writes, Change::Accept { ticket, key: key.clone(), rows, accepted_at: now }, effects);
     }
 
     /// A random UUID (version 4) in its usual text.
@@ -96,8 +101,14 @@ impl SchedulerCore {
         self.rng.fill_bytes(&mut bytes);
         bytes[6] = bytes[6] & 0x0f | 0x40;
         bytes[8] = bytes[8] & 0x3f | 0x80;
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+        let mut text = String::with_capacity(36);
+        for (place, byte) in bytes.into_iter().enumerate() {
+            if matches!(place, 4 | 6 | 8 | 10) {
+                text.push('-');
+            }
+            let digit = |half: u8| char::from_digit(half.into(), 16).expect("half a byte is a digit");
+            text.extend([digit(byte >> 4), digit(byte & 0x0f)]);
+        }
         text.parse().expect("hexadecimal digits and hyphens are a label")
     }
 
@@ -105,11 +116,13 @@ impl SchedulerCore {
         &mut self,
         ticket: Option<Ticket>,
         key: FunctionKey,
-        starts: Vec<StartId>,
+        rows: Vec<StartRow>,
         accepted_at: Instant,
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
+        let starts: Vec<StartId> = rows.iter().flat_map(|row| row.starts.clone()).collect();
+        rows.into_iter().for_each(|row| self.rows.insert(row));
         let exists = match self.functions.get_mut(&key) {
             Some(function) => {
                 // A function that was deleted and made again does not count the starts of the old one.
@@ -132,6 +145,29 @@ impl SchedulerCore {
         let answer = Ok(Answer::Started(starts));
         effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer }));
         self.fail_if_image_failed(&key, now, effects);
+    }
+
+    /// The starts could not be made durable, or nobody knows whether they are.
+    pub(super) fn not_accepted(
+        &mut self,
+        ticket: Option<Ticket>,
+        key: &FunctionKey,
+        rows: Vec<StartRow>,
+        reason: MetadataError,
+        effects: &mut Vec<Effect>,
+    ) {
+        let count: usize = rows.iter().map(|row| row.starts.len()).sum();
+        self.starts_waiting -= count;
+        if reason.is_uncertain() {
+            rows.into_iter().for_each(|row| self.rows.insert_refused(row));
+        }
+        let error = ControlError::Metadata(reason);
+        if let Some(function) = self.functions.get_mut(key) {
+            // A function that was deleted and made again does not count the starts of the old one.
+            function.accepting = function.accepting.saturating_sub(count as u32);
+            self.fail_if_hopeless(key, &error, effects);
+        }
+        effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer: Err(error) }));
     }
 
     fn wait_for_room(&mut self, id: &StartId, now: Instant) {
@@ -391,7 +427,7 @@ impl SchedulerCore {
         start.reason = Some(if start.stopping { EndReason::Stopped } else { reason });
         let no_room = start.reason == Some(EndReason::NoRoom);
         self.ended.push_back(id.clone());
-        self.ended_rows.push(id.clone());
+        self.rows.ended(id);
         if let Some(function) = self.functions.get_mut(&key) {
             function.live.remove(id);
             function.unfinished.remove(id);
