@@ -1,5 +1,7 @@
 //! Load tests and the test bed they run on: real network namespaces with shaped links.
 
 pub mod bed;
+pub mod chaos;
 pub mod compare;
+mod guard;
 pub mod rig;

@@ -1,7 +1,7 @@
 //! `faasnet-loadtest`: the test bed and the measurements of this repository.
 
 use clap::{Parser, Subcommand};
-use faasnet_loadtest::{bed::cli::BedVerb, compare::Compare};
+use faasnet_loadtest::{bed::cli::BedVerb, chaos::Chaos, compare::Compare};
 
 #[derive(Parser)]
 #[command(name = "faasnet-loadtest", version, about = "Test bed and load tests for FaaSNet")]
@@ -17,11 +17,14 @@ enum Verb {
     Bed(BedVerb),
     /// One VM from the call to the first answer, beside ctr pull and run of the same image
     Compare(Compare),
+    /// Kill, stop and cut off parts of a cluster in the middle of a burst, and look at what was promised
+    Chaos(Chaos),
 }
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
     match Arguments::parse().verb {
         Verb::Bed(verb) => verb.run(),
         Verb::Compare(compare) => compare.run(),
+        Verb::Chaos(chaos) => chaos.run(),
     }
 }

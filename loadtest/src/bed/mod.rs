@@ -15,7 +15,7 @@ mod state;
 mod tools;
 
 pub use rate::Rate;
-pub use state::{BedState, list, load, remove};
+pub use state::{BedState, list, load, made_by, remove};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};

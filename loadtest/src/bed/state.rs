@@ -37,7 +37,7 @@ impl BedState {
         fs::create_dir_all(FOLDER).with_context(|| format!("create {FOLDER} (as root?)"))?;
         let owner_pid = std::process::id();
         for number in 0..10_000 {
-            let id = format!("{owner_pid:x}x{number}");
+            let id = format!("{}{number}", prefix_of(owner_pid));
             if !namespaces(&id)?.is_empty() {
                 continue;
             }
@@ -81,6 +81,17 @@ pub fn list() -> anyhow::Result<Vec<String>> {
         ids.extend(id.map(str::to_owned));
     }
     Ok(ids.into_iter().filter(|id| is_id(id)).collect())
+}
+
+/// Names of the beds that a process has made.
+pub fn made_by(pid: u32) -> anyhow::Result<Vec<String>> {
+    let mut ids = list()?;
+    ids.retain(|id| id.starts_with(&prefix_of(pid)));
+    Ok(ids)
+}
+
+fn prefix_of(owner_pid: u32) -> String {
+    format!("{owner_pid:x}x")
 }
 
 /// Ends the processes in the bed's namespaces, and removes these and the state file. A bed that is half

@@ -4,13 +4,15 @@ use super::wait_until;
 use crate::bed::BedState;
 use anyhow::{Context, bail, ensure};
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, StatusCode, body::Bytes, header};
+use hyper::{Request, StatusCode, body::Bytes, header, http::request};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, time::Duration};
 
 /// Longest wait for one answer.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Names the instance that a request through the gateway is for.
+const START_HEADER: &str = "faasnet-start";
 
 /// Where the API is, and the token of its administrator.
 #[derive(Debug, Clone)]
@@ -41,24 +43,33 @@ impl Answer {
 impl Api {
     /// One request on a connection of its own.
     pub fn call(&self, method: &str, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Answer> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
+        self.exchange(Request::builder().method(method).uri(path), body.into())
+            .with_context(|| format!("{method} {path} on {}", self.address))
+    }
+
+    /// A GET through the gateway, answered by the instance of this start.
+    pub fn invoke(&self, function: &str, path: &str, start: &str) -> anyhow::Result<Answer> {
+        let request = Request::get(format!("/fn/{function}{path}")).header(START_HEADER, start);
+        self.exchange(request, Bytes::new())
+            .with_context(|| format!("GET {path} from the instance of start {start}"))
+    }
+
+    fn exchange(&self, request: request::Builder, body: Bytes) -> anyhow::Result<Answer> {
+        let request = request
             .header(header::HOST, self.address.to_string())
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body.into()))?;
+            .body(Full::new(body))?;
         let exchange = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 tokio::time::timeout(DEADLINE, exchange(self.address, request)).await.context("no answer")?
             })
         };
-        let answer = match &self.from {
+        match &self.from {
             Some((bed, host)) => bed.inside(host, exchange)?,
             None => exchange(),
-        };
-        answer.with_context(|| format!("{method} {path} on {}", self.address))
+        }
     }
 
     /// A JSON answer; any status but success is an error.

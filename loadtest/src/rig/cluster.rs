@@ -1,7 +1,7 @@
 //! A registry, a manager and agents as real processes, each on a host of its own of a bed.
 
 use super::{Api, Registry, process::Service, run, wait_until};
-use crate::bed::{Bed, BedSpec, HostSpec, Rate};
+use crate::bed::{Bed, BedSpec, HostSpec, LinkChange, Rate};
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::{
@@ -122,7 +122,29 @@ impl Cluster {
         self.agents.remove(vm).with_context(|| format!("no agent runs on {vm}"))?.kill()
     }
 
-    /// Ends everything on a VM's host, the holder and the containers included, as a power cut would.
+    /// SIGSTOP of an agent; its holder and containers go on.
+    pub fn pause_agent(&self, vm: &str) -> anyhow::Result<()> {
+        self.agents.get(vm).with_context(|| format!("no agent runs on {vm}"))?.pause()
+    }
+
+    /// SIGCONT of an agent.
+    pub fn resume_agent(&self, vm: &str) -> anyhow::Result<()> {
+        self.agents.get(vm).with_context(|| format!("no agent runs on {vm}"))?.resume()
+    }
+
+    /// Ends everything on a VM, as when its plug is pulled: nobody hears a farewell.
+    pub fn cut_power(&mut self, vm: &str) -> anyhow::Result<()> {
+        self.bed.set_link(vm, LinkChange::Down)?;
+        self.stop_vm(vm)
+    }
+
+    /// Ends [`Cluster::cut_power`]: the VM starts with the disk it had.
+    pub fn restore_power(&mut self, vm: &str) -> anyhow::Result<()> {
+        self.bed.set_link(vm, LinkChange::Up)?;
+        self.start_agent(vm)
+    }
+
+    /// Ends everything on a VM's host, the holder and the containers included.
     pub fn stop_vm(&mut self, vm: &str) -> anyhow::Result<()> {
         self.agents.remove(vm).with_context(|| format!("no agent runs on {vm}"))?.kill()?;
         self.bed.kill_processes(vm)

@@ -4,13 +4,14 @@
 //! layers can do besides files: links, devices, pipes, extended attributes, capabilities, ACLs, sparse and
 //! long-named files, a file removed from the first layer and one replaced.
 
-use super::{debian, run};
+use super::{debian, run, split_mix};
 use anyhow::Context;
 use rustix::fs::FlockOperation;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    io::{BufWriter, Write},
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
@@ -18,10 +19,13 @@ use std::{
 
 const TAG: &str = "latest";
 /// Part of the cached folders' names; raise it when what is built here changes.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 /// A file of ours beside the layout's, which OCI allows.
 const UNPACKED_BYTES: &str = "unpacked-bytes";
 const SERVER: &str = include_str!("server.py");
+/// Of what `Reader` in server.py reads: 256 blocks, which last for minutes at its pace.
+const BALLAST_BYTES: u64 = 128 << 20;
+const PAGE_BYTES: u64 = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
@@ -29,6 +33,9 @@ pub enum Variant {
     Minimal,
     /// More than 500 MB: SciPy and pandas with all they depend on; the server imports them when it starts.
     Scientific,
+    /// The minimal one and 128 MiB that do not compress; the server reads in them when its environment has
+    /// `READS_AT_START` and `READER_PAUSE_MS`.
+    Ballast,
 }
 
 /// An image in an OCI layout folder.
@@ -43,6 +50,7 @@ impl Variant {
         match self {
             Self::Minimal => "python",
             Self::Scientific => "python-scientific",
+            Self::Ballast => "python-ballast",
         }
     }
 
@@ -66,7 +74,7 @@ impl Variant {
 
     fn imports(self) -> &'static [&'static str] {
         match self {
-            Self::Minimal => &[],
+            Self::Minimal | Self::Ballast => &[],
             Self::Scientific => &["numpy", "scipy.linalg", "scipy.optimize", "pandas"],
         }
     }
@@ -131,6 +139,9 @@ fn build(layout: &Path, scratch: &Path, packages: &Path, variant: Variant) -> an
 
     debian::unpack(&variant.packages()?, packages, &rootfs)?;
     write_base(&rootfs)?;
+    if variant == Variant::Ballast {
+        write_ballast(&rootfs.join("opt/ballast")).context("write the ballast")?;
+    }
     run(Command::new("umoci").args(["repack", "--refresh-bundle", "--image", &image]).arg(&bundle))?;
     write_oddities(&rootfs)?;
     run(Command::new("umoci").args(["repack", "--image", &image]).arg(&bundle))?;
@@ -182,6 +193,18 @@ fn write_base(rootfs: &Path) -> anyhow::Result<()> {
     fs::create_dir(rootfs.join("opt/odd/emptied-later"))?;
     fs::write(rootfs.join("opt/odd/emptied-later/file"), "gone\n")?;
     Ok(())
+}
+
+/// Each page is SplitMix64 from the page's number on, so that the server knows what it must read.
+fn write_ballast(path: &Path) -> anyhow::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    for page in 0..BALLAST_BYTES / PAGE_BYTES {
+        let mut state = page;
+        for _ in 0..PAGE_BYTES / 8 {
+            out.write_all(&split_mix(&mut state).to_le_bytes())?;
+        }
+    }
+    Ok(out.flush()?)
 }
 
 fn write_oddities(rootfs: &Path) -> anyhow::Result<()> {

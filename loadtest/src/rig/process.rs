@@ -46,10 +46,21 @@ impl Service {
         Ok(())
     }
 
+    /// Stops the process where it is; it keeps its connections and says nothing.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).context("stop a process with SIGSTOP")
+    }
+
+    /// Ends [`Service::pause`].
+    pub fn resume(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).context("go on with SIGCONT")
+    }
+
     /// Asks it to end, and kills it if it does not.
     pub fn stop(mut self, within: Duration) -> anyhow::Result<ExitStatus> {
         let pid = Pid::from_child(&self.child);
         let _gone_already = kill_process(pid, Signal::TERM);
+        let _was_not_paused = self.resume();
         if !ends_within(pid, within) {
             self.child.kill()?;
         }

@@ -14,11 +14,15 @@ use std::{
 };
 
 const PORT: u16 = 5000;
+const CONFIG: &str = "config.yml";
+/// Where [`Service`] puts what the registry prints.
+const LOG: &str = "registry.log";
 
 /// Where the registry runs; on no bed it takes a free port of this machine's loopback.
 #[derive(Debug)]
 pub struct Registry {
-    service: Service,
+    /// None while it is killed.
+    service: Option<Service>,
     address: SocketAddr,
     /// A command prefix that enters the host's network.
     bed: Option<(BedState, String)>,
@@ -55,22 +59,35 @@ impl Registry {
             "storage": { "filesystem": { "rootdirectory": folder.join("data") } },
             "http": { "addr": address.to_string() },
         });
-        let config_file = folder.join("config.yml");
-        fs::write(&config_file, config.to_string())?; // JSON is YAML.
-        let mut command = in_network(&bed, "docker-registry")?;
-        let mut service = Service::start("registry", command.arg("serve").arg(&config_file), folder)
+        fs::write(folder.join(CONFIG), config.to_string())?; // JSON is YAML.
+        let mut registry = Self { service: None, address, bed, folder: folder.to_path_buf() };
+        registry.start_again()?;
+        Ok(registry)
+    }
+
+    /// kill -9 of the registry.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.service.take().context("no registry runs")?.kill()
+    }
+
+    /// Starts the registry with the data it has, and waits until it listens.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        let mut command = in_network(&self.bed, "docker-registry")?;
+        command.arg("serve").arg(self.folder.join(CONFIG));
+        let service = Service::start("registry", &mut command, &self.folder)
             .context("is the package docker-registry installed?")?;
+        let service = self.service.insert(service);
         wait_until("the registry to listen", Duration::from_secs(20), || {
             if let Some(status) = service.ended()? {
                 anyhow::bail!("it ended with {status}: {}", fs::read_to_string(&service.log)?);
             }
-            let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok();
-            match &bed {
+            let connect = || TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).ok();
+            match &self.bed {
                 Some((bed, host)) => bed.inside(host, connect),
                 None => Ok(connect()),
             }
         })?;
-        Ok(Self { service, address, bed, folder: folder.to_path_buf() })
+        Ok(())
     }
 
     /// `HOST:PORT` as in references.
@@ -112,7 +129,7 @@ impl Registry {
 
     /// Path and body length of every finished answer to a GET.
     fn answers(&self) -> anyhow::Result<Vec<(String, u64)>> {
-        let text = fs::read_to_string(&self.service.log)?;
+        let text = fs::read_to_string(self.folder.join(LOG))?;
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let answers =
             lines.filter(|line| line["msg"] == "response completed" && line["http.request.method"] == "GET");

@@ -1,5 +1,5 @@
 """HTTP server of the test image: answers, lists the file system, reads files. Python 3, no packages."""
-import hashlib, http.server, json, os, signal, stat, sys, urllib.parse
+import hashlib, http.server, json, os, signal, stat, struct, sys, threading, time, urllib.parse
 
 if "EXIT_AT_START" in os.environ:
     sys.exit(int(os.environ["EXIT_AT_START"]))
@@ -57,6 +57,61 @@ def listing():
         yield json.dumps(line).encode() + b"\n"
 
 
+class Reader(threading.Thread):
+    """Reads one page after the other of the ballast, each of another block than the one before, and notes
+    the longest read. Blocks repeat only when all were read, so nearly each read needs a new one."""
+
+    PAGE, PAGES_PER_BLOCK, STEP = 4096, 128, 97
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.file = os.open("/opt/ballast", os.O_RDONLY)
+        self.blocks = os.fstat(self.file).st_size // (self.PAGE * self.PAGES_PER_BLOCK)
+        self.reads, self.failed, self.longest_ns, self.reading_since = 0, "", 0, None
+        for _ in range(int(os.environ["READS_AT_START"])):
+            self.read()
+        self.longest_at_start_ns, self.longest_ns = self.longest_ns, 0
+
+    def run(self):
+        while True:
+            time.sleep(int(os.environ["READER_PAUSE_MS"]) / 1000)
+            self.read()
+
+    def read(self):
+        turn, place = divmod(self.reads, self.blocks)
+        page = place * self.STEP % self.blocks * self.PAGES_PER_BLOCK + turn % self.PAGES_PER_BLOCK
+        self.reading_since = time.monotonic_ns()
+        try:
+            if os.pread(self.file, self.PAGE, page * self.PAGE) != self.content(page):
+                self.failed = f"page {page} has other bytes"
+        except OSError as error:
+            self.failed = f"page {page}: {error}"
+        self.longest_ns = self.longest_so_far()
+        self.reading_since = None
+        self.reads += 1
+
+    def longest_so_far(self):
+        since = self.reading_since
+        return max(self.longest_ns, time.monotonic_ns() - since if since else 0)
+
+    def content(self, page):
+        """SplitMix64 from the page's number on, as the image was built."""
+        words, state, low = [], page, 2**64 - 1
+        for _ in range(self.PAGE // 8):
+            state = state + 0x9E3779B97F4A7C15 & low
+            mixed = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & low
+            mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & low
+            words.append(mixed ^ mixed >> 31)
+        return struct.pack("<512Q", *words)
+
+    def report(self, forget):
+        answer = dict(reads=self.reads, failed=self.failed, longest_us=self.longest_so_far() // 1000,
+                      longest_at_start_us=self.longest_at_start_ns // 1000)
+        if forget:
+            self.longest_ns = 0
+        return answer
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
@@ -70,10 +125,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif url.path == "/eat":
             self.server.eaten = b"x" * (int(query["mb"]) << 20)
             self.answer([b"ate\n"])
+        elif url.path == "/reader":
+            self.answer([json.dumps(READER.report("forget" in query)).encode()])
         elif url.path == "/exit":
             os._exit(int(query["code"]))
         else:
-            answer = dict(hostname=os.uname().nodename, pid=os.getpid(), port=int(os.environ["PORT"]))
+            port = int(os.environ["PORT"])
+            answer = dict(hostname=os.uname().nodename, pid=os.getpid(), port=port, born=BORN)
             self.answer([json.dumps(answer).encode()])
 
     def answer(self, pieces):
@@ -88,5 +146,9 @@ if sys.argv[1:] == ["--list"]:
     sys.exit()
 for module in [] if "NO_IMPORTS" in os.environ else sys.argv[1:]:
     __import__(module)
+BORN = time.time_ns()
+if "READER_PAUSE_MS" in os.environ:
+    READER = Reader()
+    READER.start()
 print("listening", flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()

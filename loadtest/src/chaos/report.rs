@@ -1,0 +1,162 @@
+//! What one case measured, and the table of all.
+
+use super::{Case, burst::Reads, millis};
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt};
+
+/// Blocks that may be asked of the origin again, after each loss of a root or of the registry: as many as
+/// are in flight at once (`transfer.in_flight_blocks_max`).
+const RETRIED_BYTES: u64 = 8 * 512 * 1024;
+/// Frames, TCP and HTTP on top of what the registry counts.
+const OVERHEAD: f64 = 1.15;
+/// The index, manifests and answers without a body.
+const OTHER_BYTES: u64 = 8 << 20;
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub case: Case,
+    pub vms: usize,
+    pub victims: Vec<String>,
+    /// Starts that were ready, and that were not, when the fault came.
+    pub ready_at_fault: usize,
+    pub unready_at_fault: usize,
+    pub acknowledged: usize,
+    /// Starts after the fault, and how many ended for which reason.
+    pub ready: usize,
+    pub ended: BTreeMap<String, usize>,
+    /// From the first start of the burst, and from the fault, until each start was ready or had ended.
+    pub burst_ms: u64,
+    pub settled_ms: u64,
+    /// Containers whose process was compared.
+    pub watched: usize,
+    /// Reads of running containers before the fault.
+    pub reads_before: Tally,
+    /// From the fault on: on VMs that were not hit, and on those whose agent was away for a while.
+    pub reads_after: Tally,
+    pub reads_absent: Tally,
+    pub image_bytes: u64,
+    /// What the registry gave of the block image, and all that its interface sent.
+    pub origin_bytes: u64,
+    pub origin_wire_bytes: u64,
+    /// Promises that were broken.
+    pub violations: Vec<String>,
+}
+
+/// The longest reads of several containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    pub longest_ms: u64,
+    /// Where that was.
+    pub vm: String,
+    /// The longest one of containers that did not answer yet.
+    pub longest_at_start_ms: u64,
+    pub reads: u64,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, vm: &str, seen: &Reads) {
+        let longest_ms = millis(seen.longest);
+        if longest_ms >= self.longest_ms {
+            self.longest_ms = longest_ms;
+            self.vm = vm.to_owned();
+        }
+        self.longest_at_start_ms = self.longest_at_start_ms.max(millis(seen.longest_at_start));
+        self.reads += seen.count;
+    }
+}
+
+impl Report {
+    pub(super) fn new(case: Case, vms: usize, image_bytes: u64) -> Self {
+        Self {
+            case,
+            vms,
+            victims: Vec::new(),
+            ready_at_fault: 0,
+            unready_at_fault: 0,
+            acknowledged: 0,
+            ready: 0,
+            ended: BTreeMap::new(),
+            burst_ms: 0,
+            settled_ms: 0,
+            watched: 0,
+            reads_before: Tally::default(),
+            reads_after: Tally::default(),
+            reads_absent: Tally::default(),
+            image_bytes,
+            origin_bytes: 0,
+            origin_wire_bytes: 0,
+            violations: Vec::new(),
+        }
+    }
+
+    /// A case that could not be run to its end.
+    pub(super) fn failed(case: Case, vms: usize, error: &anyhow::Error) -> Self {
+        Self { violations: vec![format!("not run to its end: {error:#}")], ..Self::new(case, vms, 0) }
+    }
+
+    pub(super) fn violation(&mut self, what: String) {
+        self.violations.push(what);
+    }
+
+    /// Notes an error as a violation of what should be.
+    pub(super) fn check<T>(&mut self, what: &str, result: anyhow::Result<T>) -> Option<T> {
+        result.map_err(|error| self.violation(format!("not so: {what}: {error:#}"))).ok()
+    }
+
+    /// Invariant 6, by the registry's own account and by its interface: a killed registry has not told of
+    /// its last answers.
+    pub(super) fn count_origin(&mut self, given: u64, sent: u64) {
+        (self.origin_bytes, self.origin_wire_bytes) = (given, sent);
+        let most = self.image_bytes + RETRIED_BYTES;
+        if given > most {
+            self.violation(format!("invariant 6: the registry gave {given} bytes, at most {most} are right"));
+        }
+        let most = (most as f64 * OVERHEAD) as u64 + OTHER_BYTES;
+        if sent > most {
+            self.violation(format!("invariant 6: the registry sent {sent} bytes, at most {most} are right"));
+        }
+    }
+}
+
+/// One line for each case, and below it what was broken.
+pub(super) struct Table<'a>(pub &'a [Report]);
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "{:<19} {:>11} {:>13} {:>9} {:>24} {:>14}  victims",
+            "case", "at fault", "after", "settled", "longest read, ms", "origin"
+        )?;
+        writeln!(
+            out,
+            "{:<19} {:>5} {:>5} {:>6} {:>6} {:>9} {:>6} {:>6} {:>5} {:>4} {:>8} {:>5}",
+            "", "ready", "not", "ready", "ended", "s", "before", "after", "start", "hit", "MB", "%"
+        )?;
+        for report in self.0 {
+            let ended: usize = report.ended.values().sum();
+            let percent = 100.0 * report.origin_bytes as f64 / report.image_bytes.max(1) as f64;
+            writeln!(
+                out,
+                "{:<19} {:>5} {:>5} {:>6} {:>6} {:>9.1} {:>6} {:>6} {:>5} {:>4} {:>8.1} {:>5.0}  {}",
+                report.case.name(),
+                report.ready_at_fault,
+                report.unready_at_fault,
+                report.ready,
+                ended,
+                report.settled_ms as f64 / 1000.0,
+                report.reads_before.longest_ms,
+                report.reads_after.longest_ms,
+                report.reads_after.longest_at_start_ms,
+                report.reads_absent.longest_ms,
+                report.origin_bytes as f64 / 1e6,
+                percent,
+                report.victims.join(", ")
+            )?;
+            for violation in &report.violations {
+                writeln!(out, "    BROKEN: {violation}")?;
+            }
+        }
+        Ok(())
+    }
+}
