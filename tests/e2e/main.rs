@@ -6,6 +6,7 @@
 mod agent_restart;
 mod bad_input;
 mod burst;
+mod chaos;
 mod corruption;
 mod listing;
 mod manager_restart;

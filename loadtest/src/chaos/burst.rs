@@ -43,7 +43,6 @@ pub(super) struct Reads {
     pub count: u64,
     pub failed: String,
     pub longest: Duration,
-    pub longest_at_start: Duration,
 }
 
 pub(super) struct Burst {
@@ -57,7 +56,7 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    /// A quarter of the VMs has a running container.
+    /// Half of the VMs have a running container.
     pub fn prepare(spec: &ChaosSpec) -> anyhow::Result<Self> {
         ensure!(spec.vms >= 4, "a tree with inner VMs needs at least 4");
         let cluster = Cluster::up(ClusterSpec {
@@ -81,7 +80,7 @@ impl Burst {
         let sent_before = sent_by_registry(&cluster)?;
         let mut burst =
             Self { cluster, acknowledged: BTreeSet::new(), image_bytes, vms: spec.vms, sent_before };
-        burst.start(spec.vms / 4)?;
+        burst.start(spec.vms / 2)?;
         for start in burst.acknowledged.clone() {
             burst.cluster.api.ready(&start, READY)?;
         }
@@ -133,10 +132,10 @@ impl Burst {
         (1..=self.vms).map(|number| format!("vm-{number}")).collect()
     }
 
-    /// VMs whose start is neither ready nor over.
-    pub fn starting_vms(&self) -> anyhow::Result<BTreeSet<String>> {
-        let starting = self.starts()?.into_values().filter(|start| start["state"] == "starting");
-        Ok(starting.filter_map(|start| start["vm"].as_str().map(str::to_owned)).collect())
+    /// VMs with a start in that state.
+    pub fn vms_with(&self, state: &str) -> anyhow::Result<BTreeSet<String>> {
+        let starts = self.starts()?.into_values().filter(|start| start["state"] == state);
+        Ok(starts.filter_map(|start| start["vm"].as_str().map(str::to_owned)).collect())
     }
 
     pub fn members(&self) -> anyhow::Result<Vec<Member>> {
@@ -212,7 +211,6 @@ impl Container {
             count: number("reads")?,
             failed: seen["failed"].as_str().unwrap_or_default().to_owned(),
             longest: Duration::from_micros(number("longest_us")?),
-            longest_at_start: Duration::from_micros(number("longest_at_start_us")?),
         })
     }
 }

@@ -24,7 +24,7 @@ const ACKNOWLEDGED_MAX: usize = 8;
 pub enum Case {
     /// No fault: what the burst alone does to reads
     Nothing,
-    /// kill -9 of the agent of a VM that has a parent and children; it stays away
+    /// kill -9 of the agent of a VM that has a parent and a running child; it stays away
     KillInner,
     /// kill -9 of the agent of the root; it stays away
     KillRoot,
@@ -38,13 +38,13 @@ pub enum Case {
     KillManagerTwice,
     /// kill -9 of the registry, which is started again at once
     KillRegistry,
-    /// Every process of a VM with a parent and children ends, and its link is dead
+    /// Every process of a VM with a parent and a running child ends, and its link is dead
     PowerCut,
     /// SIGSTOP of the root's agent for 5 s
     PauseRoot,
-    /// A parent and its child do not reach each other; both reach everybody else
+    /// A parent and its running child do not reach each other; both reach everybody else
     Partition,
-    /// SIGSTOP of the agent of a VM with children until the manager gives it up, then SIGCONT
+    /// SIGSTOP of the agent of a VM with a running child until the manager gives it up, then SIGCONT
     Return,
 }
 
@@ -122,7 +122,7 @@ impl Case {
                 Ok(Harm::absence(vm))
             }
             Self::Partition => {
-                let child = choice.starting_child(burst)?;
+                let child = choice.running_child(burst)?;
                 let parent = child.parent.context("a child has a parent")?;
                 burst.cluster.bed.partition(&parent, &child.vm)?;
                 let victims = vec![format!("{parent} | {}", child.vm)];
@@ -206,16 +206,20 @@ impl Choice {
         taken.collect()
     }
 
+    /// A VM with a parent and a child whose container runs: a reader feels it.
     fn inner(&mut self, burst: &Burst) -> anyhow::Result<Member> {
-        let is_inner = |member: &Member| member.parent.is_some() && !member.children.is_empty();
+        let running = burst.vms_with("ready")?;
+        let is_inner = |member: &Member| {
+            member.parent.is_some() && member.children.iter().any(|child| running.contains(child))
+        };
         let inner = burst.members()?.into_iter().filter(is_inner).collect();
-        self.one(inner).context("the tree has no inner VM; it needs at least 4")
+        self.one(inner).context("no inner VM has a running child; a tree of 8 VMs has")
     }
 
-    fn starting_child(&mut self, burst: &Burst) -> anyhow::Result<Member> {
-        let starting = burst.starting_vms()?;
-        let is_child = |member: &Member| member.parent.is_some() && starting.contains(&member.vm);
+    fn running_child(&mut self, burst: &Burst) -> anyhow::Result<Member> {
+        let running = burst.vms_with("ready")?;
+        let is_child = |member: &Member| member.parent.is_some() && running.contains(&member.vm);
         let children = burst.members()?.into_iter().filter(is_child).collect();
-        self.one(children).context("no VM with a parent is starting")
+        self.one(children).context("no VM with a parent has a running container")
     }
 }

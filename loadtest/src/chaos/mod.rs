@@ -1,8 +1,8 @@
 //! `faasnet-loadtest chaos`: one fault in the middle of a burst, on real processes and containers, and
 //! what became of the promises.
 //!
-//! Each case has a cluster of its own. On a quarter of the VMs a container runs and reads blocks that its
-//! VM does not have; all other VMs are being started when the fault comes. After it:
+//! Each case has a cluster of its own. On half of the VMs a container runs and reads blocks that its VM
+//! does not have; on the others one is being started when the fault comes. After it:
 //!
 //! - each start that was acknowledged is known and settled; on VMs that were not hit it is ready;
 //! - each container that ran is the same process, its reads went on, and none was long;
@@ -97,7 +97,7 @@ fn strike_and_look(
     let begun = Instant::now();
     burst.begin()?;
     let watched = watch(burst, &mut report)?;
-    report.unready_at_fault = burst.starting_vms()?.len();
+    report.unready_at_fault = burst.vms_with("starting")?.len();
 
     let struck = Instant::now();
     let harm = case.strike(burst, spec.seed).context("inject the fault")?;
@@ -174,7 +174,13 @@ fn check_starts(
         let vm = start["vm"].as_str().unwrap_or("no VM");
         let may_end = harm.lost.contains(vm) || harm.absent.contains(vm);
         match state(start) {
-            "ready" => report.ready += 1,
+            "ready" => {
+                report.ready += 1;
+                let stall_us = start["longest_stall_us"].as_u64().unwrap_or(0);
+                if !may_end {
+                    report.longest_stall_ms = report.longest_stall_ms.max(stall_us / 1000);
+                }
+            }
             "ended" => {
                 let reason = start["reason"]["kind"].as_str().unwrap_or("no reason");
                 *report.ended.entry(reason.to_owned()).or_default() += 1;
@@ -237,8 +243,13 @@ fn read_on(container: &Container) -> anyhow::Result<burst::Reads> {
 
 fn check_reads(report: &mut Report, read_max: Option<Duration>) {
     let Tally { longest_ms, vm, .. } = report.reads_after.clone();
-    if read_max.is_some_and(|max| longest_ms >= millis(max)) {
+    let stall_ms = report.longest_stall_ms;
+    let Some(max_ms) = read_max.map(millis) else { return };
+    if longest_ms >= max_ms {
         report.violation(format!("a read on {vm}, which was not hit, took {longest_ms} ms"));
+    }
+    if stall_ms >= max_ms {
+        report.violation(format!("a read of a start, on a VM that was not hit, waited {stall_ms} ms"));
     }
 }
 

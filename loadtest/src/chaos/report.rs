@@ -34,6 +34,9 @@ pub struct Report {
     /// From the fault on: on VMs that were not hit, and on those whose agent was away for a while.
     pub reads_after: Tally,
     pub reads_absent: Tally,
+    /// The longest wait of a read for a block from the order to ready, as the agents report it, on VMs
+    /// that were not hit.
+    pub longest_stall_ms: u64,
     pub image_bytes: u64,
     /// What the registry gave of the block image, and all that its interface sent.
     pub origin_bytes: u64,
@@ -48,8 +51,6 @@ pub struct Tally {
     pub longest_ms: u64,
     /// Where that was.
     pub vm: String,
-    /// The longest one of containers that did not answer yet.
-    pub longest_at_start_ms: u64,
     pub reads: u64,
 }
 
@@ -60,7 +61,6 @@ impl Tally {
             self.longest_ms = longest_ms;
             self.vm = vm.to_owned();
         }
-        self.longest_at_start_ms = self.longest_at_start_ms.max(millis(seen.longest_at_start));
         self.reads += seen.count;
     }
 }
@@ -82,6 +82,7 @@ impl Report {
             reads_before: Tally::default(),
             reads_after: Tally::default(),
             reads_absent: Tally::default(),
+            longest_stall_ms: 0,
             image_bytes,
             origin_bytes: 0,
             origin_wire_bytes: 0,
@@ -147,7 +148,7 @@ impl fmt::Display for Table<'_> {
                 report.settled_ms as f64 / 1000.0,
                 report.reads_before.longest_ms,
                 report.reads_after.longest_ms,
-                report.reads_after.longest_at_start_ms,
+                report.longest_stall_ms,
                 report.reads_absent.longest_ms,
                 report.origin_bytes as f64 / 1e6,
                 percent,
