@@ -169,8 +169,10 @@ async fn hear_child<R: AsyncRead + Unpin>(
 ) {
     while let Ok(Some(frame)) = frames.next().await {
         let event = match frame.header {
-            ToParent::WantIndex => ChildEvent::WantsIndex,
-            ToParent::Want { blocks, urgency, path } => ChildEvent::Wants { blocks, urgency, path },
+            ToParent::WantIndex { reach } => ChildEvent::WantsIndex { reach },
+            ToParent::Want { blocks, urgency, path, reach } => {
+                ChildEvent::Wants { blocks, urgency, path, reach }
+            }
             ToParent::Corrupt { block } => ChildEvent::SaysCorrupt(block),
             ToParent::Open { .. } => return,
         };

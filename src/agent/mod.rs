@@ -237,6 +237,7 @@ fn limits(settings: &Settings) -> AgentLimits {
             read_ahead_blocks_max: transfer.read_ahead_blocks_max,
             hops_max: transfer.hops_max,
             stall: millis(transfer.stall_ms),
+            early_child: millis(transfer.early_child_ms),
             retry_min: millis(transfer.retry_min_ms),
             retry_max: millis(transfer.retry_max_ms),
             read_deadline: millis(holder.read_deadline_ms),

@@ -196,7 +196,7 @@ async fn read_origin(
             }
             order = orders.recv() => match order {
                 None => return,
-                Some(ToParent::WantIndex) => {
+                Some(ToParent::WantIndex { .. }) => {
                     let range = 0..target.image.index_bytes;
                     if let Err(reason) = deliver_index(origin.read(&target.image, Part::Index, range).await, target, reporter) {
                         return reporter.tell(UpstreamEvent::Closed { reason });
@@ -302,7 +302,10 @@ mod tests {
         agent::world::IndexCell,
         id::{Digest, TreeId},
         image::{BLOCK_BYTES, BlockEntry, Codec, ImageLocation, RuntimeConfig},
-        wire::{control::Capability, peer::Urgency},
+        wire::{
+            control::Capability,
+            peer::{Reach, Urgency},
+        },
     };
     use futures::future::BoxFuture;
     use std::time::SystemTime;
@@ -432,7 +435,12 @@ mod tests {
     }
 
     fn want(block: u32) -> ToParent {
-        ToParent::Want { blocks: vec![BlockId(block)], urgency: Urgency::Demand, path: Vec::new() }
+        ToParent::Want {
+            blocks: vec![BlockId(block)],
+            urgency: Urgency::Demand,
+            path: Vec::new(),
+            reach: Reach::Held,
+        }
     }
 
     fn answer(command: &ToParent, block: u32, body: Bytes) -> Vec<(FromParent, Bytes)> {
@@ -472,7 +480,7 @@ mod tests {
                 vec![(FromParent::Index, evil.encode().into())]
             }
         };
-        let events = hear(None, ToParent::WantIndex, parent, 2).await;
+        let events = hear(None, ToParent::WantIndex { reach: Reach::Held }, parent, 2).await;
         let UpstreamEvent::Closed { reason } = &events[1] else {
             panic!("the parent was believed");
         };

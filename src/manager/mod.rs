@@ -230,7 +230,7 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
             tree: TreeLimits {
                 ancestors_max: tree.ancestors_max,
                 capability_ttl: millis(manager.capability_ttl_ms),
-                complaint_pause: lease,
+                complaint_life: millis(settings.tree.complaint_life_ms),
             },
             heartbeat: millis(manager.heartbeat_ms),
             lease,

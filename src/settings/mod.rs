@@ -129,6 +129,7 @@ pub struct TreeSettings {
     pub fan_out: usize,
     pub stripes: usize,
     pub ancestors_max: usize,
+    pub complaint_life_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +168,7 @@ pub struct TransferSettings {
     pub read_ahead_blocks_max: u32,
     pub hops_max: usize,
     pub stall_ms: u64,
+    pub early_child_ms: u64,
     pub retry_min_ms: u64,
     pub retry_max_ms: u64,
     pub memory_cache_bytes: u64,
@@ -328,7 +330,11 @@ impl Settings {
                 self.transfer.queued_blocks_max >= self.transfer.in_flight_blocks_max,
                 "use at least transfer.in_flight_blocks_max, or children are refused what they may ask",
             ),
-            ("transfer.stall_ms", self.transfer.stall_ms >= 30, "use at least 30"),
+            (
+                "transfer.stall_ms",
+                self.transfer.stall_ms >= 150,
+                "use at least 150: an upstream that waits says so in a third of it, and looks every 50",
+            ),
             (
                 "holder.read_deadline_ms",
                 self.holder.read_deadline_ms > self.transfer.stall_ms,

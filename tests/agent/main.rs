@@ -16,7 +16,7 @@ use faasnet_actors::{
         control::{EndReason, ToAgent, Upstream},
         frame::FrameLimits,
         holder::Exit,
-        peer::{FromParent, Refusal, ToParent, Urgency},
+        peer::{FromParent, Reach, Refusal, ToParent, Urgency},
     },
 };
 use std::os::unix::fs::FileExt;
@@ -263,6 +263,7 @@ async fn only_a_capability_of_the_manager_opens_a_tree() {
                     blocks: vec![BlockId(0)],
                     urgency: Urgency::Demand,
                     path: vec![vm.clone()],
+                    reach: Reach::Held,
                 };
                 framed::write(&mut writing, &want, &[]).await.unwrap();
                 assert_eq!(
@@ -394,7 +395,8 @@ async fn a_vm_that_left_a_tree_serves_it_until_its_last_instance_ends_and_then_f
     assert_eq!(frames.expect(PATIENCE).await.unwrap().header, FromParent::Opened);
     let epoch = faasnet_actors::id::Epoch { term: 1, counter: 2 };
     session.orders.send(ToAgent::Leave { tree, epoch }).unwrap();
-    let want = ToParent::Want { blocks: vec![BlockId(0)], urgency: Urgency::Demand, path: vec![vm] };
+    let (urgency, reach) = (Urgency::Demand, Reach::Held);
+    let want = ToParent::Want { blocks: vec![BlockId(0)], urgency, path: vec![vm], reach };
     framed::write(&mut writing, &want, &[]).await.unwrap();
     assert_eq!(frames.expect(PATIENCE).await.unwrap().header, FromParent::Block { block: BlockId(0) });
     session.orders.send(ToAgent::Stop { start: "s1".parse().unwrap() }).unwrap();

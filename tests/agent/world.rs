@@ -26,7 +26,7 @@ use faasnet_actors::{
     wire::{
         PROTOCOL_VERSION,
         control::{
-            Capability, EndReason, Hello, JoinAnswer, JoinRefusal, JoinRequest, Place, StartOrder,
+            Capability, EndReason, Hello, JoinAnswer, JoinRefusal, JoinRequest, Place, Seat, StartOrder,
             StartReport, ToAgent, ToManager, Upstream,
         },
         frame::FrameLimits,
@@ -174,8 +174,10 @@ impl World {
     ) -> ToAgent {
         let tree = tree_of(image);
         let capability = self.capability(&tree, session, vm);
-        let place =
-            Place { tree, epoch: Epoch { term: 1, counter: 1 }, stripes: vec![upstreams], capability };
+        let above = upstreams.iter().filter(|upstream| **upstream != Upstream::Origin);
+        let seat = Seat { depths: vec![above.count() as u32], ..Seat::default() };
+        let epoch = Epoch { term: 1, counter: 1 };
+        let place = Place { tree, epoch, stripes: vec![upstreams], seat, capability };
         ToAgent::Start(Box::new(StartOrder {
             start: start.parse().unwrap(),
             function: "web".parse().unwrap(),

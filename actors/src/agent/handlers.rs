@@ -160,7 +160,7 @@ impl Handler<OpenChildOf> for Agent {
                 self.early_children.push((tree, known));
             }
         }
-        let patience = self.world.limits.transfer.stall;
+        let patience = self.world.limits.transfer.early_child;
         Box::pin(async move {
             let Ok(Ok(transfer)) = tokio::time::timeout(patience, found).await else {
                 return Err(Refusal::NotHeld);

@@ -12,15 +12,15 @@
 //! it cannot be had. Invariants 5, 7 and 11 of the design are kept here.
 
 use super::{
-    links::{Link, LinkState, Links},
+    links::{Choice, Link, LinkState, Links, Query},
     read_ahead::ReadAhead,
 };
 use crate::{
     id::{BlockId, Epoch, VmId},
     image::{BLOCKS_MAX, Index},
     wire::{
-        control::{BytesBySource, Step, Upstream},
-        peer::{NotServed, Urgency},
+        control::{BytesBySource, Seat, Step, Upstream},
+        peer::{NotServed, Reach, Urgency},
     },
 };
 use bytes::Bytes;
@@ -44,6 +44,8 @@ pub struct TransferLimits {
     pub hops_max: usize,
     /// Silence of an upstream after which the next is tried.
     pub stall: Duration,
+    /// How long a child waits for the place that makes this VM its parent.
+    pub early_child: Duration,
     pub retry_min: Duration,
     pub retry_max: Duration,
     /// After it a want is given up.
@@ -60,6 +62,7 @@ pub enum Event {
     Placed {
         epoch: Epoch,
         stripes: Vec<Vec<Upstream>>,
+        seat: Seat,
     },
     Opened {
         upstream: Upstream,
@@ -114,12 +117,14 @@ pub enum Event {
     },
     ChildWantsIndex {
         child: ChildId,
+        reach: Reach,
     },
     ChildWanted {
         child: ChildId,
         blocks: Vec<BlockId>,
         urgency: Urgency,
         path: Vec<VmId>,
+        reach: Reach,
     },
     ChildLost {
         child: ChildId,
@@ -131,12 +136,16 @@ pub enum Event {
 pub enum Effect {
     Connect(Upstream),
     Disconnect(Upstream),
-    AskIndex(Upstream),
+    AskIndex {
+        upstream: Upstream,
+        reach: Reach,
+    },
     Ask {
         upstream: Upstream,
         blocks: Vec<BlockId>,
         urgency: Urgency,
         path: Vec<VmId>,
+        reach: Reach,
     },
     /// Tells an upstream VM that its copy of the block is bad.
     TellCorrupt {
@@ -207,8 +216,8 @@ struct Want {
 
 struct Child {
     vm: VmId,
-    waits_for: BTreeSet<BlockId>,
-    wants_index: bool,
+    waits_for: BTreeMap<BlockId, Reach>,
+    wants_index: Option<Reach>,
     told_waiting_at: Instant,
 }
 
@@ -313,7 +322,7 @@ impl TransferCore {
 
     pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {
         match event {
-            Event::Placed { epoch, stripes } => self.placed(epoch, stripes, now, effects),
+            Event::Placed { epoch, stripes, seat } => self.placed(epoch, stripes, &seat, now, effects),
             Event::Opened { upstream } => self.opened(&upstream, now, effects),
             Event::Lost { upstream } => self.lost(&upstream, now, effects),
             Event::IndexArrived { index } => self.index_arrived(index, now, effects),
@@ -333,9 +342,9 @@ impl TransferCore {
             }
             Event::Demanded { blocks } => self.demanded(&blocks, now, effects),
             Event::ChildOpened { child, vm } => self.child_opened(child, vm, now, effects),
-            Event::ChildWantsIndex { child } => self.child_wants_index(child, effects),
-            Event::ChildWanted { child, blocks, urgency, path } => {
-                self.child_wanted(child, &blocks, urgency, &path, now, effects);
+            Event::ChildWantsIndex { child, reach } => self.child_wants_index(child, reach, effects),
+            Event::ChildWanted { child, blocks, urgency, path, reach } => {
+                self.child_wanted(child, &blocks, urgency, (&path, reach), now, effects);
             }
             Event::ChildLost { child } => self.child_lost(child),
             Event::Tick => self.tick(now, effects),
@@ -344,15 +353,28 @@ impl TransferCore {
         self.assert_invariants();
     }
 
-    fn placed(&mut self, epoch: Epoch, stripes: Vec<Vec<Upstream>>, now: Instant, effects: &mut Vec<Effect>) {
+    fn placed(
+        &mut self,
+        epoch: Epoch,
+        stripes: Vec<Vec<Upstream>>,
+        seat: &Seat,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.epoch.is_some_and(|accepted| epoch < accepted) {
             return; // invariant 4
         }
         self.epoch = Some(epoch);
-        for (upstream, link) in self.links.place(stripes) {
+        let has_risen = self.links.rises_to(&seat.depths);
+        for (upstream, link) in self.links.place(stripes, seat) {
             effects.push(Effect::Disconnect(upstream));
             self.take_back(&link, now);
         }
+        self.return_to_children(effects);
+        if has_risen {
+            self.ask_again(effects);
+        }
+        self.wake(now);
         if self.index.is_some() {
             self.want_metadata(now, effects);
         }
@@ -363,6 +385,62 @@ impl TransferCore {
             return effects.push(Effect::Disconnect(upstream.clone()));
         }
         effects.push(Effect::Step(Step::Connecting));
+        self.wake(now);
+    }
+
+    /// Children that are not below this VM any more do not wait for it (invariant 11).
+    fn return_to_children(&mut self, effects: &mut Vec<Effect>) {
+        let mut returned = Vec::new();
+        for (child, state) in &mut self.children {
+            let lost = state.waits_for.extract_if(.., |block, reach| !self.links.is_above(*block, *reach));
+            returned.extend(lost.map(|(block, _)| (*child, block)));
+            state.wants_index = state.wants_index.filter(|reach| self.links.is_above(BlockId(0), *reach));
+        }
+        for (child, block) in returned {
+            if let Some(want) = self.wanted.get_mut(&block) {
+                want.children.remove(&child);
+            }
+            effects.push(Effect::NotServed { child, block, reason: NotServed::Loop });
+        }
+    }
+
+    /// Whoever was asked by a VM further below must know that it is nearer to the root now.
+    fn ask_again(&self, effects: &mut Vec<Effect>) {
+        for (upstream, link) in self.links.open_links().filter(|(upstream, _)| **upstream != Upstream::Origin)
+        {
+            if link.is_index_asked {
+                let reach = self.links.reach(upstream, BlockId(0));
+                effects.push(Effect::AskIndex { upstream: upstream.clone(), reach });
+            }
+            for &block in &link.in_flight {
+                let Some(want) = self.wanted.get(&block) else { continue };
+                effects.push(Effect::Ask {
+                    upstream: upstream.clone(),
+                    blocks: vec![block],
+                    urgency: want.urgency,
+                    path: self.path_through(want),
+                    reach: self.links.reach(upstream, block),
+                });
+            }
+        }
+    }
+
+    fn path_through(&self, want: &Want) -> Vec<VmId> {
+        want.path.iter().cloned().chain([self.own.clone()]).collect()
+    }
+
+    /// Wants that pause are tried at once: there is somebody new to ask.
+    fn wake(&mut self, now: Instant) {
+        let paused: Vec<_> = self
+            .wanted
+            .iter()
+            .filter(|(_, want)| want.not_before.is_some())
+            .map(|(block, _)| *block)
+            .collect();
+        for block in paused {
+            self.wanted.get_mut(&block).expect("it was just there").not_before = None;
+            self.enqueue(block, now);
+        }
     }
 
     fn lost(&mut self, upstream: &Upstream, now: Instant, effects: &mut Vec<Effect>) {
@@ -400,7 +478,7 @@ impl TransferCore {
             self.give_up(block, now, effects);
         }
         for (child, state) in &mut self.children {
-            if std::mem::take(&mut state.wants_index) {
+            if state.wants_index.take().is_some() {
                 effects.push(Effect::ServeIndex { child: *child });
             }
         }
@@ -505,37 +583,46 @@ impl TransferCore {
 
     /// Asks for what is wanted, as far as windows are open.
     fn pump(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        for upstream in self.links.due_connections(now, self.index.is_none() || !self.wanted.is_empty()) {
+        let (stall, is_needed) = (self.limits.stall, self.index.is_none() || !self.wanted.is_empty());
+        for upstream in self.links.due_connections(now, stall, is_needed) {
             effects.push(Effect::Connect(upstream));
         }
         if self.index.is_none() {
-            if let Some(upstream) = self.links.take_index_asker() {
-                effects.push(Effect::AskIndex(upstream));
+            match self.links.choose_for_index(now, stall) {
+                Choice::Ask(upstream) => {
+                    let reach = self.links.reach(&upstream, BlockId(0));
+                    effects.push(Effect::AskIndex { upstream, reach });
+                }
+                Choice::Connect(upstream) => effects.push(Effect::Connect(upstream)),
+                Choice::Wait | Choice::Nobody => {}
             }
             return;
         }
-        let mut asks: BTreeMap<(Urgency, Upstream, Vec<VmId>), Vec<BlockId>> = BTreeMap::new();
+        let mut asks: BTreeMap<(Urgency, Upstream, Vec<VmId>, Reach), Vec<BlockId>> = BTreeMap::new();
         let (mut chosen, mut exhausted) = (Vec::new(), Vec::new());
         for &(urgency, _, block) in &self.queue {
             let Some(want) = self.wanted.get_mut(&block) else {
                 continue;
             };
-            if self.links.is_exhausted(&want.refused, &want.path) {
-                exhausted.push(block);
-                continue;
-            }
-            let room = self.limits.in_flight_blocks_max;
-            let Some(upstream) = self.links.choose(block, &want.refused, &want.path, room) else {
-                let untried = self.links.connect_untried(block, &want.refused, &want.path);
-                effects.extend(untried.map(Effect::Connect));
-                continue;
+            let query = Query { block, refused: &want.refused, path: &want.path, now, stall };
+            let upstream = match self.links.choose(query, self.limits.in_flight_blocks_max) {
+                Choice::Ask(upstream) => upstream,
+                Choice::Wait => continue,
+                Choice::Connect(upstream) => {
+                    effects.push(Effect::Connect(upstream));
+                    continue;
+                }
+                Choice::Nobody => {
+                    exhausted.push(block);
+                    continue;
+                }
             };
             self.links.ask(&upstream, block, now);
             want.asked = Some(upstream.clone());
             chosen.push(block);
-            let mut path: Vec<VmId> = want.path.iter().cloned().collect();
-            path.push(self.own.clone());
-            asks.entry((urgency, upstream, path)).or_default().push(block);
+            let reach = self.links.reach(&upstream, block);
+            let path: Vec<VmId> = want.path.iter().cloned().chain([self.own.clone()]).collect();
+            asks.entry((urgency, upstream, path, reach)).or_default().push(block);
         }
         for block in chosen {
             self.dequeue(block);
@@ -543,8 +630,8 @@ impl TransferCore {
         for block in exhausted {
             self.exhausted(block, now, effects);
         }
-        for ((urgency, upstream, path), blocks) in asks {
-            effects.push(Effect::Ask { upstream, blocks, urgency, path });
+        for ((urgency, upstream, path, reach), blocks) in asks {
+            effects.push(Effect::Ask { upstream, blocks, urgency, path, reach });
         }
     }
 
@@ -663,18 +750,18 @@ impl TransferCore {
         if self.children.len() >= self.limits.children_max {
             return effects.push(Effect::RefuseChild { child });
         }
-        let state = Child { vm, waits_for: BTreeSet::new(), wants_index: false, told_waiting_at: now };
+        let state = Child { vm, waits_for: BTreeMap::new(), wants_index: None, told_waiting_at: now };
         self.children.insert(child, state);
     }
 
-    fn child_wants_index(&mut self, child: ChildId, effects: &mut Vec<Effect>) {
+    fn child_wants_index(&mut self, child: ChildId, reach: Reach, effects: &mut Vec<Effect>) {
         let Some(state) = self.children.get_mut(&child) else {
             return;
         };
         if self.index.is_some() {
             effects.push(Effect::ServeIndex { child });
-        } else {
-            state.wants_index = true;
+        } else if self.links.is_above(BlockId(0), reach) {
+            state.wants_index = Some(reach);
         }
     }
 
@@ -683,7 +770,7 @@ impl TransferCore {
         child: ChildId,
         blocks: &[BlockId],
         urgency: Urgency,
-        path: &[VmId],
+        (path, reach): (&[VmId], Reach),
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
@@ -704,14 +791,23 @@ impl TransferCore {
                 .wanted
                 .get(&block)
                 .is_some_and(|want| matches!(&want.asked, Some(Upstream::Vm { vm, .. }) if *vm == state.vm));
-            if asks_child || path.contains(&self.own) || path.len() >= hops_max {
+            let is_above = self.links.is_above(block, reach);
+            let waits_already = state.waits_for.contains_key(&block);
+            if reach == Reach::Held {
+                effects.push(refuse(NotServed::NotHeld));
+            } else if asks_child || !is_above || path.contains(&self.own) || path.len() >= hops_max {
+                if state.waits_for.remove(&block).is_some()
+                    && let Some(want) = self.wanted.get_mut(&block)
+                {
+                    want.children.remove(&child);
+                }
                 effects.push(refuse(NotServed::Loop));
-            } else if state.waits_for.len() >= self.limits.queued_blocks_max {
+            } else if !waits_already && state.waits_for.len() >= self.limits.queued_blocks_max {
                 effects.push(refuse(NotServed::Busy));
             } else if block.0 >= count {
                 effects.push(refuse(NotServed::NoSource));
             } else {
-                state.waits_for.insert(block);
+                state.waits_for.insert(block, reach);
                 let want = self.want(block, urgency, now);
                 want.children.insert(child);
                 // A path that grew too long by joining would be refused, though each demand may go on.
@@ -733,7 +829,7 @@ impl TransferCore {
         let Some(state) = self.children.remove(&child) else {
             return;
         };
-        for block in state.waits_for {
+        for block in state.waits_for.into_keys() {
             let Some(want) = self.wanted.get_mut(&block) else {
                 continue;
             };
@@ -775,7 +871,7 @@ impl TransferCore {
         }
         let silent = now.duration_since(self.progress_at);
         for (child, state) in &mut self.children {
-            let waits = state.wants_index || !state.waits_for.is_empty();
+            let waits = state.wants_index.is_some() || !state.waits_for.is_empty();
             if waits && now.duration_since(state.told_waiting_at) >= self.limits.stall / 3 {
                 state.told_waiting_at = now;
                 effects.push(Effect::TellWaiting { child: *child, silent });
@@ -798,6 +894,12 @@ impl TransferCore {
             link.state == LinkState::Open && link.in_flight.len() <= self.limits.in_flight_blocks_max
         }));
         debug_assert!(self.queue.len() == self.queued_at.len());
+        debug_assert!(
+            (self.children.values())
+                .flat_map(|child| &child.waits_for)
+                .all(|(block, reach)| self.links.is_above(*block, *reach)),
+            "invariant 11: only VMs further below wait for this one"
+        );
         debug_assert!(
             self.children.values().all(|child| child.waits_for.len() <= self.limits.queued_blocks_max)
         );

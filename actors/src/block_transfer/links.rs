@@ -2,7 +2,10 @@
 
 use crate::{
     id::{BlockId, VmId},
-    wire::control::Upstream,
+    wire::{
+        control::{Seat, Upstream},
+        peer::Reach,
+    },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +17,9 @@ use tokio::time::Instant;
 pub(super) enum LinkState {
     /// Nobody has tried yet, or the pause after a failure is over.
     Idle,
-    Connecting,
+    Connecting {
+        since: Instant,
+    },
     Open,
     Down {
         until: Instant,
@@ -27,7 +32,7 @@ pub(super) struct Link {
     pub in_flight: BTreeSet<BlockId>,
     heard_at: Option<Instant>,
     failures: u32,
-    is_index_asked: bool,
+    pub is_index_asked: bool,
 }
 
 impl Default for Link {
@@ -46,29 +51,65 @@ fn has_passed(upstream: &Upstream, path: &BTreeSet<VmId>) -> bool {
     matches!(upstream, Upstream::Vm { vm, .. } if path.contains(vm))
 }
 
-/// The upstreams of all stripes, each with its connection.
+/// A block that somebody is to be asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Query<'a> {
+    pub block: BlockId,
+    /// Upstreams that said no.
+    pub refused: &'a BTreeSet<Upstream>,
+    /// VMs that the demand has passed: they would say no.
+    pub path: &'a BTreeSet<VmId>,
+    pub now: Instant,
+    pub stall: Duration,
+}
+
+impl Query<'_> {
+    fn suits(&self, upstream: &Upstream) -> bool {
+        !self.refused.contains(upstream) && !has_passed(upstream, self.path)
+    }
+
+    fn is_under_way(&self, state: LinkState) -> bool {
+        is_under_way(state, self.now, self.stall)
+    }
+}
+
+/// Whether a connection may be there soon. One that takes longer than the silence that makes a VM turn
+/// away is not waited for, but used when it comes.
+fn is_under_way(state: LinkState, now: Instant, stall: Duration) -> bool {
+    matches!(state, LinkState::Connecting { since } if now.duration_since(since) < stall)
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) enum Choice {
+    Ask(Upstream),
+    Connect(Upstream),
+    /// A window is full or a connection under way.
+    Wait,
+    /// All have refused or are down.
+    Nobody,
+}
+
+/// The upstreams of all stripes and those beside, each with its connection.
 #[derive(Debug, Default)]
 pub(super) struct Links {
     stripes: Vec<Vec<Upstream>>,
+    beside: Vec<Upstream>,
+    depths: Vec<u32>,
     links: BTreeMap<Upstream, Link>,
 }
 
 impl Links {
     /// Takes over a new place. Returns the links that have no part in it.
-    pub fn place(&mut self, stripes: Vec<Vec<Upstream>>) -> Vec<(Upstream, Link)> {
-        let named: BTreeSet<&Upstream> = stripes.iter().flatten().collect();
+    pub fn place(&mut self, stripes: Vec<Vec<Upstream>>, seat: &Seat) -> Vec<(Upstream, Link)> {
+        let named: BTreeSet<&Upstream> = stripes.iter().flatten().chain(&seat.beside).collect();
         let gone: Vec<_> = self.links.keys().filter(|upstream| !named.contains(upstream)).cloned().collect();
         for upstream in named {
             self.links.entry(upstream.clone()).or_default();
         }
         self.stripes = stripes;
+        self.beside.clone_from(&seat.beside);
+        self.depths.clone_from(&seat.depths);
         gone.into_iter().filter_map(|upstream| self.links.remove_entry(&upstream)).collect()
-    }
-
-    /// Whether every upstream has refused a block, or would because the demand has passed it.
-    pub fn is_exhausted(&self, refused: &BTreeSet<Upstream>, path: &BTreeSet<VmId>) -> bool {
-        !self.links.is_empty()
-            && self.links.keys().all(|upstream| refused.contains(upstream) || has_passed(upstream, path))
     }
 
     pub fn open_links(&self) -> impl Iterator<Item = (&Upstream, &Link)> {
@@ -89,7 +130,7 @@ impl Links {
 
     /// Upstreams to connect now: of each stripe the first that is not down, and any before it whose
     /// pause is over, so that a VM returns to its parent.
-    pub fn due_connections(&mut self, now: Instant, is_needed: bool) -> Vec<Upstream> {
+    pub fn due_connections(&mut self, now: Instant, stall: Duration, is_needed: bool) -> Vec<Upstream> {
         for link in self.links.values_mut() {
             if matches!(link.state, LinkState::Down { until } if until <= now) {
                 link.state = LinkState::Idle;
@@ -103,10 +144,11 @@ impl Links {
             for upstream in stripe {
                 let link = self.links.get_mut(upstream).expect("every named upstream has a link");
                 match link.state {
-                    LinkState::Down { .. } => {}
-                    LinkState::Connecting | LinkState::Open => break,
+                    LinkState::Open => break,
+                    under_way if is_under_way(under_way, now, stall) => break,
+                    LinkState::Down { .. } | LinkState::Connecting { .. } => {}
                     LinkState::Idle => {
-                        link.state = LinkState::Connecting;
+                        link.state = LinkState::Connecting { since: now };
                         chosen.push(upstream.clone());
                         break;
                     }
@@ -114,43 +156,6 @@ impl Links {
             }
         }
         chosen
-    }
-
-    /// The upstreams that may give a block and are not down: those of its stripe, then the VMs of the
-    /// others. A root of another stripe asks the origin only if there is no VM to ask (invariant 6).
-    fn candidates(
-        &self,
-        block: BlockId,
-        refused: &BTreeSet<Upstream>,
-        path: &BTreeSet<VmId>,
-    ) -> Vec<&Upstream> {
-        let may_give = |upstream: &&Upstream| {
-            !refused.contains(*upstream)
-                && !has_passed(upstream, path)
-                && !matches!(self.links[*upstream].state, LinkState::Down { .. })
-        };
-        let own = self.stripe(block).into_iter().flatten();
-        let others = || self.stripes.iter().flatten().filter(may_give);
-        let vms = others().filter(|upstream| **upstream != Upstream::Origin);
-        let candidates: Vec<_> = own.filter(may_give).chain(vms).collect();
-        if candidates.is_empty() { others().collect() } else { candidates }
-    }
-
-    /// An upstream to connect now because every open one has refused a block: the first that nobody has
-    /// tried. None while one that may give the block is open or on its way.
-    pub fn connect_untried(
-        &mut self,
-        block: BlockId,
-        refused: &BTreeSet<Upstream>,
-        path: &BTreeSet<VmId>,
-    ) -> Option<Upstream> {
-        let candidates = self.candidates(block, refused, path);
-        if candidates.iter().any(|upstream| self.links[*upstream].state != LinkState::Idle) {
-            return None;
-        }
-        let first = (*candidates.first()?).clone();
-        self.links.get_mut(&first)?.state = LinkState::Connecting;
-        Some(first)
     }
 
     /// False when the upstream has no part in the present place.
@@ -205,32 +210,90 @@ impl Links {
 
     /// The upstream to ask for the index, once for each connection. The index goes the way of the first
     /// stripe, so that of several roots only one reads it from the origin.
-    pub fn take_index_asker(&mut self) -> Option<Upstream> {
-        let upstream = self.choose(BlockId(0), &BTreeSet::new(), &BTreeSet::new(), usize::MAX)?;
-        let link = self.links.get_mut(&upstream)?;
-        (!std::mem::replace(&mut link.is_index_asked, true)).then_some(upstream)
+    pub fn choose_for_index(&mut self, now: Instant, stall: Duration) -> Choice {
+        let nobody = (BTreeSet::new(), BTreeSet::new());
+        let query = Query { block: BlockId(0), refused: &nobody.0, path: &nobody.1, now, stall };
+        let choice = self.choose(query, usize::MAX);
+        if let Choice::Ask(upstream) = &choice {
+            let link = self.links.get_mut(upstream).expect("chosen among the links");
+            if std::mem::replace(&mut link.is_index_asked, true) {
+                return Choice::Wait;
+            }
+        }
+        choice
     }
 
-    /// The first open upstream that has room and has not refused: of the block's own stripe, else, when
-    /// none of those is on its way, of any. One that the demand has passed is left out, it would refuse.
-    pub fn choose(
-        &self,
-        block: BlockId,
-        refused: &BTreeSet<Upstream>,
-        path: &BTreeSet<VmId>,
-        in_flight_max: usize,
-    ) -> Option<Upstream> {
-        let candidates = self.candidates(block, refused, path);
-        let is_open = |upstream: &&&Upstream| self.links[**upstream].state == LinkState::Open;
-        let own = self.stripe(block)?;
-        let is_own = |upstream: &&&Upstream| own.contains(**upstream);
-        let mut first = candidates.iter().filter(is_own).find(is_open);
-        let is_coming = |upstream: &&Upstream| self.links[*upstream].state == LinkState::Connecting;
-        if first.is_none() && !candidates.iter().filter(is_own).any(is_coming) {
-            first = candidates.iter().find(is_open);
+    /// Whom to ask for a block: an upstream that may ask on, else a VM beside this one, else, for a root,
+    /// the origin. A connection that is to be made counts as under way from now on.
+    pub fn choose(&mut self, query: Query<'_>, in_flight_max: usize) -> Choice {
+        if self.links.is_empty() {
+            return Choice::Wait; // there is no place yet
         }
-        let first = *first?;
-        (self.links[first].in_flight.len() < in_flight_max).then(|| first.clone())
+        let suits = |upstream: &&Upstream| **upstream != Upstream::Origin && query.suits(upstream);
+        let own = self.stripe(query.block).into_iter().flatten();
+        let is_root = own.clone().any(|upstream| *upstream == Upstream::Origin);
+        let own: Vec<&Upstream> = own.filter(suits).collect();
+        let others = self.stripes.iter().flatten().filter(|upstream| !is_root && suits(upstream));
+        let upward: Vec<&Upstream> = own.iter().copied().chain(others).collect();
+        let ask = |upstream: &Upstream| match self.links[upstream].in_flight.len() < in_flight_max {
+            true => Choice::Ask(upstream.clone()),
+            false => Choice::Wait,
+        };
+        let state = |upstream: &Upstream| self.links[upstream].state;
+        // The block's own stripe first, even if its connection is on its way still.
+        for tier in [&own, &upward] {
+            if let Some(open) = tier.iter().find(|upstream| state(upstream) == LinkState::Open) {
+                return ask(open);
+            }
+            if tier.iter().any(|upstream| query.is_under_way(state(upstream))) {
+                return Choice::Wait;
+            }
+        }
+        let origin = is_root.then_some(&Upstream::Origin).filter(|upstream| query.suits(upstream));
+        let beside = self.beside.iter().filter(|upstream| query.suits(upstream));
+        let idle = upward.into_iter().filter(|upstream| state(upstream) == LinkState::Idle);
+        for upstream in idle.chain(beside).chain(origin) {
+            match state(upstream) {
+                LinkState::Open => return ask(upstream),
+                under_way if query.is_under_way(under_way) => return Choice::Wait,
+                LinkState::Idle => {
+                    let upstream = upstream.clone();
+                    self.connecting(&upstream, query.now);
+                    return Choice::Connect(upstream);
+                }
+                LinkState::Connecting { .. } | LinkState::Down { .. } => {}
+            }
+        }
+        Choice::Nobody
+    }
+
+    fn connecting(&mut self, upstream: &Upstream, now: Instant) {
+        let link = self.links.get_mut(upstream).expect("every named upstream has a link");
+        link.state = LinkState::Connecting { since: now };
+    }
+
+    /// How far a question to that upstream goes: those beside this VM do not ask on.
+    pub fn reach(&self, upstream: &Upstream, block: BlockId) -> Reach {
+        let is_beside = !self.stripes.iter().flatten().any(|above| above == upstream);
+        let (stripes, stripe) = (self.depths.len(), block.0 as usize % self.depths.len().max(1));
+        match self.depths.get(stripe) {
+            Some(&depth) if !is_beside => {
+                Reach::Upward { stripes: u32::try_from(stripes).unwrap_or(u32::MAX), depth }
+            }
+            _ => Reach::Held,
+        }
+    }
+
+    /// Whether this VM is nearer to the root than one that asks for a block and lets it ask on.
+    pub fn is_above(&self, block: BlockId, reach: Reach) -> bool {
+        let Reach::Upward { stripes, depth } = reach else { return false };
+        let own = self.depths.get(block.0 as usize % self.depths.len().max(1));
+        stripes as usize == self.depths.len() && own.is_some_and(|own| *own < depth)
+    }
+
+    /// Whether this VM is, with those depths, nearer to a root than those think whom it has asked.
+    pub fn rises_to(&self, depths: &[u32]) -> bool {
+        depths.len() != self.depths.len() || depths.iter().zip(&self.depths).any(|(new, old)| new < old)
     }
 
     /// The index is there: no connection owes it any more.

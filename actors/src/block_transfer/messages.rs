@@ -7,7 +7,7 @@ use crate::{
     id::{BlockId, StartId, VmId},
     wire::{
         control::{BytesBySource, Place, Step},
-        peer::{Refusal, Urgency},
+        peer::{Reach, Refusal, Urgency},
     },
 };
 use actix::prelude::*;
@@ -95,8 +95,8 @@ pub struct FromChild {
 }
 
 pub enum ChildEvent {
-    WantsIndex,
-    Wants { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId> },
+    WantsIndex { reach: Reach },
+    Wants { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId>, reach: Reach },
     SaysCorrupt(BlockId),
     Gone,
 }

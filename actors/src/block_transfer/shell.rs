@@ -141,9 +141,11 @@ impl BlockTransfer {
             Effect::Disconnect(upstream) => {
                 self.links.remove(&upstream);
             }
-            Effect::AskIndex(upstream) => self.ask(&upstream, ToParent::WantIndex, ctx),
-            Effect::Ask { upstream, blocks, urgency, path } => {
-                self.ask(&upstream, ToParent::Want { blocks, urgency, path }, ctx);
+            Effect::AskIndex { upstream, reach } => {
+                self.ask(&upstream, ToParent::WantIndex { reach }, ctx);
+            }
+            Effect::Ask { upstream, blocks, urgency, path, reach } => {
+                self.ask(&upstream, ToParent::Want { blocks, urgency, path, reach }, ctx);
             }
             Effect::TellCorrupt { upstream, block } => {
                 tracing::warn!(tree = %self.tree, ?upstream, ?block, "a block from an upstream is corrupt");
@@ -393,7 +395,7 @@ impl Handler<Placed> for BlockTransfer {
         if self.core.epoch().is_some_and(|accepted| place.epoch < accepted) {
             return; // invariant 4
         }
-        let Place { tree: _, epoch, stripes, capability } = place.clone();
+        let Place { tree: _, epoch, stripes, seat, capability } = place.clone();
         self.capability = capability;
         let record = TreeRecord { image: (*self.image).clone(), place };
         let saving = self.world.disk.save_place(&self.tree, record);
@@ -402,7 +404,7 @@ impl Handler<Placed> for BlockTransfer {
                 tracing::error!(tree = %transfer.tree, %error, "the place in the tree was not kept");
             }
         }));
-        self.apply(Event::Placed { epoch, stripes }, ctx);
+        self.apply(Event::Placed { epoch, stripes, seat }, ctx);
     }
 }
 
@@ -525,9 +527,9 @@ impl Handler<FromChild> for BlockTransfer {
 
     fn handle(&mut self, FromChild { child, event }: FromChild, ctx: &mut Context<Self>) {
         match event {
-            ChildEvent::WantsIndex => self.apply(Event::ChildWantsIndex { child }, ctx),
-            ChildEvent::Wants { blocks, urgency, path } => {
-                self.apply(Event::ChildWanted { child, blocks, urgency, path }, ctx);
+            ChildEvent::WantsIndex { reach } => self.apply(Event::ChildWantsIndex { child, reach }, ctx),
+            ChildEvent::Wants { blocks, urgency, path, reach } => {
+                self.apply(Event::ChildWanted { child, blocks, urgency, path, reach }, ctx);
             }
             ChildEvent::SaysCorrupt(block) => {
                 tracing::warn!(tree = %self.tree, ?block, "a child says that this VM's copy of a block is bad");

@@ -8,7 +8,10 @@ use crate::{
     id::{BlockId, Epoch, VmId},
     image::{BLOCK_BYTES, BlockEntry, Codec, Index},
     tree::{Node, Striped, Topology, ancestors},
-    wire::{control::Upstream, peer::Urgency},
+    wire::{
+        control::{Seat, Upstream},
+        peer::{NotServed, Reach, Urgency},
+    },
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -25,7 +28,8 @@ const LIMITS: TransferLimits = TransferLimits {
     children_max: 16,
     read_ahead_blocks_max: 4,
     hops_max: 32,
-    stall: Duration::from_millis(900),
+    stall: Duration::from_millis(400),
+    early_child: Duration::from_secs(1),
     retry_min: Duration::from_millis(50),
     retry_max: Duration::from_millis(400),
     read_deadline: Duration::from_secs(20),
@@ -39,6 +43,19 @@ fn vm(number: usize) -> VmId {
 fn upstream(number: usize) -> Upstream {
     Upstream::Vm { vm: vm(number), address: ([127, 0, 0, 1], 1).into() }
 }
+
+/// A place of a VM that is that far below the root.
+fn seat(depth: u32) -> Seat {
+    Seat { depths: vec![depth], ..Seat::default() }
+}
+
+/// The first place of a VM below these.
+fn placed(counter: u64, upstreams: Vec<Upstream>) -> Event {
+    Event::Placed { epoch: Epoch { term: 1, counter }, stripes: vec![upstreams], seat: seat(5) }
+}
+
+/// How a VM asks that is far below all others.
+const FROM_BELOW: Reach = Reach::Upward { stripes: 1, depth: 9 };
 
 fn stored(block: BlockId) -> Bytes {
     Bytes::from(block.0.to_le_bytes().to_vec())
@@ -116,7 +133,8 @@ impl World {
             ancestors.push(Upstream::Origin);
         }
         let epoch = Epoch { term: 1, counter };
-        self.send(number, Duration::ZERO, Event::Placed { epoch, stripes: vec![ancestors] });
+        let seat = seat((number + 1).ilog2());
+        self.send(number, Duration::ZERO, Event::Placed { epoch, stripes: vec![ancestors], seat });
     }
 
     /// Gives everyone a place in a striped tree, parent and grandparent for each stripe.
@@ -129,7 +147,9 @@ impl World {
                 if names.is_empty() { vec![Upstream::Origin] } else { names }
             };
             let stripes = (0..tree.stripes()).map(upstreams).collect();
-            let event = Event::Placed { epoch: Epoch { term: 1, counter: 2 }, stripes };
+            let depth = |stripe| ancestors(tree, node, stripe).count() as u32;
+            let seat = Seat { depths: (0..tree.stripes()).map(depth).collect(), ..Seat::default() };
+            let event = Event::Placed { epoch: Epoch { term: 1, counter: 2 }, stripes, seat };
             self.send(number, Duration::ZERO, event);
         }
     }
@@ -202,14 +222,14 @@ impl World {
                     self.send(parent, HOP, Event::ChildLost { child: ChildId(number as u64) });
                 }
             }
-            Effect::AskIndex(Upstream::Origin) => {
+            Effect::AskIndex { upstream: Upstream::Origin, .. } => {
                 self.origin_asks.insert((number, None));
                 let index = Arc::clone(&self.index);
                 self.send(number, HOP * 5, Event::IndexArrived { index });
             }
-            Effect::AskIndex(to) => {
-                let parent = Self::number_of(&to).expect("a VM");
-                self.send(parent, HOP, Event::ChildWantsIndex { child: ChildId(number as u64) });
+            Effect::AskIndex { upstream, reach } => {
+                let parent = Self::number_of(&upstream).expect("a VM");
+                self.send(parent, HOP, Event::ChildWantsIndex { child: ChildId(number as u64), reach });
             }
             Effect::Ask { upstream: Upstream::Origin, blocks, .. } => {
                 for block in blocks {
@@ -219,13 +239,13 @@ impl World {
                     self.send(number, HOP * 5, event);
                 }
             }
-            Effect::Ask { upstream, blocks, urgency, path } => {
+            Effect::Ask { upstream, blocks, urgency, path, reach } => {
                 let parent = Self::number_of(&upstream).expect("a VM");
                 let visited: BTreeSet<_> = path.iter().collect();
                 assert_eq!(visited.len(), path.len(), "invariant 11: no demand visits a VM twice");
                 self.asks.push((parent, path.clone()));
                 let child = ChildId(number as u64);
-                self.send(parent, HOP, Event::ChildWanted { child, blocks, urgency, path });
+                self.send(parent, HOP, Event::ChildWanted { child, blocks, urgency, path, reach });
             }
             Effect::Keep { block, stored: bytes } => {
                 assert_eq!(bytes, stored(block));
@@ -341,8 +361,7 @@ fn a_corrupt_block_is_asked_for_elsewhere() {
     let mut core = TransferCore::new(vm(3), LIMITS, Some(index(4)), BTreeSet::new(), Instant::now());
     let now = Instant::now();
     let mut effects = Vec::new();
-    let stripes = vec![vec![upstream(1), upstream(0)]];
-    core.apply(Event::Placed { epoch: Epoch { term: 1, counter: 1 }, stripes }, now, &mut effects);
+    core.apply(placed(1, vec![upstream(1), upstream(0)]), now, &mut effects);
     core.apply(Event::Opened { upstream: upstream(1) }, now, &mut effects);
     core.apply(Event::Corrupt { upstream: upstream(1), block: BlockId(0) }, now, &mut effects);
     assert!(effects.contains(&Effect::TellCorrupt { upstream: upstream(1), block: BlockId(0) }));
@@ -363,15 +382,17 @@ fn a_demand_that_comes_back_is_refused() {
     let mut core = TransferCore::new(vm(1), LIMITS, Some(index(4)), BTreeSet::new(), Instant::now());
     let (now, child) = (Instant::now(), ChildId(1));
     let mut effects = Vec::new();
+    core.apply(placed(1, Vec::new()), now, &mut effects);
     core.apply(Event::ChildOpened { child, vm: vm(2) }, now, &mut effects);
     let event = Event::ChildWanted {
         child,
         blocks: vec![BlockId(1)],
         urgency: Urgency::Demand,
         path: vec![vm(1), vm(2)],
+        reach: FROM_BELOW,
     };
     core.apply(event, now, &mut effects);
-    let reason = crate::wire::peer::NotServed::Loop;
+    let reason = NotServed::Loop;
     assert_eq!(effects, [Effect::NotServed { child, block: BlockId(1), reason }]);
 }
 
@@ -381,8 +402,7 @@ fn an_older_place_changes_nothing() {
     let now = Instant::now();
     let mut effects = Vec::new();
     for counter in [2, 1] {
-        let stripes = vec![vec![upstream(counter as usize)]];
-        core.apply(Event::Placed { epoch: Epoch { term: 1, counter }, stripes }, now, &mut effects);
+        core.apply(placed(counter, vec![upstream(counter as usize)]), now, &mut effects);
     }
     assert_eq!(effects, [Effect::Connect(upstream(2))]);
 }
@@ -445,7 +465,7 @@ impl Asker {
         // Block 0, the metadata, is there.
         let core = TransferCore::new(vm(9), limits, Some(index(8)), BTreeSet::from([BlockId(0)]), now);
         let mut asker = Self { core, now, effects: Vec::new() };
-        asker.apply(Event::Placed { epoch: Epoch { term: 1, counter: 1 }, stripes: vec![upstreams] });
+        asker.apply(placed(1, upstreams));
         asker
     }
 
@@ -470,7 +490,7 @@ fn a_block_that_the_parent_refuses_is_asked_of_the_next_upstream() {
     asker.apply(Event::Demanded { blocks: vec![BlockId(3)] });
     asker.apply(Event::Opened { upstream: upstream(1) });
     assert_eq!(asker.asked(), [(upstream(1), vec![BlockId(3)])]);
-    let reason = crate::wire::peer::NotServed::NoSource;
+    let reason = NotServed::NoSource;
     asker.apply(Event::NotServed { upstream: upstream(1), block: BlockId(3), reason });
     assert!(asker.effects.contains(&Effect::Connect(upstream(0))), "{:?}", asker.effects);
     asker.apply(Event::Opened { upstream: upstream(0) });
@@ -489,7 +509,7 @@ fn a_read_whose_upstreams_refuse_for_a_while_waits_until_its_deadline() {
     while !asker.effects.contains(&Effect::Unavailable { blocks: vec![BlockId(3)] }) {
         for (upstream, _) in asker.asked() {
             rounds += 1;
-            let reason = crate::wire::peer::NotServed::Loop;
+            let reason = NotServed::Loop;
             asker.apply(Event::NotServed { upstream, block: BlockId(3), reason });
         }
         asker.now += Duration::from_millis(50);
@@ -528,7 +548,8 @@ fn demands_that_join_keep_a_path_that_is_not_refused_for_its_length() {
         asker.apply(event);
         let path = vec![vm(child + 1), vm(child)];
         let (child, blocks) = (ChildId(child as u64), vec![BlockId(3)]);
-        asker.apply(Event::ChildWanted { child, blocks, urgency: Urgency::Demand, path });
+        let urgency = Urgency::Demand;
+        asker.apply(Event::ChildWanted { child, blocks, urgency, path, reach: FROM_BELOW });
     }
     asker.apply(Event::Opened { upstream: upstream(1) });
     let path = asker.effects.iter().find_map(|effect| match effect {
@@ -560,8 +581,7 @@ fn metadata_that_the_cache_does_not_take_is_not_fetched_again_and_again() {
     let now = Instant::now();
     let mut core = TransferCore::new(vm(9), LIMITS, Some(index(4)), BTreeSet::new(), now);
     let mut effects = Vec::new();
-    let stripes = vec![vec![Upstream::Origin]];
-    core.apply(Event::Placed { epoch: Epoch { term: 1, counter: 1 }, stripes }, now, &mut effects);
+    core.apply(placed(1, vec![Upstream::Origin]), now, &mut effects);
     core.apply(Event::Opened { upstream: Upstream::Origin }, now, &mut effects);
     let mut fetched = 0;
     for tick in 0..100 {

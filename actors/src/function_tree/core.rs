@@ -3,12 +3,12 @@
 //! Invariants: 1 (each member once, one root, everyone reaches it), 4 (a report about an older epoch
 //! changes nothing), and of 6 the part that the tree decides: nobody but a root is sent to the origin.
 
-use super::messages::StartDraft;
+use super::{complaints::Complaints, messages::StartDraft};
 use crate::{
     id::{Epoch, ImageId, VmId},
     model::{MemberView, TreeView},
     tree::{Node, Topology, ancestors, breadth_first},
-    wire::control::{HeldTree, Upstream},
+    wire::control::{HeldTree, Seat, Upstream},
     world::KeyHash,
 };
 use slab::Slab;
@@ -25,8 +25,8 @@ pub struct TreeLimits {
     pub ancestors_max: usize,
     /// A capability is renewed when half of this is over.
     pub capability_ttl: Duration,
-    /// Time after which a VM's word against an upstream counts again.
-    pub complaint_pause: Duration,
+    /// How long a VM is not sent to an upstream that did not serve it.
+    pub complaint_life: Duration,
 }
 
 /// How a member is reached and recognised.
@@ -70,47 +70,67 @@ pub enum Effect {
 pub struct Placing {
     pub epoch: Epoch,
     pub stripes: Vec<Vec<Upstream>>,
+    pub seat: Seat,
 }
 
-struct Member {
+pub(super) struct Member {
     vm: VmId,
     contact: Contact,
     /// Has had a ready start, or holds all blocks.
-    ready: bool,
+    pub ready: bool,
     /// One of those from whom helpers are chosen once they are ready.
     near: bool,
-    blocks_present: u32,
+    pub blocks_present: u32,
     blocks_total: u32,
-    /// The names in the place that was sent last, for each stripe.
-    upstreams: Vec<Named>,
+    /// The names in the place that was sent last.
+    pub names: Names,
     /// The place must be sent again although it names the same VMs.
     stale: bool,
     /// The epoch of that place, and when its capability was issued.
     epoch: Epoch,
     placed_at: Instant,
-    complained_at: Option<Instant>,
-    /// Members that name this one and were not served by it.
-    complaints: BTreeSet<Node>,
+}
+
+/// Whom a member is sent to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    /// For each stripe.
+    pub stripes: Vec<Named>,
+    /// Asked only for what they hold.
+    pub beside: Vec<Node>,
 }
 
 /// Whom a member is sent to for one stripe: nobody if it is the root.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Named {
+pub(super) struct Named {
+    /// Edges to the root. All who are named are nearer to it (invariant 11).
+    pub depth: u32,
     /// Its nearest ancestors, the parent first.
-    above: Vec<Node>,
-    /// A ready member near the root that is neither above nor below.
+    pub above: Vec<Node>,
+    /// A ready member near the root that is no ancestor.
     helper: Option<Node>,
 }
 
 impl Named {
-    fn all(&self) -> impl Iterator<Item = Node> {
+    pub fn all(&self) -> impl Iterator<Item = Node> {
         self.above.iter().copied().chain(self.helper)
+    }
+}
+
+impl Names {
+    fn all(&self) -> impl Iterator<Item = Node> {
+        self.stripes.iter().flat_map(Named::all).chain(self.beside.iter().copied())
     }
 }
 
 /// Ready members near the root that a VM is sent to besides its ancestors are chosen from this many,
 /// so that a broken tree does not fall upon one VM.
 const HELPERS: usize = 8;
+/// How long a VM that is served by no ancestor is left where it is: when its upstream is silent, the other
+/// children say so within a stall limit, and not the VM is moved but the upstream.
+const ALONE: Duration = Duration::from_secs(1);
+/// Members with which such a VM tries to change places: one with another parent is among the last few.
+const EXCHANGES: usize = 4;
 /// Places looked at for them: the first six levels of a binary tree.
 const HELPER_PLACES: usize = 64;
 /// Places sent again in one tick only because a helper can be named now.
@@ -122,13 +142,14 @@ const RENEWAL_TICKS: usize = 8;
 
 pub struct TreeCore {
     limits: TreeLimits,
-    topology: Box<dyn Topology>,
+    pub(super) topology: Box<dyn Topology>,
     epoch: Epoch,
     members: Slab<Member>,
     nodes: BTreeMap<VmId, Node>,
     /// When each member's capability was issued.
     issued: BTreeSet<(Instant, Node)>,
-    helpers: Helpers,
+    pub(super) helpers: Helpers,
+    pub(super) complaints: Complaints,
 }
 
 /// Who may be named as helper, who is, and who lacks one.
@@ -136,10 +157,10 @@ pub struct TreeCore {
 /// Those who lose a helper, or could have one now, are told with the ticks and not with the change: their
 /// ancestors are there.
 #[derive(Default)]
-struct Helpers {
+pub(super) struct Helpers {
     /// The ready ones of the members near the root of each stripe, in the order of their places.
     ready: Vec<Vec<Node>>,
-    near: Vec<Node>,
+    pub near: Vec<Node>,
     /// Whether the above must be found anew.
     outdated: bool,
     /// Each helper with each member that it is named to.
@@ -161,6 +182,7 @@ impl TreeCore {
             nodes: BTreeMap::new(),
             issued: BTreeSet::new(),
             helpers: Helpers::default(),
+            complaints: Complaints::default(),
         }
     }
 
@@ -203,8 +225,8 @@ impl TreeCore {
     ) {
         let (node, mut affected) = self.admit(&vm, contact, now);
         affected.retain(|other| *other != node);
-        let upstreams = self.upstreams(node);
-        self.place(node, upstreams, now);
+        let names = self.names(node);
+        self.place(node, names, now);
         let key_hash = self.member(node).contact.key_hash.clone();
         effects.push(Effect::Start { vm, key_hash, placing: self.placing(node), start });
         self.place_changed(affected, now, effects);
@@ -225,8 +247,8 @@ impl TreeCore {
         let sent_now =
             effects.iter().any(|effect| matches!(effect, Effect::Place { vm: to, .. } if *to == vm));
         if held.epoch < self.member(node).epoch && !sent_now {
-            let upstreams = self.upstreams(node);
-            self.push_place(node, upstreams, now, effects);
+            let names = self.names(node);
+            self.push_place(node, names, now, effects);
         }
     }
 
@@ -240,7 +262,8 @@ impl TreeCore {
             // A new key needs a new capability, a new address must be told to those who use it.
             self.member_mut(node).contact = contact;
             self.drop_helper(node);
-            let affected = self.with_those_below(vec![node], self.chain_max());
+            let mut affected = self.with_those_below(vec![node], self.chain_max());
+            affected.extend(self.beside_which(node));
             for &other in &affected {
                 self.member_mut(other).stale = true;
             }
@@ -254,12 +277,10 @@ impl TreeCore {
             near: false,
             blocks_present: 0,
             blocks_total: 0,
-            upstreams: Vec::new(),
+            names: Names::default(),
             stale: true,
             epoch: Epoch::default(),
             placed_at: now,
-            complained_at: None,
-            complaints: BTreeSet::new(),
         };
         let node = Node(u32::try_from(self.members.insert(member)).expect("far fewer VMs exist"));
         self.nodes.insert(vm.clone(), node);
@@ -292,51 +313,86 @@ impl TreeCore {
         let Some(node) = self.nodes.remove(vm) else { return false };
         self.epoch.counter += 1;
         self.drop_helper(node);
-        self.name(node, Vec::new());
+        self.name(node, Names::default());
+        self.complaints.forget(node);
+        let beside = self.beside_which(node);
         let member = self.members.remove(node.0 as usize);
         self.issued.remove(&(member.placed_at, node));
         self.helpers.lacking.remove(&node);
         self.helpers.outdated |= member.near;
         let moved = self.topology.leave(node);
-        let affected = self.affected(moved);
+        let mut affected = self.affected(moved);
+        affected.extend(beside);
         self.place_changed(affected, now, effects);
         true
     }
 
-    /// A VM that does not serve its children loses them: it goes to the end, where it has none. A word
-    /// against the root must come from all its children, because a new root reads from the origin.
+    /// A VM that is not served is sent elsewhere; an upstream that serves nobody loses its children: it
+    /// goes to the end, where it has none.
     fn upstream_lost(&mut self, by: &VmId, epoch: Epoch, vm: &VmId, now: Instant, effects: &mut Vec<Effect>) {
         let (Some(&by), Some(&node)) = (self.nodes.get(by), self.nodes.get(vm)) else { return };
-        let pause = self.limits.complaint_pause;
-        let member = self.member_mut(by);
-        // Told about a place that it has no more, or too often.
-        let fresh =
-            epoch >= member.epoch && member.upstreams.iter().flat_map(Named::all).any(|up| up == node);
-        let paused = member.complained_at.is_some_and(|at| now < at + pause);
-        if !fresh || paused {
+        let member = self.member(by);
+        // Told about a place that it has no more, or once again.
+        let is_named = member.names.all().any(|up| up == node);
+        if epoch < member.epoch || !is_named || self.complaints.holds(by, node) {
             return;
         }
-        member.complained_at = Some(now);
-        self.member_mut(node).complaints.insert(by);
+        self.complaints.add(by, node, now);
         let stripes = 0..self.topology.stripes();
         let children: BTreeSet<Node> =
             stripes.clone().flat_map(|stripe| self.topology.children(node, stripe)).collect();
-        let complaints = children.intersection(&self.member(node).complaints).count();
         let is_root = stripes.clone().any(|stripe| self.topology.parent(node, stripe).is_none());
-        let enough = if is_root { children.len() } else { children.len().div_ceil(2) };
-        if complaints == 0 || complaints < enough {
-            return;
-        }
-        let accused = self.member_mut(node);
-        accused.complaints.clear();
-        // Nobody is sent to it by choice, until it says again that it can serve.
-        accused.ready = false;
-        self.helpers.outdated = true;
         self.epoch.counter += 1;
+        if self.complaints.is_at_fault(node, &children, is_root) {
+            self.complaints.forget_about(node);
+            // Nobody is sent to it by choice, until it says again that it can serve.
+            self.member_mut(node).ready = false;
+            self.helpers.outdated = true;
+            return self.move_to_the_end(node, now, effects);
+        }
+        if self.is_cut_off(by) {
+            self.complaints.wait_alone(by, now);
+        }
+        self.place_changed(vec![by], now, effects);
+    }
+
+    fn move_to_the_end(&mut self, node: Node, now: Instant, effects: &mut Vec<Effect>) {
         let mut moved = self.topology.leave(node);
         moved.extend(self.topology.join(node));
         let affected = self.affected(moved);
         self.place_changed(affected, now, effects);
+    }
+
+    /// Whether a member is served by none of its ancestors in some stripe.
+    fn is_cut_off(&self, node: Node) -> bool {
+        (0..self.topology.stripes()).any(|stripe| {
+            let mut above = self.chain(node, stripe).peekable();
+            above.peek().is_some() && above.all(|up| self.complaints.holds(node, up))
+        })
+    }
+
+    /// Gives another parent to those who are cut off, once it is clear that it is not their upstream's fault.
+    fn move_cut_off(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        for node in self.complaints.alone_for(now, ALONE) {
+            if !self.is_member(node) || !self.is_cut_off(node) {
+                continue;
+            }
+            self.epoch.counter += 1;
+            let mut moved = BTreeSet::from([node]);
+            let last: Vec<Node> =
+                breadth_first(self.topology.as_ref(), 0).filter(|other| *other != node).collect();
+            for other in last.into_iter().rev().take(EXCHANGES) {
+                moved.extend(self.topology.leave(node));
+                moved.extend(self.topology.leave(other));
+                moved.extend(self.topology.join(other));
+                moved.extend(self.topology.join(node));
+                if !self.is_cut_off(node) {
+                    break;
+                }
+            }
+            let affected = self.affected(moved.into_iter().collect());
+            self.place_changed(affected, now, effects);
+        }
     }
 
     fn dissolve(&mut self, effects: &mut Vec<Effect>) {
@@ -346,6 +402,7 @@ impl TreeCore {
         self.topology.clear();
         self.issued.clear();
         self.helpers = Helpers::default();
+        self.complaints = Complaints::default();
         let vms = std::mem::take(&mut self.nodes).into_keys();
         effects.extend(vms.map(|vm| Effect::Leave { vm, epoch }));
     }
@@ -355,9 +412,12 @@ impl TreeCore {
         let old = self.issued.iter().take_while(|(issued_at, _)| now >= *issued_at + half_ttl);
         let share = self.members.len().div_ceil(RENEWAL_TICKS).max(HINTS_PER_TICK);
         for node in old.map(|(_, node)| *node).take(share).collect::<Vec<_>>() {
-            let upstreams = self.upstreams(node);
-            self.push_place(node, upstreams, now, effects);
+            let names = self.names(node);
+            self.push_place(node, names, now, effects);
         }
+        self.move_cut_off(now, effects);
+        let tried_again = self.complaints.expire(now, self.limits.complaint_life);
+        self.place_changed(tried_again, now, effects);
         self.find_helpers();
         let Some(first) = self.helpers.look_from.take() else { return };
         let mut lacking = self.helpers.lacking.range(first..).copied();
@@ -365,15 +425,15 @@ impl TreeCore {
         self.helpers.look_from = lacking.next();
         let mut sent = 0;
         for node in looked {
-            let upstreams = self.upstreams(node);
-            if self.member(node).upstreams == upstreams {
+            let names = self.names(node);
+            if self.member(node).names == names {
                 continue;
             }
             if sent == HINTS_PER_TICK {
                 self.helpers.look_from = Some(node);
                 return;
             }
-            self.push_place(node, upstreams, now, effects);
+            self.push_place(node, names, now, effects);
             sent += 1;
         }
     }
@@ -386,13 +446,44 @@ impl TreeCore {
         self.helpers.outdated |= moved.iter().any(|&node| {
             near(node) || stripes.clone().any(|stripe| self.topology.parent(node, stripe).is_none_or(near))
         });
-        let is_new = |node: &Node| self.member(*node).upstreams.is_empty();
-        let looped = if moved.iter().all(is_new) { Vec::new() } else { self.looped() };
-        let mut affected = self.with_those_below(moved, self.chain_max() - 1);
-        affected.extend(looped);
+        let mut affected = self.with_those_below(moved.clone(), self.chain_max() - 1);
+        let displaced = self.displaced(moved);
+        // Whoever is not nearer to the root any more is no helper.
+        let named_to = displaced.iter().flat_map(|helper| self.named_to(*helper)).collect::<Vec<_>>();
+        affected.extend(named_to);
+        affected.extend(displaced);
         affected.sort_unstable();
         affected.dedup();
         affected
+    }
+
+    /// The nodes and those below them whose depth differs from what they were told.
+    fn displaced(&self, nodes: Vec<Node>) -> Vec<Node> {
+        let mut all = nodes.clone();
+        for stripe in 0..self.topology.stripes() {
+            let told = |node: Node| self.member(node).names.stripes.get(stripe).map(|named| named.depth);
+            let mut level = nodes.clone();
+            while !level.is_empty() {
+                level = level.into_iter().flat_map(|node| self.topology.children(node, stripe)).collect();
+                level.retain(|node| told(*node) != Some(self.depth(*node, stripe)));
+                all.extend(&level);
+            }
+        }
+        all
+    }
+
+    fn named_to(&self, helper: Node) -> impl Iterator<Item = Node> {
+        let named_to = self.helpers.named_to.range((helper, Node(0))..=(helper, Node(u32::MAX)));
+        named_to.map(|(_, node)| *node)
+    }
+
+    fn depth(&self, node: Node, stripe: usize) -> u32 {
+        u32::try_from(ancestors(self.topology.as_ref(), node, stripe).count()).unwrap_or(u32::MAX)
+    }
+
+    /// The ancestors that are named to a member, if it reaches them.
+    fn chain(&self, node: Node, stripe: usize) -> impl Iterator<Item = Node> {
+        ancestors(self.topology.as_ref(), node, stripe).take(self.chain_max())
     }
 
     /// The nodes and everyone so many levels below them.
@@ -408,20 +499,6 @@ impl TreeCore {
         all
     }
 
-    /// The members that have their helper below them now.
-    fn looped(&self) -> Vec<Node> {
-        let mut looped = Vec::new();
-        let mut next = self.helpers.named_to.first();
-        while let Some(&(helper, _)) = next {
-            for stripe in 0..self.topology.stripes() {
-                let above = ancestors(self.topology.as_ref(), helper, stripe);
-                looped.extend(above.filter(|above| self.helpers.named_to.contains(&(helper, *above))));
-            }
-            next = self.helpers.named_to.range((Node(helper.0 + 1), Node(0))..).next();
-        }
-        looped
-    }
-
     /// Ancestors in a place: all but one of its upstreams, the last is a helper.
     fn chain_max(&self) -> usize {
         (self.limits.ancestors_max - 1).max(1)
@@ -430,25 +507,25 @@ impl TreeCore {
     /// Sends places to those among `affected` whose upstreams have changed.
     fn place_changed(&mut self, affected: Vec<Node>, now: Instant, effects: &mut Vec<Effect>) {
         for node in affected {
-            let upstreams = self.upstreams(node);
+            let names = self.names(node);
             let member = self.member(node);
-            if member.stale || member.upstreams != upstreams {
-                self.push_place(node, upstreams, now, effects);
+            if member.stale || member.names != names {
+                self.push_place(node, names, now, effects);
             }
         }
     }
 
-    fn push_place(&mut self, node: Node, upstreams: Vec<Named>, now: Instant, effects: &mut Vec<Effect>) {
-        self.place(node, upstreams, now);
+    fn push_place(&mut self, node: Node, names: Names, now: Instant, effects: &mut Vec<Effect>) {
+        self.place(node, names, now);
         let member = self.member(node);
         let (vm, key_hash) = (member.vm.clone(), member.contact.key_hash.clone());
         effects.push(Effect::Place { vm, key_hash, placing: self.placing(node) });
     }
 
     /// Gives a member the upstreams of its present place, with a fresh capability.
-    fn place(&mut self, node: Node, upstreams: Vec<Named>, now: Instant) {
-        if self.member(node).upstreams != upstreams {
-            self.name(node, upstreams);
+    fn place(&mut self, node: Node, names: Names, now: Instant) {
+        if self.member(node).names != names {
+            self.name(node, names);
         }
         let epoch = self.epoch;
         let member = self.member_mut(node);
@@ -462,12 +539,12 @@ impl TreeCore {
     }
 
     /// Replaces the names in a member's place, here and where they are looked up by the one who is named.
-    fn name(&mut self, node: Node, upstreams: Vec<Named>) {
-        let before = std::mem::replace(&mut self.member_mut(node).upstreams, upstreams);
-        for helper in before.iter().filter_map(|named| named.helper) {
+    fn name(&mut self, node: Node, names: Names) {
+        let before = std::mem::replace(&mut self.member_mut(node).names, names);
+        for helper in before.stripes.iter().filter_map(|named| named.helper) {
             self.helpers.named_to.remove(&(helper, node));
         }
-        let now = &self.members[node.0 as usize].upstreams;
+        let now = &self.members[node.0 as usize].names.stripes;
         self.helpers
             .named_to
             .extend(now.iter().filter_map(|named| named.helper).map(|helper| (helper, node)));
@@ -478,23 +555,16 @@ impl TreeCore {
         } else {
             self.helpers.lacking.remove(&node);
         }
-        let names: Vec<Node> = now.iter().flat_map(Named::all).collect();
-        for name in before.iter().flat_map(Named::all).filter(|name| !names.contains(name)) {
-            if let Some(member) = self.members.get_mut(name.0 as usize) {
-                member.complaints.remove(&node);
-            }
-        }
     }
 
     /// Names a VM to nobody as helper any more.
     fn drop_helper(&mut self, helper: Node) {
-        let named_to = self.helpers.named_to.range((helper, Node(0))..=(helper, Node(u32::MAX)));
-        for (_, node) in named_to.copied().collect::<Vec<_>>() {
-            let mut upstreams = self.member(node).upstreams.clone();
-            for named in upstreams.iter_mut().filter(|named| named.helper == Some(helper)) {
+        for node in self.named_to(helper).collect::<Vec<_>>() {
+            let mut names = self.member(node).names.clone();
+            for named in names.stripes.iter_mut().filter(|named| named.helper == Some(helper)) {
                 named.helper = None;
             }
-            self.name(node, upstreams);
+            self.name(node, names);
             self.helpers.look_from = Some(Node(0));
         }
     }
@@ -509,42 +579,55 @@ impl TreeCore {
             [] => vec![Upstream::Origin],
             _ => named.all().map(upstream).collect(),
         };
-        Placing { epoch: member.epoch, stripes: member.upstreams.iter().map(stripe).collect() }
+        let names = &member.names;
+        let seat = Seat {
+            depths: names.stripes.iter().map(|named| named.depth).collect(),
+            beside: names.beside.iter().map(|node| upstream(*node)).collect(),
+        };
+        Placing { epoch: member.epoch, stripes: names.stripes.iter().map(stripe).collect(), seat }
     }
 
-    /// Whom a member is to ask, for each stripe: its nearest ancestors and a helper; nobody for a root.
-    fn upstreams(&mut self, node: Node) -> Vec<Named> {
+    /// Whom a member is to ask: for each stripe its nearest ancestors and a helper, nobody for a root.
+    fn names(&mut self, node: Node) -> Names {
         self.find_helpers();
-        (0..self.topology.stripes()).map(|stripe| self.upstreams_of(node, stripe)).collect()
+        let stripes: Vec<_> = (0..self.topology.stripes()).map(|stripe| self.named(node, stripe)).collect();
+        let beside = self.beside(node, &stripes);
+        Names { stripes, beside }
     }
 
-    fn upstreams_of(&self, node: Node, stripe: usize) -> Named {
-        let chain = ancestors(self.topology.as_ref(), node, stripe).take(self.chain_max());
-        let above: Vec<Node> = chain.collect();
-        let has_room = !above.is_empty() && above.len() < self.limits.ancestors_max;
-        let helper = if has_room { self.helper(node, stripe, &above) } else { None };
-        Named { above, helper }
+    fn named(&self, node: Node, stripe: usize) -> Named {
+        let depth = self.depth(node, stripe);
+        let reached = |up: &Node| !self.complaints.holds(node, *up);
+        let mut above: Vec<Node> = self.chain(node, stripe).filter(reached).collect();
+        let has_room = depth > 0 && above.len() < self.limits.ancestors_max;
+        let helper = if has_room { self.helper(node, (stripe, depth), &above) } else { None };
+        if above.is_empty() && helper.is_none() {
+            above.extend(self.chain(node, stripe)); // better than nobody
+        }
+        Named { depth, above, helper }
     }
 
     /// A ready member near the root; the one that was named before, while it is still right.
-    fn helper(&self, node: Node, stripe: usize, above: &[Node]) -> Option<Node> {
+    fn helper(&self, node: Node, (stripe, depth): (usize, u32), above: &[Node]) -> Option<Node> {
         let suits = |helper: &Node| {
-            let member = self.member(*helper);
-            // Below one that is not near a root nobody is near.
-            let may_be_below = self.member(node).near || !member.near;
-            member.ready
-                && *helper != node
+            self.member(*helper).ready
                 && !above.contains(helper)
-                && !(may_be_below && ancestors(self.topology.as_ref(), *helper, stripe).any(|up| up == node))
+                && !self.complaints.holds(node, *helper)
+                && self.depth(*helper, stripe) < depth
         };
-        let before = self.member(node).upstreams.get(stripe).and_then(|named| named.helper);
+        let before = self.member(node).names.stripes.get(stripe).and_then(|named| named.helper);
         if let Some(helper) = before.filter(suits) {
             return Some(helper);
         }
         let ready = self.helpers.ready.get(stripe)?.iter().copied();
-        let helpers: Vec<Node> = ready.filter(suits).take(HELPERS).collect();
+        self.pick(node, ready.filter(suits))
+    }
+
+    /// One of the first few: another for each member, so that a broken tree does not fall upon one.
+    pub(super) fn pick(&self, node: Node, suitable: impl Iterator<Item = Node>) -> Option<Node> {
+        let few: Vec<Node> = suitable.take(HELPERS).collect();
         let pick = xxhash_rust::xxh3::xxh3_64(self.member(node).vm.as_str().as_bytes()) as usize;
-        helpers.get(pick.checked_rem(helpers.len())?).copied()
+        few.get(pick.checked_rem(few.len())?).copied()
     }
 
     /// Finds out anew who can be helper, if that may have changed.
@@ -572,7 +655,11 @@ impl TreeCore {
         }
     }
 
-    fn member(&self, node: Node) -> &Member {
+    pub(super) fn is_member(&self, node: Node) -> bool {
+        self.members.contains(node.0 as usize)
+    }
+
+    pub(super) fn member(&self, node: Node) -> &Member {
         &self.members[node.0 as usize]
     }
 
@@ -605,32 +692,36 @@ impl TreeCore {
         for (vm, &node) in &self.nodes {
             let member = self.member(node);
             assert_eq!(member.vm, *vm);
-            assert_eq!(member.upstreams.len(), tree.stripes());
-            for (stripe, named) in member.upstreams.iter().enumerate() {
+            assert_eq!(member.names.stripes.len(), tree.stripes());
+            for (stripe, named) in member.names.stripes.iter().enumerate() {
                 let above: Vec<Node> = ancestors(tree, node, stripe).take(self.members.len() + 1).collect();
                 assert!(above.len() < self.members.len(), "invariant 1: {vm} is in a cycle");
-                assert!(above.starts_with(&named.above), "the parent is asked first, then its parent");
-                assert_eq!(named.above.len(), above.len().min(self.chain_max()), "invariant 6 for the root");
+                assert_eq!(named.depth as usize, above.len(), "{vm} does not know how deep it is");
+                assert_eq!(named.all().count() == 0, above.is_empty(), "invariant 6: only a root reads it");
+                let reached: Vec<Node> = above.iter().copied().take(self.chain_max()).collect();
+                let cut_off = reached.iter().any(|up| self.complaints.holds(node, *up));
+                assert!(cut_off || named.above == reached, "the parent is asked first, then its parent");
                 assert!(named.all().count() <= self.limits.ancestors_max);
                 assert_eq!(named.all().collect::<BTreeSet<_>>().len(), named.all().count(), "no repeats");
                 for name in named.all() {
-                    assert!(!ancestors(tree, name, stripe).any(|up| up == node) && name != node, "no loops");
+                    assert!(self.depth(name, stripe) < named.depth, "invariant 11: {vm} asks down");
                 }
                 if let Some(helper) = named.helper {
                     assert!(self.members.contains(helper.0 as usize), "{vm} is sent to a stranger");
                     assert!(self.helpers.named_to.contains(&(helper, node)));
                 }
             }
+            for beside in &member.names.beside {
+                assert!(*beside != node && self.members.contains(beside.0 as usize));
+                assert!(self.beside_which(*beside).contains(&node));
+            }
             assert!(member.epoch <= self.epoch);
             assert!(self.issued.contains(&(member.placed_at, node)));
-            assert!(member.complaints.iter().all(|by| {
-                self.member(*by).upstreams.iter().flat_map(Named::all).any(|name| name == node)
-            }));
         }
         let helped: BTreeSet<(Node, Node)> = self
             .members
             .iter()
-            .flat_map(|(number, member)| member.upstreams.iter().map(move |named| (number, named.helper)))
+            .flat_map(|(number, member)| member.names.stripes.iter().map(move |named| (number, named.helper)))
             .filter_map(|(number, helper)| Some((helper?, Node(number as u32))))
             .collect();
         assert_eq!(helped, self.helpers.named_to);

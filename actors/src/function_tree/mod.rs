@@ -4,6 +4,8 @@
 //! the capability signed and sends one order to the VM through the fleet. What agents report about
 //! the tree comes back the same way. Trees are soft: a rebuilt tree asks the VMs what they hold.
 
+mod beside;
+mod complaints;
 mod core;
 mod forest;
 mod messages;
@@ -87,7 +89,8 @@ impl FunctionTree {
 
     fn place(&self, vm: &VmId, key_hash: &KeyHash, placing: Placing) -> Place {
         let capability = self.capabilities.issue(&self.tree, vm, key_hash);
-        Place { tree: self.tree.clone(), epoch: placing.epoch, stripes: placing.stripes, capability }
+        let Placing { epoch, stripes, seat } = placing;
+        Place { tree: self.tree.clone(), epoch, stripes, seat, capability }
     }
 }
 

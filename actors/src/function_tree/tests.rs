@@ -1,5 +1,5 @@
 use super::{
-    core::{Contact, Effect, Event, TreeCore, TreeLimits},
+    core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits},
     messages::StartDraft,
 };
 use crate::{
@@ -9,13 +9,17 @@ use crate::{
     wire::control::{BytesBySource, HeldTree, Upstream},
 };
 use proptest::prelude::*;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::Instant;
 
 const LIMITS: TreeLimits = TreeLimits {
     ancestors_max: 3,
     capability_ttl: Duration::from_secs(3600),
-    complaint_pause: Duration::from_secs(3),
+    complaint_life: Duration::from_secs(60),
 };
 
 fn vm(number: u16) -> VmId {
@@ -56,12 +60,21 @@ fn held(epoch: Epoch, blocks_present: u32) -> HeldTree {
     HeldTree { tree: tree_id(), epoch, blocks_present, blocks_total: 10, bytes, longest_stall_us: 0 }
 }
 
+fn name(upstream: &Upstream) -> String {
+    match upstream {
+        Upstream::Vm { vm, .. } => vm.to_string(),
+        Upstream::Origin => "origin".into(),
+    }
+}
+
 /// A tree and the agents of its VMs, which do what they are told.
 struct World {
     core: TreeCore,
     now: Instant,
     /// What each VM was told last.
-    places: BTreeMap<VmId, (Epoch, Vec<Vec<Upstream>>)>,
+    places: BTreeMap<VmId, Placing>,
+    /// Who has complained of whom.
+    complaints: BTreeSet<(VmId, VmId)>,
     starts: usize,
     /// Places sent by the last event.
     sent: Vec<VmId>,
@@ -74,7 +87,14 @@ impl World {
 
     fn shaped(shape: Box<dyn Topology>) -> Self {
         let core = TreeCore::new(LIMITS, shape, Epoch { term: 1, counter: 0 });
-        Self { core, now: Instant::now(), places: BTreeMap::new(), starts: 0, sent: Vec::new() }
+        Self {
+            core,
+            now: Instant::now(),
+            places: BTreeMap::new(),
+            complaints: BTreeSet::new(),
+            starts: 0,
+            sent: Vec::new(),
+        }
     }
 
     fn with(members: u16) -> Self {
@@ -92,31 +112,37 @@ impl World {
             match effect {
                 Effect::Start { vm, placing, .. } => {
                     self.starts += 1;
-                    self.places.insert(vm, (placing.epoch, placing.stripes));
+                    self.places.insert(vm, placing);
                 }
                 Effect::Place { vm, placing, .. } => {
-                    let before = self.places.insert(vm.clone(), (placing.epoch, placing.stripes.clone()));
-                    if let Some((epoch, stripes)) = before {
-                        assert!(placing.epoch >= epoch, "invariant 4");
-                        assert!(refresh || stripes != placing.stripes, "{vm} was told what it knew");
+                    if let Some(before) = self.places.insert(vm.clone(), placing.clone()) {
+                        assert!(placing.epoch >= before.epoch, "invariant 4");
+                        let same = (before.stripes, before.seat) == (placing.stripes, placing.seat);
+                        assert!(refresh || !same, "{vm} was told what it knew");
                     }
                     self.sent.push(vm);
                 }
                 Effect::Leave { vm, epoch } => {
-                    let (before, _) = self.places.remove(&vm).expect("only members leave");
-                    assert!(epoch > before, "invariant 4");
+                    let before = self.places.remove(&vm).expect("only members leave");
+                    assert!(epoch > before.epoch, "invariant 4");
                 }
             }
         }
         self.core.check();
     }
 
+    fn complain(&mut self, by: u16, about: u16) {
+        self.complaints.insert((vm(by), vm(about)));
+        let epoch = self.core.epoch();
+        self.apply(Event::UpstreamLost { by: vm(by), epoch, vm: vm(about) });
+    }
+
     fn upstreams(&self, number: u16) -> Vec<String> {
-        let name = |upstream: &Upstream| match upstream {
-            Upstream::Vm { vm, .. } => vm.to_string(),
-            Upstream::Origin => "origin".into(),
-        };
-        self.places[&vm(number)].1[0].iter().map(name).collect()
+        self.places[&vm(number)].stripes[0].iter().map(name).collect()
+    }
+
+    fn beside(&self, number: u16) -> Vec<String> {
+        self.places[&vm(number)].seat.beside.iter().map(name).collect()
     }
 }
 
@@ -184,26 +210,75 @@ fn a_capability_is_renewed_at_half_of_its_life_and_not_before() {
 }
 
 #[test]
-fn a_vm_that_does_not_serve_half_of_its_children_loses_them() {
+fn a_vm_that_serves_none_of_its_children_loses_them() {
     let mut world = World::with(7);
-    let epoch = world.core.epoch();
-    world.apply(Event::UpstreamLost { by: vm(3), epoch, vm: vm(1) });
+    world.complain(3, 1);
+    assert_eq!(world.upstreams(3), ["vm-0"], "one child alone may be cut off itself");
+    assert_eq!(world.sent, [vm(3)], "nobody is moved for it");
+    world.complain(4, 1);
     assert_eq!(world.upstreams(1), ["vm-2", "vm-0"], "moved to the end");
+    assert_eq!(world.upstreams(4), ["vm-6", "vm-0"]);
     assert_eq!(world.upstreams(3), ["vm-6", "vm-0"]);
-    let told = world.core.epoch();
-    world.apply(Event::UpstreamLost { by: vm(3), epoch, vm: vm(6) });
-    assert_eq!(world.core.epoch(), told, "invariant 4, and a pause between complaints");
+}
+
+#[test]
+fn two_vms_that_cannot_reach_each_other_are_kept_apart_for_a_while() {
+    let mut world = World::with(15);
+    world.complain(7, 3);
+    world.complain(7, 1);
+    assert_eq!(world.upstreams(7), ["vm-3", "vm-1"], "better than nobody");
+    world.now += Duration::from_secs(1);
+    world.apply(Event::Tick);
+    assert_eq!(world.upstreams(7), ["vm-6", "vm-2"], "it has changed places with the last");
+    assert_eq!(world.upstreams(14), ["vm-3", "vm-1"]);
+    assert_eq!(world.upstreams(3), ["vm-1", "vm-0"], "its parent stays where it is");
+    world.complain(8, 3);
+    assert_eq!(world.upstreams(8), ["vm-1"]);
+    world.now += LIMITS.complaint_life;
+    world.apply(Event::Tick);
+    assert_eq!(world.upstreams(8), ["vm-3", "vm-1"], "it is tried again");
 }
 
 #[test]
 fn the_root_is_replaced_only_on_the_word_of_all_its_children() {
-    let mut world = World::with(3);
-    let epoch = world.core.epoch();
-    world.apply(Event::UpstreamLost { by: vm(1), epoch, vm: vm(0) });
+    let mut world = World::with(5);
+    world.complain(1, 0);
     assert_eq!(world.upstreams(0), ["origin"]);
-    world.apply(Event::UpstreamLost { by: vm(2), epoch, vm: vm(0) });
-    assert_eq!(world.upstreams(2), ["origin"]);
-    assert_eq!(world.upstreams(0), ["vm-2"]);
+    assert_eq!(world.upstreams(1), ["vm-0"]);
+    world.complain(2, 0);
+    assert_eq!(world.upstreams(4), ["origin"], "the last takes its place");
+    assert_eq!(world.upstreams(0), ["vm-1", "vm-4"]);
+}
+
+#[test]
+fn an_old_word_or_one_about_somebody_else_changes_nothing() {
+    let mut world = World::with(7);
+    let before = world.core.epoch();
+    let old = Epoch { term: 1, counter: 1 };
+    world.apply(Event::UpstreamLost { by: vm(3), epoch: old, vm: vm(1) });
+    world.apply(Event::UpstreamLost { by: vm(3), epoch: before, vm: vm(2) });
+    assert_eq!(world.core.epoch(), before, "invariant 4");
+}
+
+#[test]
+fn a_root_that_is_replaced_asks_its_children_and_the_richest_before_the_origin() {
+    let mut world = World::with(9);
+    world.apply(Event::Held { vm: vm(6), held: held(world.core.epoch(), 9) });
+    world.apply(Event::Gone { vm: vm(0) });
+    assert_eq!(world.upstreams(8), ["origin"]);
+    assert_eq!(world.beside(8), ["vm-6", "vm-1", "vm-2"]);
+    world.apply(Event::Gone { vm: vm(6) });
+    assert_eq!(world.beside(8), ["vm-1", "vm-2"]);
+}
+
+#[test]
+fn the_first_root_of_a_tree_asks_the_origin_at_once() {
+    let mut world = World::with(9);
+    (1..9).for_each(|number| world.apply(Event::Ready { vm: vm(number) }));
+    world.apply(Event::Tick);
+    assert_eq!(world.beside(0), Vec::<String>::new());
+    assert_eq!(world.beside(2).len(), 1, "a child of the root may ask one that is ready");
+    assert_ne!(world.beside(2), ["vm-0"]);
 }
 
 #[test]
@@ -211,7 +286,7 @@ fn a_vm_with_a_new_address_is_told_to_those_who_use_it() {
     let mut world = World::with(4);
     world.apply(Event::Reported { vm: vm(1), contact: contact(99), held: held(world.core.epoch(), 3) });
     assert_eq!(world.sent, [vm(1), vm(3)]);
-    let Upstream::Vm { address, .. } = &world.places[&vm(3)].1[0][0] else { panic!("a VM is above") };
+    let Upstream::Vm { address, .. } = &world.places[&vm(3)].stripes[0][0] else { panic!("a VM is above") };
     assert_eq!(*address, contact(99).address);
 }
 
@@ -248,6 +323,9 @@ proptest! {
         let mut world = World::shaped(shapes.into_iter().nth(shape).expect("one of them"));
         for (what, number, other) in history {
             let epoch = world.core.epoch();
+            if what == 6 {
+                world.complaints.insert((vm(number), vm(other)));
+            }
             world.apply(match what {
                 0..=2 => join(number),
                 3 => Event::Gone { vm: vm(number) },
@@ -263,12 +341,19 @@ proptest! {
             let view = world.core.view(tree_id().image);
             prop_assert_eq!(view.members.len(), world.places.len());
             for member in &view.members {
-                let told = &world.places[&member.vm].1[0];
+                let place = &world.places[&member.vm];
+                let told = &place.stripes[0];
+                let depth = std::iter::successors(member.parent.clone(), |above| {
+                    view.members.iter().find(|other| other.vm == *above)?.parent.clone()
+                });
+                prop_assert_eq!(place.seat.depths[0], depth.count() as u32, "depth of {}", member.vm);
                 let parent = match &told[0] {
                     Upstream::Vm { vm, .. } => Some(vm.clone()),
                     Upstream::Origin => None,
                 };
-                prop_assert_eq!(&parent, &member.parent, "{} has another parent", member.vm);
+                let is_cut_off =
+                    member.parent.clone().is_some_and(|above| world.complaints.contains(&(member.vm.clone(), above)));
+                prop_assert!(parent == member.parent || is_cut_off, "{} has another parent", member.vm);
                 prop_assert!(told.len() <= LIMITS.ancestors_max);
             }
             // A second look finds nothing to tell, once helpers were named.

@@ -146,7 +146,7 @@ fn world(disk: &Arc<Disk>) -> ManagerWorld {
             tree: TreeLimits {
                 ancestors_max: 3,
                 capability_ttl: Duration::from_secs(3600),
-                complaint_pause: lease,
+                complaint_life: Duration::from_secs(60),
             },
             heartbeat: Duration::from_secs(1),
             lease,

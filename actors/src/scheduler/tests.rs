@@ -732,7 +732,7 @@ fn a_burst_of_2500_starts_on_1000_vms_is_placed_evenly() {
     let limits = TreeLimits {
         ancestors_max: 3,
         capability_ttl: Duration::from_secs(3600),
-        complaint_pause: Duration::from_secs(3),
+        complaint_life: Duration::from_secs(60),
     };
     let mut tree = TreeCore::new(limits, Box::new(crate::tree::Complete::new(2)), Default::default());
     let (mut orders, mut per_vm) = (Vec::new(), BTreeMap::new());

@@ -237,7 +237,20 @@ pub struct Place {
     /// One list for each stripe, in the order in which they are to be tried. Block `b` belongs to
     /// stripe `b mod stripes`.
     pub stripes: Vec<Vec<Upstream>>,
+    /// Absent in records of earlier releases.
+    #[serde(default)]
+    pub seat: Seat,
     pub capability: Capability,
+}
+
+/// Where a VM stands in the shape of its tree.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Seat {
+    /// Edges to the root of each stripe.
+    pub depths: Vec<u32>,
+    /// VMs that are asked only for what they hold, after the upstreams and before the origin.
+    pub beside: Vec<Upstream>,
 }
 
 /// Where blocks may be asked for.

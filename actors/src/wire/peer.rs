@@ -14,17 +14,31 @@ pub enum Urgency {
     Prefetch,
 }
 
+/// How far a question may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// The VM that is asked has it, or says `NotHeld` at once.
+    Held,
+    /// That VM may ask its own upstreams if it is nearer to the root than the asker, which is `depth` edges
+    /// below it in the tree of the stripe, one of `stripes`; else it refuses with `Loop`. Questions that are
+    /// passed on only ever go upwards, so that no set of VMs waits on itself (invariant 11).
+    Upward { stripes: u32, depth: u32 },
+}
+
 /// From a child to the VM it asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToParent {
     /// First on each connection.
     Open { version: u32, tree: TreeId, capability: Capability },
-    /// Answered by `Index` with the encoded index as body, as soon as the parent has it.
-    WantIndex,
+    /// Answered by `Index` with the encoded index as body, as soon as the parent has it; not at all by a
+    /// VM that does not have it and may not ask on.
+    WantIndex { reach: Reach },
     /// Each block is answered by `Block` or `NotServed`. `path` holds the VMs that the demand has
-    /// passed, the asker last; a VM that finds itself in it refuses with `Loop` (invariant 11).
-    Want { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId> },
+    /// passed, the asker last; a VM that finds itself in it refuses with `Loop` (invariant 11). Asked again
+    /// for a block that is not there yet, only the reach changes.
+    Want { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId>, reach: Reach },
     /// The stored bytes of the block did not have the hash of the index.
     Corrupt { block: BlockId },
 }
@@ -75,8 +89,10 @@ pub enum Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotServed {
-    /// The demand came back to a VM it had passed.
+    /// The demand came back to a VM it had passed, or did not come from further below.
     Loop,
+    /// It is not here, and more was not asked.
+    NotHeld,
     /// No upstream of the parent has it.
     NoSource,
     /// More blocks are asked for than the limit allows.
