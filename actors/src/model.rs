@@ -19,6 +19,15 @@ pub struct FunctionSpec {
     /// Requests that one instance serves at once.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
+    /// Instances that are kept running, requests or not.
+    #[serde(default)]
+    pub min_instances: u32,
+    /// Instances that there are at most; without it as many as the manager allows one function.
+    #[serde(default)]
+    pub max_instances: Option<u32>,
+    /// How long an instance is kept without a request, in ms; without it the manager's default.
+    #[serde(default)]
+    pub keep_alive_ms: Option<u64>,
     /// An instance is ready when a GET of this path answers with a status below 400.
     #[serde(default = "default_probe_path")]
     pub probe_path: String,
@@ -268,6 +277,9 @@ mod tests {
             image: "registry.example/app:1".into(),
             memory_mib: default_memory_mib(),
             concurrency: default_concurrency(),
+            min_instances: 0,
+            max_instances: None,
+            keep_alive_ms: None,
             probe_path: probe_path.into(),
             env: BTreeMap::new(),
         }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use faasnet_actors::{
     id::FunctionName,
-    model::{FunctionView, ImageState},
+    model::{FunctionSpec, FunctionView, ImageState},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
@@ -41,6 +41,15 @@ pub struct Deploy {
     /// Requests that one instance serves at once [default: 80]
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
+    /// Instances kept running, requests or not [default: 0]
+    #[arg(long, value_name = "N")]
+    min: Option<u32>,
+    /// Instances at most [default: the manager's limit]
+    #[arg(long, value_name = "N")]
+    max: Option<u32>,
+    /// How long an instance is kept without a request [default: the manager's, 900]
+    #[arg(long, value_name = "SECONDS")]
+    keep_alive: Option<u64>,
     /// Set a variable of the environment; may be given again
     #[arg(long, value_name = "K=V", value_parser = variable)]
     env: Vec<(String, String)>,
@@ -111,6 +120,9 @@ impl Deploy {
         let optional = [
             ("memory_mib", self.memory.map(Value::from)),
             ("concurrency", self.concurrency.map(Value::from)),
+            ("min_instances", self.min.map(Value::from)),
+            ("max_instances", self.max.map(Value::from)),
+            ("keep_alive_ms", self.keep_alive.map(|seconds| seconds.saturating_mul(1000).into())),
             ("probe_path", self.probe.clone().map(Value::from)),
         ];
         spec.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
@@ -174,7 +186,14 @@ fn state(state: &ImageState) -> String {
     }
 }
 
+fn scaling(spec: &FunctionSpec) -> String {
+    let max = spec.max_instances.map_or_else(String::new, |max| format!(" to {max}"));
+    let kept = spec.keep_alive_ms.map(|ms| format!(", kept {} s without a request", ms as f64 / 1000.0));
+    format!("{}{max} instances{}", spec.min_instances, kept.unwrap_or_default())
+}
+
 fn show(function: FunctionView) -> String {
+    let scaling = scaling(&function.spec);
     let mut lines = vec![
         ("name", function.name.to_string()),
         ("image", function.spec.image),
@@ -187,6 +206,7 @@ fn show(function: FunctionView) -> String {
     }
     lines.push(("memory", size(function.spec.memory_mib << 20)));
     lines.push(("concurrency", function.spec.concurrency.to_string()));
+    lines.push(("scaling", scaling));
     lines.push(("probe", function.spec.probe_path));
     // Values may be secrets.
     let names: Vec<_> = function.spec.env.into_keys().collect();

@@ -116,6 +116,11 @@ pub struct SchedulerSettings {
     pub starts_per_row_max: usize,
     pub starts_waiting_max: usize,
     pub starts_kept: usize,
+    pub instances_per_function_max: u32,
+    pub keep_alive_ms: u64,
+    pub keep_alive_max_ms: u64,
+    pub restart_min_ms: u64,
+    pub restart_max_ms: u64,
     pub requests_waiting_per_function_max: usize,
     pub requests_waiting_max: usize,
     pub placement_deadline_ms: u64,
@@ -273,6 +278,21 @@ impl Settings {
                 "http.connections_max",
                 self.http.connections_max > self.scheduler.requests_waiting_max,
                 "use more than scheduler.requests_waiting_max, or those who wait leave no connection to others",
+            ),
+            (
+                "scheduler.keep_alive_ms",
+                (1000..=self.scheduler.keep_alive_max_ms).contains(&self.scheduler.keep_alive_ms),
+                "use 1000 to scheduler.keep_alive_max_ms",
+            ),
+            (
+                "scheduler.instances_per_function_max",
+                self.scheduler.instances_per_function_max >= 1,
+                "use at least 1",
+            ),
+            (
+                "scheduler.restart_min_ms",
+                (1..=self.scheduler.restart_max_ms).contains(&self.scheduler.restart_min_ms),
+                "use 1 to scheduler.restart_max_ms",
             ),
             ("tree.fan_out", (1..=64).contains(&self.tree.fan_out), "use 1 to 64"),
             (

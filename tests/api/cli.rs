@@ -92,11 +92,21 @@ async fn a_function_is_deployed_shown_and_deleted() {
         "SECRET=a=b",
         "--probe",
         "/ok",
+        "--min",
+        "1",
+        "--max",
+        "5",
+        "--keep-alive",
+        "60",
     ];
     let shown = world.prints(&deploy).await;
-    for wanted in
-        ["name         app\n", "memory       512.0 MiB\n", "probe        /ok\n", "env          SECRET\n"]
-    {
+    for wanted in [
+        "name         app\n",
+        "memory       512.0 MiB\n",
+        "scaling      1 to 5 instances, kept 60 s without a request\n",
+        "probe        /ok\n",
+        "env          SECRET\n",
+    ] {
         assert!(shown.contains(wanted), "{wanted:?} is not in\n{shown}");
     }
     assert!(!shown.contains("a=b"), "values of the environment may be secrets");

@@ -25,6 +25,11 @@ const LIMITS: Limits = Limits {
     starts_per_request_max: 3000,
     starts_waiting_max: 3000,
     starts_kept: 100,
+    instances_per_function_max: 3000,
+    keep_alive: Duration::from_secs(900),
+    keep_alive_max: Duration::from_secs(86_400),
+    restart_min: Duration::from_millis(500),
+    restart_max: Duration::from_secs(60),
     requests_waiting_per_function_max: 3,
     requests_waiting_max: 5,
     placement_deadline: Duration::from_secs(30),
@@ -54,9 +59,17 @@ fn spec(image: &str) -> FunctionSpec {
         image: image.into(),
         memory_mib: 256,
         concurrency: 2,
+        min_instances: 0,
+        max_instances: None,
+        keep_alive_ms: None,
         probe_path: "/".into(),
         env: BTreeMap::new(),
     }
+}
+
+fn limited(min: u32, max: u32, keep_alive: Duration) -> FunctionSpec {
+    let keep_alive_ms = Some(keep_alive.as_millis() as u64);
+    FunctionSpec { min_instances: min, max_instances: Some(max), keep_alive_ms, ..spec("app:1") }
 }
 
 /// The block image that is made of a source image of that name.
@@ -247,6 +260,37 @@ impl World {
     fn pass(&mut self, time: Duration) {
         self.now += time;
         self.apply(Event::Tick);
+        self.core.check_idle(self.now);
+    }
+
+    /// A function with these limits; VMs of 1 GiB, and what is started on them runs.
+    fn scaled(min: u32, max: u32, keep_alive: Duration) -> Self {
+        let mut world = Self::new();
+        (0..4).for_each(|number| world.up(number, facts(number, GIB)));
+        world.put(api(), limited(min, max, keep_alive));
+        world.convert("app:1");
+        world.run_all();
+        world
+    }
+
+    /// All that was ordered runs, and all that was stopped has ended.
+    fn run_all(&mut self) {
+        for (vm, start) in std::mem::take(&mut self.joins) {
+            self.news(vm.clone(), VmEvent::Ordered { start: start.clone() });
+            self.news(vm, VmEvent::Ready { start, report: StartReport::default() });
+        }
+        for (vm, start) in std::mem::take(&mut self.stops) {
+            let event = VmEvent::Ended { start, reason: EndReason::Stopped, report: StartReport::default() };
+            self.news(vm, event);
+        }
+    }
+
+    fn ready(&self, key: &FunctionKey) -> u32 {
+        self.core.function_view(key).expect("known").ready
+    }
+
+    fn release(&mut self, start: &StartId) {
+        self.apply(Event::Released { start: start.clone() });
     }
 }
 
@@ -717,6 +761,200 @@ fn limits_are_answered_with_when_to_come_back() {
     assert!(matches!(world.error(put), ControlError::TooMany { .. }));
 }
 
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[test]
+fn requests_start_no_more_instances_than_max_and_who_asks_for_more_is_told_the_limit() {
+    let mut world = World::scaled(0, 1, MINUTE);
+    let waiting: Vec<Ticket> = (0..3).map(|_| world.acquire()).collect();
+    assert_eq!(world.joins.len(), 1, "three requests would need two instances of two");
+    let refused = world.ask(|ticket| Event::Start { ticket, key: api(), count: 2 });
+    let ControlError::Conflict(text) = world.error(refused) else { panic!("not a conflict") };
+    assert!(text.contains("1 instances (max_instances); 0 more"), "{text}");
+    world.run_all();
+    let start = world.granted(waiting[0]).expect("granted");
+    assert_eq!(world.granted(waiting[2]), None);
+    world.release(&start);
+    assert_eq!(world.granted(waiting[2]), Some(start));
+}
+
+#[test]
+fn an_instance_ends_when_it_had_no_request_for_its_keep_alive() {
+    let mut world = World::scaled(0, 3, MINUTE);
+    world.start(api(), 1);
+    let used = world.acquire();
+    world.run_all();
+    let used = world.granted(used).expect("granted");
+    world.pass(2 * MINUTE);
+    assert_eq!(world.ready(&api()), 1, "it has a request");
+    world.release(&used);
+    world.pass(MINUTE / 2);
+    let next = world.acquire();
+    assert_eq!(world.granted(next), Some(used.clone()));
+    world.release(&used);
+    world.pass(MINUTE - Duration::from_millis(1));
+    assert!(world.stops.is_empty());
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.stops.len(), 1);
+}
+
+#[test]
+fn idle_instances_stay_up_to_min_and_go_when_others_take_their_place() {
+    let mut world = World::scaled(1, 4, MINUTE);
+    assert_eq!(world.ready(&api()), 1, "started without a request");
+    let first = world.core.start_views(&api(), 1).expect("known").remove(0).id;
+    world.pass(5 * MINUTE);
+    assert_eq!(world.ready(&api()), 1);
+    let second = world.start(api(), 1).remove(0);
+    world.run_all();
+    world.pass(Duration::ZERO);
+    assert_eq!(world.stops, [(world.core.locate(&api().0, &first).expect("there").vm, first)]);
+    world.run_all();
+    world.pass(5 * MINUTE);
+    assert_eq!((world.ready(&api()), world.state(&second).0), (1, StartState::Ready));
+}
+
+#[test]
+fn instances_that_keep_ending_are_replaced_up_to_min_with_growing_pauses() {
+    let mut world = World::scaled(1, 2, MINUTE);
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        let last = world.core.start_views(&api(), 1).expect("known").remove(0);
+        let (event, before) = (EndReason::NotReady, world.now);
+        let ended = VmEvent::Ended { start: last.id, reason: event, report: StartReport::default() };
+        world.news(last.vm.expect("it was placed"), ended);
+        while world.joins.is_empty() {
+            world.pass(Duration::from_millis(500));
+        }
+        world.run_all();
+        pauses.push((world.now - before).as_millis() / 500);
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 120, 120, 120], "up to a minute");
+    // After a long time without a failure the pauses begin anew; a new description does not wait.
+    world.pass(10 * MINUTE);
+    let last = world.core.start_views(&api(), 1).expect("known").remove(0);
+    let ended =
+        VmEvent::Ended { start: last.id, reason: EndReason::NotReady, report: StartReport::default() };
+    world.news(last.vm.expect("it was placed"), ended);
+    assert!(world.joins.is_empty());
+    world.put(api(), limited(1, 2, MINUTE));
+    assert_eq!(world.joins.len(), 1);
+}
+
+#[test]
+fn what_is_stopped_or_lost_with_its_vm_is_replaced_at_once_and_ends_when_the_vm_comes_back() {
+    let mut world = World::scaled(2, 2, MINUTE);
+    let views = world.core.start_views(&api(), 2).expect("known");
+    let (stopped, lost) = (views[0].id.clone(), views[1].clone());
+    world.ask(|ticket| Event::Stop { ticket, tenant: api().0, start: stopped });
+    assert_eq!(world.joins.len(), 1);
+    world.run_all();
+    let vm = lost.vm.expect("placed");
+    world.news(vm.clone(), VmEvent::Down);
+    assert!(world.joins.is_empty(), "its agent may only be restarted");
+    world.news(vm.clone(), VmEvent::LeaseOver);
+    assert_eq!(world.joins.len(), 1);
+    world.run_all();
+    let number = vm.as_str().trim_start_matches("vm-").parse().expect("a number");
+    let back = VmFacts { instances: vec![instance(&lost.id, "app:1", true)], ..facts(number, GIB) };
+    world.up(number, back);
+    assert_eq!((world.ready(&api()), world.stops.len()), (2, 1), "one too many");
+}
+
+#[test]
+fn new_limits_alone_replace_no_instance_and_end_what_is_above_them() {
+    let mut world = World::scaled(0, 3, MINUTE);
+    world.start(api(), 3);
+    world.run_all();
+    let busy: Vec<StartId> = (0..4)
+        .map(|_| {
+            let ticket = world.acquire();
+            world.granted(ticket).expect("granted")
+        })
+        .collect();
+    world.put(api(), limited(1, 1, MINUTE));
+    assert!(world.stops.is_empty() && world.joins.is_empty(), "all have requests");
+    assert_eq!(world.ready(&api()), 1);
+    let kept = world.acquire();
+    let kept = world.granted(kept);
+    busy.iter().for_each(|start| world.release(start));
+    assert_eq!(world.stops.len(), 2);
+    assert!(world.stops.iter().all(|(_, start)| Some(start) != kept.as_ref()));
+    world.run_all();
+    world.put(api(), limited(3, 3, MINUTE));
+    assert_eq!(world.joins.len(), 2);
+}
+
+#[test]
+fn instances_of_an_old_description_are_not_counted_and_end_when_the_new_ones_are_there() {
+    let mut world = World::scaled(1, 1, MINUTE);
+    world.put(api(), FunctionSpec { image: "app:2".into(), ..limited(1, 1, MINUTE) });
+    world.convert("app:2");
+    assert_eq!((world.ready(&api()), world.joins.len()), (1, 1), "the old one serves until then");
+    world.run_all();
+    world.run_all();
+    assert_eq!((world.ready(&api()), world.core.start_views(&api(), 9).expect("known").len()), (1, 2));
+}
+
+#[test]
+fn limits_that_contradict_each_other_or_the_managers_are_refused_with_the_reason() {
+    let mut world = World::new();
+    let mut refused = |spec: FunctionSpec| {
+        let ticket = world.put(api(), spec);
+        let ControlError::Invalid(text) = world.error(ticket) else { panic!("not invalid") };
+        text
+    };
+    assert_eq!(refused(limited(3, 2, MINUTE)), "min_instances is 3, more than max_instances, which is 2");
+    assert_eq!(refused(limited(0, 0, MINUTE)), "max_instances must be 1 to 3000");
+    assert_eq!(refused(limited(0, 3001, MINUTE)), "max_instances must be 1 to 3000");
+    let at_most = "keep_alive_ms must be 1000 to 86400000";
+    assert_eq!(refused(limited(0, 1, Duration::from_millis(999))), at_most);
+    assert_eq!(refused(limited(0, 1, 1441 * MINUTE)), at_most);
+    world.put(api(), spec("app:1"));
+    let filled = world.core.function_view(&api()).expect("known").spec;
+    assert_eq!((filled.max_instances, filled.keep_alive_ms), (Some(3000), Some(900_000)));
+}
+
+#[test]
+fn a_new_manager_has_min_instances_running_again_and_counts_those_that_it_finds() {
+    let limits = limited(2, 2, MINUTE);
+    let known: StartId = "known".parse().expect("name");
+    let loaded = Loaded {
+        functions: BTreeMap::from([(api(), (limits.clone(), Some(block_image("app:1").into())))]),
+        vms: vec![vm(0)],
+        starts: vec![StartRow { id: known.clone(), key: api(), starts: vec![known.clone()] }],
+    };
+    let mut world = World::new();
+    world.apply(Event::Loaded(Box::new(loaded)));
+    world.up(0, VmFacts { instances: vec![instance(&known, "app:1", true)], ..facts(0, GIB) });
+    world.run_all();
+    assert_eq!(world.ready(&api()), 2);
+    assert_eq!(world.core.start_views(&api(), 9).expect("known").len(), 2);
+}
+
+#[test]
+fn a_failed_conversion_is_tried_again_by_a_new_manager_and_a_new_description_only() {
+    let mut world = World::new();
+    world.up(0, facts(0, GIB));
+    world.put(api(), limited(1, 1, MINUTE));
+    let fail = |world: &mut World| {
+        assert_eq!(world.conversions.pop().as_deref(), Some("app:1"));
+        world.apply(Event::Converted { source: "app:1".into(), result: Err("no such tag".into()) });
+    };
+    fail(&mut world);
+    (0..100).for_each(|_| world.pass(MINUTE));
+    world.acquire();
+    assert!(world.conversions.is_empty() && world.joins.is_empty());
+    world.put(api(), limited(1, 1, MINUTE));
+    fail(&mut world);
+    let mut next = World::new();
+    let functions = BTreeMap::from([(api(), (limited(1, 1, MINUTE), None))]);
+    next.apply(Event::Loaded(Box::new(Loaded { functions, ..Loaded::default() })));
+    fail(&mut next);
+    (0..100).for_each(|_| next.pass(MINUTE));
+    assert!(next.conversions.is_empty());
+}
+
 /// A burst onto 1,000 VMs through the cores of the scheduler and of the tree. Prints how long it took.
 #[test]
 fn a_burst_of_2500_starts_on_1000_vms_is_placed_evenly() {
@@ -758,7 +996,7 @@ fn a_burst_of_2500_starts_on_1000_vms_is_placed_evenly() {
 /// What a random history is made of.
 #[derive(Debug, Clone)]
 enum Deed {
-    Put(u8, u8),
+    Put(u8, u8, u8, u8),
     Delete(u8),
     Converted(bool),
     Start(u8, u8),
@@ -782,7 +1020,9 @@ enum Deed {
 fn deed() -> impl Strategy<Value = Deed> {
     let small = 0_u8..6;
     prop_oneof![
-        3 => (small.clone(), 0_u8..3).prop_map(|(function, image)| Deed::Put(function, image)),
+        3 => (small.clone(), 0_u8..3, 0_u8..4, 1_u8..5).prop_map(|(function, image, min, max)| {
+            Deed::Put(function, image, min, max)
+        }),
         1 => small.clone().prop_map(Deed::Delete),
         3 => proptest::bool::weighted(0.8).prop_map(Deed::Converted),
         6 => (small.clone(), 1_u8..4).prop_map(|(function, count)| Deed::Start(function, count)),
@@ -835,8 +1075,9 @@ impl World {
     fn act(&mut self, deed: Deed) {
         let report = StartReport::default();
         match deed {
-            Deed::Put(function, image) => {
-                self.put(function_of(function), spec(&format!("app:{image}")));
+            Deed::Put(function, image, min, max) => {
+                let limits = limited(min.into(), max.into(), Duration::from_secs(u64::from(max) * 3));
+                self.put(function_of(function), FunctionSpec { image: format!("app:{image}"), ..limits });
             }
             Deed::Delete(function) => {
                 self.ask(|ticket| Event::Delete { ticket, key: function_of(function) });
@@ -941,6 +1182,18 @@ proptest! {
         for ticket in (1..=world.tickets).map(Ticket) {
             let is_over = world.answers.contains_key(&ticket) || world.abandoned.contains(&ticket);
             prop_assert!(is_over, "{:?} was never answered", ticket);
+        }
+        // With room and without failures every function comes to its least number.
+        (10..20).for_each(|number| world.up(number, facts(number, 4 * GIB)));
+        for _ in 0..200 {
+            world.run_all();
+            world.pass(Duration::from_secs(1));
+        }
+        for number in 0..6 {
+            let Some(view) = world.core.function_view(&function_of(number)) else { continue };
+            let min = view.spec.min_instances;
+            let image_is_ready = matches!(view.image_state, ImageState::Ready { .. });
+            prop_assert!(view.ready >= min || !image_is_ready, "{} of {min} instances", view.ready);
         }
         for tenant in [api().0, key("other", "x").0] {
             for (_, start) in &world.joins {

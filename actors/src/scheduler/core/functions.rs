@@ -3,6 +3,7 @@
 use super::{
     Answer, Change, ControlError, Effect, Function, FunctionKey, Image, Loaded, Phase, RETRY_AFTER,
     SchedulerCore, Start, Ticket, Vm,
+    scaling::{Failures, differ_in_scaling_only},
 };
 use crate::{
     id::{StartId, TreeId},
@@ -27,7 +28,10 @@ impl Function {
             live: BTreeSet::new(),
             unfinished: BTreeSet::new(),
             unplaced: VecDeque::new(),
+            counted: BTreeSet::new(),
             routable: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            failures: Failures::default(),
             accepting: 0,
             requests: BTreeSet::new(),
             pinned: BTreeMap::new(),
@@ -38,7 +42,9 @@ impl Function {
 
 impl SchedulerCore {
     pub(super) fn loaded(&mut self, loaded: Loaded, now: Instant, effects: &mut Vec<Effect>) {
-        for (key, (spec, image)) in loaded.functions {
+        for (key, (mut spec, image)) in loaded.functions {
+            // Settings may have changed since it was accepted: it stays as it was, and is checked when it is changed.
+            let _accepted_before = self.limits.complete(&mut spec);
             let image = match image {
                 Some(image) => Image::Ready(image),
                 None => {
@@ -57,6 +63,10 @@ impl SchedulerCore {
                 self.recover(&id, &row.key, now, effects);
             }
         }
+        for key in self.functions.keys().cloned().collect::<Vec<_>>() {
+            self.trim(&key, now, effects);
+            self.keep_min(&key, now, effects);
+        }
     }
 
     fn recover(&mut self, id: &StartId, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
@@ -74,9 +84,12 @@ impl SchedulerCore {
         &mut self,
         ticket: Ticket,
         key: FunctionKey,
-        spec: Box<FunctionSpec>,
+        mut spec: Box<FunctionSpec>,
         effects: &mut Vec<Effect>,
     ) {
+        if let Err(error) = self.limits.complete(&mut spec) {
+            return effects.push(Effect::Answer { ticket, answer: Err(error) });
+        }
         let new =
             |change: &&Change| matches!(change, Change::Put { key, .. } if !self.functions.contains_key(key));
         let coming = self.changes.values().filter(new).count();
@@ -87,6 +100,16 @@ impl SchedulerCore {
         let image = self.image_for(&key, &spec).map(|image| image.id);
         let writes = vec![records::put_function(&key, &spec, image)];
         self.persist(writes, Change::Put { ticket, key, spec }, effects);
+    }
+
+    pub(super) fn accepting(&self, key: &FunctionKey) -> u32 {
+        let starts = |change: &Change| match change {
+            Change::Accept { key: of, rows, .. } if of == key => {
+                rows.iter().map(|row| row.starts.len() as u32).sum()
+            }
+            _ => 0,
+        };
+        self.changes.values().map(starts).sum()
     }
 
     /// The image that the function has already, if the description names the same source.
@@ -115,20 +138,23 @@ impl SchedulerCore {
         };
         match self.functions.get_mut(&key) {
             None => {
-                self.functions.insert(key.clone(), Function::new(spec, image, 1));
+                let mut function = Function::new(spec, image, 1);
+                // Starts of a function of this name that was deleted, still on their way to the disk.
+                function.accepting = self.accepting(&key);
+                self.functions.insert(key.clone(), function);
             }
             Some(function) if function.spec == spec && matches!(image, Image::Ready(_)) => {}
             Some(function) => {
+                let go_on = matches!(image, Image::Ready(_)) && differ_in_scaling_only(&function.spec, &spec);
                 let before = std::mem::replace(&mut function.image, image);
                 function.spec = spec;
-                function.revision += 1;
+                function.revision += u64::from(!go_on);
                 if let Image::Ready(before) = before {
                     self.dissolve_if_unused(&TreeId { tenant: key.0.clone(), image: before.id }, effects);
                 }
-                self.replace_old(&key, now, effects);
-                self.serve_all(&key, now, effects);
             }
         }
+        self.rescale(&key, now, effects);
         if let Some(view) = self.function_view(&key) {
             effects.push(Effect::Answer { ticket, answer: Ok(Answer::Function(Box::new(view))) });
         }
@@ -188,6 +214,7 @@ impl SchedulerCore {
                 self.set_timer(&start, Some(now + self.limits.placement_deadline));
             }
             self.replace_old(&key, now, effects);
+            self.keep_min(&key, now, effects);
         }
         self.room_changed = true;
     }
@@ -213,10 +240,10 @@ impl SchedulerCore {
 
     /// Instances of an older description serve until a newer one is ready; one is started here, and
     /// waiting requests start more.
-    fn replace_old(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
+    pub(super) fn replace_old(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
         let Some(function) = self.functions.get(key) else { return };
         let runs_old = !function.routable.is_empty();
-        let none_comes = function.unfinished.is_empty() && function.accepting == 0;
+        let none_comes = function.counted.is_empty() && function.accepting == 0;
         if matches!(function.image, Image::Ready(_)) && runs_old && none_comes {
             self.accept(None, key, 1, now, effects);
         }
@@ -238,15 +265,14 @@ impl SchedulerCore {
         effects: &mut Vec<Effect>,
     ) {
         self.fail_requests(key, &ControlError::NotFound("function"), effects);
-        if let Some(function) = self.functions.get(key) {
-            for start in function.live.clone() {
+        // Taken out first: what ends now is not replaced.
+        if let Some(function) = self.functions.remove(key) {
+            for start in function.live {
                 self.stop(&start, now, effects);
             }
-        }
-        if let Some(function) = self.functions.remove(key)
-            && let Image::Ready(image) = function.image
-        {
-            self.dissolve_if_unused(&TreeId { tenant: key.0.clone(), image: image.id }, effects);
+            if let Image::Ready(image) = function.image {
+                self.dissolve_if_unused(&TreeId { tenant: key.0.clone(), image: image.id }, effects);
+            }
         }
         self.orders.remove(key);
         effects.push(Effect::Answer { ticket, answer: Ok(Answer::Done) });
@@ -272,6 +298,7 @@ impl SchedulerCore {
             function.live.insert(id.clone());
             function.unfinished.insert(id.clone());
         }
-        self.starts.insert(id, start);
+        self.starts.insert(id.clone(), start);
+        self.recount(&id);
     }
 }

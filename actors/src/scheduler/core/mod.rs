@@ -16,6 +16,7 @@
 mod functions;
 mod requests;
 mod rows;
+mod scaling;
 mod starts;
 mod views;
 mod vms;
@@ -37,6 +38,7 @@ use crate::{
 };
 use rand::rngs::StdRng;
 use rows::StartRows;
+use scaling::Failures;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
@@ -52,6 +54,14 @@ pub struct Limits {
     pub starts_per_request_max: u32,
     pub starts_waiting_max: usize,
     pub starts_kept: usize,
+    /// Most, and default, of a function's `max_instances`.
+    pub instances_per_function_max: u32,
+    /// How long an instance is kept without a request, if its function does not say.
+    pub keep_alive: Duration,
+    pub keep_alive_max: Duration,
+    /// First and longest pause before an instance that ended by itself is replaced to reach `min_instances`.
+    pub restart_min: Duration,
+    pub restart_max: Duration,
     pub requests_waiting_per_function_max: usize,
     /// Of all tenants; one tenant's are at most as many as places are left.
     pub requests_waiting_max: usize,
@@ -197,8 +207,13 @@ struct Function {
     unfinished: BTreeSet<StartId>,
     /// Those among them that have no VM, the oldest first.
     unplaced: VecDeque<StartId>,
+    /// Those that count for the function's limits.
+    counted: BTreeSet<StartId>,
     /// Instances that take requests, by the number of requests they have.
     routable: BTreeSet<(u32, StartId)>,
+    /// Those that had no request for too long, and stay because of `min_instances`.
+    kept: BTreeSet<StartId>,
+    failures: Failures,
     /// Starts on their way to the disk.
     accepting: u32,
     /// Requests that any instance may serve; the lowest number waits longest.
@@ -240,9 +255,13 @@ struct Start {
     avoid: BTreeSet<VmId>,
     /// It was asked to end.
     stopping: bool,
-    /// A newer one of its function is ready: it takes no more requests.
+    /// It takes no more requests, because a newer one of its function is ready or there are too many.
     draining: bool,
+    /// It was ready when its VM was lost.
+    is_lost: bool,
     in_flight: u32,
+    /// Since when it has no request, while it takes some.
+    idle_since: Option<Instant>,
     accepted_at: Instant,
     chosen_at: Option<Instant>,
     ordered_at: Option<Instant>,
@@ -309,6 +328,8 @@ pub struct SchedulerCore {
     /// Instances and starts that use a tree.
     trees: BTreeMap<TreeId, u32>,
     timers: BTreeSet<(Instant, StartId)>,
+    /// When functions are looked at that miss instances.
+    retries: BTreeSet<(Instant, FunctionKey)>,
     deadlines: BTreeSet<(Instant, Ticket)>,
     waiters: BTreeMap<Ticket, Waiter>,
     /// How many of them each tenant has.
@@ -341,6 +362,7 @@ impl SchedulerCore {
             vms: BTreeMap::new(),
             trees: BTreeMap::new(),
             timers: BTreeSet::new(),
+            retries: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             waiters: BTreeMap::new(),
             waiting: Shares::new(limits.requests_waiting_max),
@@ -401,7 +423,7 @@ impl SchedulerCore {
                 self.accepted(ticket, key, rows, accepted_at, now, effects);
             }
             (Change::Accept { ticket, key, rows, .. }, Err(reason)) => {
-                self.not_accepted(ticket, &key, rows, reason, effects);
+                self.not_accepted(ticket, &key, rows, reason, now, effects);
             }
             (Change::Image { source, image }, Ok(())) => self.image_durable(&source, &image, now, effects),
             (Change::Image { source, .. }, Err(reason)) => {
@@ -423,6 +445,7 @@ impl SchedulerCore {
             self.timers.remove(&(at, start.clone()));
             self.overdue(&start, now, effects);
         }
+        self.retry_due(now, effects);
         if let Some(writes) = self.rows.take_writes(self.limits.batch, now) {
             self.persist(writes, Change::Rows, effects);
         }
@@ -469,5 +492,6 @@ impl SchedulerCore {
             });
         }
         self.check_requests();
+        self.check_scaling();
     }
 }

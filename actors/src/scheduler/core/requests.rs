@@ -115,6 +115,7 @@ impl SchedulerCore {
 
     fn grant(&mut self, ticket: Ticket, id: &StartId, effects: &mut Vec<Effect>) {
         self.change_in_flight(id, 1);
+        self.busy(id);
         let start = &self.starts[id];
         let vm = start.vm.clone().expect("a ready instance has a VM");
         let address = self.vms[&vm].address.expect("a VM that is up has an address");
@@ -141,8 +142,11 @@ impl SchedulerCore {
         }
         self.change_in_flight(id, -1);
         let start = &self.starts[id];
-        if start.draining && start.in_flight == 0 {
+        let is_idle = start.in_flight == 0;
+        if is_idle && start.draining {
             self.stop(id, now, effects);
+        } else if is_idle && start.phase == Phase::Ready {
+            self.idle_from(id, now);
         }
         self.serve(id, now, effects);
     }
@@ -190,23 +194,6 @@ impl SchedulerCore {
         effects.push(Effect::Answer { ticket, answer: Err(error) });
     }
 
-    /// Accepts as many starts as waiting requests need beyond those under way.
-    pub(super) fn scale(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
-        let Some(function) = self.functions.get(key) else { return };
-        if matches!(function.image, Image::Failed(_)) {
-            return;
-        }
-        let needed = function.requests.len().div_ceil(function.spec.concurrency as usize);
-        let coming = function.unfinished.len() + function.accepting as usize;
-        let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
-        let more = needed.saturating_sub(coming).min(room).min(self.limits.starts_per_request_max as usize);
-        if more > 0 {
-            self.accept(None, key, more as u32, now, effects);
-        } else if needed > 0 {
-            self.fail_if_hopeless(key, &ControlError::Overloaded { retry_after: RETRY_AFTER }, effects);
-        }
-    }
-
     /// Requests for whom no instance is there or under way get that answer.
     pub(super) fn fail_if_hopeless(
         &mut self,
@@ -215,7 +202,10 @@ impl SchedulerCore {
         effects: &mut Vec<Effect>,
     ) {
         let Some(function) = self.functions.get_mut(key) else { return };
-        if function.routable.is_empty() && function.unfinished.is_empty() && function.accepting == 0 {
+        let comes = !function.unfinished.is_empty() || function.accepting > 0;
+        // Those that count and are not to be seen are on a VM that may be back in a moment, or is lost then.
+        let is_there = !function.routable.is_empty() || !function.counted.is_empty();
+        if !comes && !is_there {
             for ticket in mem::take(&mut function.requests) {
                 self.refuse(ticket, error.clone(), effects);
             }
@@ -245,22 +235,27 @@ impl SchedulerCore {
     }
 
     /// Lets an instance take requests, if it is ready and its VM is there.
-    pub(super) fn route(&mut self, id: &StartId) {
+    pub(super) fn route(&mut self, id: &StartId, now: Instant) {
         let start = &self.starts[id];
         let up = start.vm.as_ref().and_then(|vm| self.vms.get(vm)).is_some_and(|vm| vm.up);
         if start.phase != Phase::Ready || start.stopping || start.draining || !up {
             return;
         }
-        let place = (start.in_flight, id.clone());
-        if let Some(function) = self.functions.get_mut(&start.key) {
+        let (place, key) = ((start.in_flight, id.clone()), start.key.clone());
+        if let Some(function) = self.functions.get_mut(&key) {
             function.routable.insert(place);
         }
+        if self.starts[id].in_flight == 0 {
+            self.idle_from(id, now);
+        }
+        self.look_at_kept(&key, now);
     }
 
     pub(super) fn unroute(&mut self, id: &StartId) {
         let start = &self.starts[id];
         if let Some(function) = self.functions.get_mut(&start.key) {
             function.routable.remove(&(start.in_flight, id.clone()));
+            function.kept.remove(id);
         }
     }
 

@@ -33,6 +33,8 @@ impl Start {
             avoid: BTreeSet::new(),
             stopping: false,
             draining: false,
+            is_lost: false,
+            idle_since: None,
             in_flight: 0,
             accepted_at,
             chosen_at: None,
@@ -70,6 +72,9 @@ impl SchedulerCore {
         let most = self.limits.starts_per_request_max;
         if count == 0 || count > most {
             return Some(ControlError::Invalid(format!("count must be 1 to {most}")));
+        }
+        if let Some(error) = self.above_max(function, count) {
+            return Some(error);
         }
         let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
         // Rows that cannot be written now wait in memory.
@@ -125,8 +130,7 @@ impl SchedulerCore {
         rows.into_iter().for_each(|row| self.rows.insert(row));
         let exists = match self.functions.get_mut(&key) {
             Some(function) => {
-                // A function that was deleted and made again does not count the starts of the old one.
-                function.accepting = function.accepting.saturating_sub(starts.len() as u32);
+                function.accepting -= starts.len() as u32;
                 true
             }
             None => false,
@@ -145,6 +149,8 @@ impl SchedulerCore {
         let answer = Ok(Answer::Started(starts));
         effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer }));
         self.fail_if_image_failed(&key, now, effects);
+        // A function that was described or made anew meanwhile may want fewer.
+        self.trim(&key, now, effects);
     }
 
     /// The starts could not be made durable, or nobody knows whether they are.
@@ -154,6 +160,7 @@ impl SchedulerCore {
         key: &FunctionKey,
         rows: Vec<StartRow>,
         reason: MetadataError,
+        now: Instant,
         effects: &mut Vec<Effect>,
     ) {
         let count: usize = rows.iter().map(|row| row.starts.len()).sum();
@@ -163,8 +170,9 @@ impl SchedulerCore {
         }
         let error = ControlError::Metadata(reason);
         if let Some(function) = self.functions.get_mut(key) {
-            // A function that was deleted and made again does not count the starts of the old one.
-            function.accepting = function.accepting.saturating_sub(count as u32);
+            function.accepting -= count as u32;
+            self.ended_by_itself(key, now);
+            self.keep_min(key, now, effects);
             self.fail_if_hopeless(key, &error, effects);
         }
         effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer: Err(error) }));
@@ -216,7 +224,8 @@ impl SchedulerCore {
                 effects.push(Effect::Stop { vm, start: id.clone() });
                 self.end(id, EndReason::NotReady, now, effects);
             }
-            Phase::Ready | Phase::Ended => {}
+            Phase::Ready => self.maybe_idle(id, now, effects),
+            Phase::Ended => {}
         }
     }
 
@@ -370,6 +379,9 @@ impl SchedulerCore {
         self.starts_waiting += 1;
         self.wait_for_room(id, now);
         self.set_timer(id, Some(place_by.max(now)));
+        let key = self.starts[id].key.clone();
+        self.recount(id);
+        self.trim(&key, now, effects);
     }
 
     pub(super) fn stop_asked(
@@ -405,6 +417,7 @@ impl SchedulerCore {
         self.unroute(id);
         if let Some(function) = self.functions.get_mut(&key) {
             function.unfinished.remove(id);
+            function.counted.remove(id);
         }
         self.scale(&key, now, effects);
     }
@@ -417,6 +430,8 @@ impl SchedulerCore {
         // What failed by itself would fail again: only what ended for another reason is replaced.
         let innocent =
             start.phase == Phase::Ready || matches!(reason, EndReason::VmLost | EndReason::Stopped);
+        let others = matches!(reason, EndReason::VmLost | EndReason::Stopped | EndReason::NoRoom);
+        let failed_by_itself = !others && !start.stopping;
         self.starts_waiting -= usize::from(was_waiting);
         self.unroute(id);
         self.set_timer(id, None);
@@ -431,13 +446,19 @@ impl SchedulerCore {
         if let Some(function) = self.functions.get_mut(&key) {
             function.live.remove(id);
             function.unfinished.remove(id);
+            function.counted.remove(id);
             if function.unplaced.front() == Some(id) {
                 function.unplaced.pop_front();
             } else if was_waiting {
                 function.unplaced.retain(|waiting| waiting != id);
             }
+            if failed_by_itself {
+                self.ended_by_itself(&key, now);
+            }
             if innocent {
                 self.scale(&key, now, effects);
+            } else {
+                self.keep_min(&key, now, effects);
             }
             let overloaded = ControlError::Overloaded { retry_after: RETRY_AFTER };
             let error = if no_room { overloaded } else { failed };
@@ -472,8 +493,9 @@ impl SchedulerCore {
         if let Some(function) = self.functions.get_mut(&key) {
             function.unfinished.remove(id);
         }
-        self.route(id);
+        self.route(id, now);
         self.drain_old(&key, now, effects);
+        self.replace_old(&key, now, effects);
         self.serve(id, now, effects);
     }
 
@@ -490,12 +512,7 @@ impl SchedulerCore {
             .cloned()
             .collect();
         for id in old {
-            self.unroute(&id);
-            let start = self.starts.get_mut(&id).expect("routable");
-            start.draining = true;
-            if start.in_flight == 0 {
-                self.stop(&id, now, effects);
-            }
+            self.drain(&id, now, effects);
         }
     }
 }

@@ -81,6 +81,7 @@ impl SchedulerCore {
             facts.instances.into_iter().map(|instance| (instance.start.clone(), instance)).collect();
         for id in placed {
             self.compare(name, &id, told.get(&id), now, effects);
+            self.found(&id, now, effects);
         }
         for (id, instance) in told {
             if !self.is_at(&id, name) {
@@ -162,6 +163,7 @@ impl SchedulerCore {
         if told.ready {
             self.became_ready(id, now, effects);
         }
+        self.found(id, now, effects);
     }
 
     fn vm_down(&mut self, name: &VmId, now: Instant, effects: &mut Vec<Effect>) {
@@ -178,14 +180,18 @@ impl SchedulerCore {
 
     fn lease_over(&mut self, name: &VmId, now: Instant, effects: &mut Vec<Effect>) {
         let Some(vm) = self.vms.get(name).filter(|vm| !vm.up) else { return };
+        let keys: Vec<FunctionKey> = vm.functions.keys().cloned().collect();
         for id in vm.functions.values().flatten().cloned().collect::<Vec<_>>() {
             let start = &self.starts[&id];
             match start.phase {
                 Phase::Chosen => self.requeue(&id, now, effects),
-                Phase::Ready if !start.stopping => {}
+                Phase::Ready if !start.stopping => self.lost(&id),
                 Phase::Ordered | Phase::Ready => self.end(&id, EndReason::VmLost, now, effects),
                 Phase::Recovering | Phase::Waiting | Phase::Ended => {}
             }
+        }
+        for key in keys {
+            self.scale(&key, now, effects);
         }
     }
 
