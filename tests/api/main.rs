@@ -6,5 +6,7 @@ mod cli;
 mod control;
 mod gateway;
 mod instances;
+#[cfg(feature = "etcd")]
+mod metadata;
 mod routes;
 mod world;
