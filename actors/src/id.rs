@@ -42,6 +42,12 @@ macro_rules! label {
             }
         }
 
+        impl AsRef<[u8]> for $name {
+            fn as_ref(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+        }
+
         impl FromStr for $name {
             type Err = IdError;
 

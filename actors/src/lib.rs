@@ -17,6 +17,8 @@ pub mod model;
 pub mod ring;
 pub mod scheduler;
 pub mod support;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 pub mod vm_node;
 pub mod wire;

@@ -1,16 +1,15 @@
-//! The order in which VMs are considered for a function: consistent hashing, so that a VM that comes
-//! or goes changes the order of few functions, and each function has an order of its own.
+//! Consistent hashing: the order in which VMs are considered for a function, and the thread of a tree. A
+//! VM that comes or goes changes the order of few functions, and each function has an order of its own.
 //!
 //! Positions are never stored or sent, so they may change with the program.
 
-use crate::id::VmId;
 use consistent_hash::{Node, RingHash, StaticHashRing};
 use std::hash::{Hash, Hasher};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Positions of each VM on the ring: with 16 the share of a VM is within a third of the mean, and
+/// Positions of each name on the ring: with 16 the share of a VM is within a third of the mean, and
 /// building a ring of 1,000 VMs stays within milliseconds.
-const POSITIONS_PER_VM: usize = 16;
+const POSITIONS_OF_EACH: usize = 16;
 
 /// Hashes the bytes of names; Rust's own `Hash` of a string is not the same in all versions.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -19,34 +18,6 @@ struct Name<T>(T);
 impl<T: AsRef<[u8]>> Hash for Name<T> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write(self.0.as_ref());
-    }
-}
-
-struct VmName(VmId);
-
-impl AsRef<[u8]> for VmName {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_str().as_bytes()
-    }
-}
-
-impl PartialEq for VmName {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-
-impl Eq for VmName {}
-
-impl PartialOrd for VmName {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for VmName {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.cmp(&other.0)
     }
 }
 
@@ -67,24 +38,30 @@ impl RingHash for ByXxh3 {
     }
 }
 
-/// All VMs on a ring. Made anew when a VM comes or goes.
-pub struct Ring(StaticHashRing<'static, Name<VmName>, (), ByXxh3>);
+/// Names on a ring. Made anew when one comes or goes.
+pub struct Ring<N: AsRef<[u8]> + Ord + 'static>(StaticHashRing<'static, Name<N>, (), ByXxh3>);
 
-impl Ring {
-    pub fn new(vms: impl Iterator<Item = VmId>) -> Self {
-        let nodes = vms.map(|vm| Node::new(Name(VmName(vm))).quantity(POSITIONS_PER_VM));
+impl<N: AsRef<[u8]> + Ord + Clone + 'static> Ring<N> {
+    pub fn new(names: impl Iterator<Item = N>) -> Self {
+        let nodes = names.map(|name| Node::new(Name(name)).quantity(POSITIONS_OF_EACH));
         Self(StaticHashRing::new(ByXxh3, nodes))
     }
 
-    /// Each VM once, in the order for that key.
-    pub fn order(&self, key: &str) -> Vec<VmId> {
-        self.0.calc_candidates(&Name(key)).map(|node| node.key.0.0.clone()).collect()
+    /// Each name once, in the order for that key.
+    pub fn order(&self, key: &str) -> Vec<N> {
+        self.0.calc_candidates(&Name(key)).map(|node| node.key.0.clone()).collect()
+    }
+
+    /// The first of that order.
+    pub fn first(&self, key: &str) -> Option<N> {
+        self.0.calc_candidates(&Name(key)).next().map(|node| node.key.0.clone())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::VmId;
 
     fn vms(count: usize) -> Vec<VmId> {
         (0..count).map(|number| format!("vm-{number}").parse().expect("name")).collect()
@@ -99,7 +76,7 @@ mod tests {
         let mut all = vms(50);
         all.sort();
         assert_eq!(order, all);
-        assert!(Ring::new(std::iter::empty()).order("acme/api").is_empty());
+        assert!(Ring::<VmId>::new(std::iter::empty()).order("acme/api").is_empty());
     }
 
     #[test]

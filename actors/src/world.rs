@@ -171,7 +171,7 @@ impl MetadataError {
     /// Whether the batch may have been applied all the same.
     pub fn is_uncertain(&self) -> bool {
         match self {
-            Self::Unwritable(_) | Self::Full(_) | Self::Unavailable(_) => true,
+            Self::Unwritable(_) | Self::Full(_) | Self::Unavailable(_) | Self::Unknown => true,
             Self::Busy | Self::TooLarge(_) | Self::Conflict { .. } | Self::Superseded | Self::Damaged(_) => {
                 false
             }
@@ -232,6 +232,9 @@ pub enum MetadataError {
     Superseded,
     #[error("the metadata store is damaged or of another version: {0}")]
     Damaged(String),
+    /// An actor on the way crashed.
+    #[error("whether it was done is not known; look, or ask again")]
+    Unknown,
 }
 
 /// SHA-256 of the public key in a VM's certificate: the VM's identity beside its name.

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 not understood, 22 an invoked instance answered with an error.
 
+mod actors;
 mod client;
 mod completions;
 mod doctor;
@@ -96,6 +97,8 @@ pub enum ClientVerb {
     /// List, admit and remove VMs
     #[command(subcommand)]
     Vm(vm::Vm),
+    /// Show how the actors are: queues, permits, crashes
+    Actors(actors::Actors),
     /// Draw the tree along which the blocks of a function's image travel
     Tree(tree::Tree),
 }
@@ -143,6 +146,7 @@ impl ClientVerb {
             Self::Invoke(invoke) => invoke.run(context).await,
             Self::Logs(logs) => logs.run(context).await,
             Self::Vm(vm) => vm.run(context).await,
+            Self::Actors(actors) => actors.run(context).await,
             Self::Tree(tree) => tree.run(context).await,
         }
     }

@@ -69,6 +69,28 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
+/// The nodes of trees in the order in which they are drawn, each with what stands before it.
+pub fn branches<'a, T>(
+    roots: Vec<&'a T>,
+    mut children: impl FnMut(&'a T) -> Vec<&'a T>,
+) -> Vec<(String, &'a T)> {
+    let mut lines = Vec::new();
+    // With the indentation of its children; the next one is at the end.
+    let mut waiting: Vec<_> =
+        roots.into_iter().rev().map(|root| (root, String::new(), String::new())).collect();
+    while let Some((node, branch, indentation)) = waiting.pop() {
+        lines.push((branch, node));
+        let below = children(node);
+        let last = below.len().saturating_sub(1);
+        for (place, child) in below.into_iter().enumerate().rev() {
+            let (turn, further) =
+                if place == last { ("└── ", "    ") } else { ("├── ", "│   ") };
+            waiting.push((child, format!("{indentation}{turn}"), format!("{indentation}{further}")));
+        }
+    }
+    lines
+}
+
 /// A size in binary units.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -2,7 +2,7 @@
 
 use super::{
     Context, Failure,
-    output::{bar, printable},
+    output::{bar, branches, printable},
 };
 use clap::Args;
 use faasnet_actors::{
@@ -30,35 +30,18 @@ impl Tree {
 /// Width of the bar that shows how many blocks a VM has.
 const BAR_WIDTH: usize = 20;
 
-struct Line<'a> {
-    /// What stands before the VM's name.
-    branch: String,
-    member: &'a MemberView,
-}
-
 /// One line for each member, children below their parent. A member is drawn once, whatever a
 /// confused answer says.
 fn draw(tree: &TreeView) -> String {
     let members: BTreeMap<&VmId, &MemberView> =
         tree.members.iter().map(|member| (&member.vm, member)).collect();
-    let mut lines = Vec::new();
-    let mut drawn = BTreeSet::new();
-    // Pairs of a member and the indentation of its children; the next one is at the end.
-    let roots = tree.members.iter().filter(|member| member.parent.is_none());
-    let mut waiting: Vec<_> = roots.rev().map(|root| (root, String::new(), String::new())).collect();
-    while let Some((member, branch, indentation)) = waiting.pop() {
-        if !drawn.insert(&member.vm) {
-            continue;
-        }
-        lines.push(Line { branch, member });
-        let children: Vec<_> = member.children.iter().filter_map(|child| members.get(child)).collect();
-        for (place, child) in children.iter().enumerate().rev() {
-            let (turn, below) =
-                if place + 1 == children.len() { ("└── ", "    ") } else { ("├── ", "│   ") };
-            waiting.push((child, format!("{indentation}{turn}"), format!("{indentation}{below}")));
-        }
-    }
-    let width = |line: &Line<'_>| line.branch.chars().count() + line.member.vm.as_str().len();
+    let roots: Vec<_> = tree.members.iter().filter(|member| member.parent.is_none()).collect();
+    let mut drawn: BTreeSet<&VmId> = roots.iter().map(|root| &root.vm).collect();
+    let lines = branches(roots, |member| {
+        let children = member.children.iter().filter_map(|child| members.get(child).copied());
+        children.filter(|child| drawn.insert(&child.vm)).collect()
+    });
+    let width = |(branch, member): &(String, &MemberView)| branch.chars().count() + member.vm.as_str().len();
     let widest = lines.iter().map(width).max().unwrap_or(0);
     let mut text = format!(
         "{}  epoch {}.{}  height {}  VMs {}\n",
@@ -69,16 +52,13 @@ fn draw(tree: &TreeView) -> String {
         tree.members.len()
     );
     for line in &lines {
-        let member = line.member;
+        let (branch, member) = line;
         let mark = if member.ready { "●" } else { "○" };
         let (present, total) = (member.blocks_present, member.blocks_total);
         let bar = bar(present.into(), total.into(), BAR_WIDTH);
         let gap = " ".repeat(widest - width(line));
-        text += &format!(
-            "{}{}{gap}  {mark} {bar} {present}/{total}\n",
-            line.branch,
-            printable(member.vm.as_str())
-        );
+        text +=
+            &format!("{}{}{gap}  {mark} {bar} {present}/{total}\n", branch, printable(member.vm.as_str()));
     }
     text
 }

@@ -16,6 +16,7 @@ use actix_web::{
 use faasnet_actors::{
     id::{FunctionName, StartId, VmId},
     model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+    support::ActorView,
 };
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
@@ -35,6 +36,19 @@ pub(super) struct Starts {
 #[derive(Serialize)]
 pub(super) struct Vms {
     vms: Vec<VmView>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Actors {
+    actors: Vec<ActorView>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichActors {
+    vm: Option<VmId>,
+    #[serde(default)]
+    agents: bool,
 }
 
 #[derive(Serialize)]
@@ -171,6 +185,27 @@ pub(super) async fn list_vms(state: State, _: AllTenants) -> Answer<Vms> {
 pub(super) async fn remove_vm(state: State, _: AllTenants, vm: Path<VmId>) -> Result<HttpResponse, Problem> {
     state.scheduler.remove_vm(vm.into_inner()).await?;
     Ok(HttpResponse::NoContent().finish())
+}
+
+/// How the actors are: the manager's, those of one VM's agent, or those of all agents.
+pub(super) async fn list_actors(state: State, _: AllTenants, query: Query<WhichActors>) -> Answer<Actors> {
+    let gone = |code, detail: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail);
+    let actors = match query.into_inner() {
+        WhichActors { vm: Some(_), agents: true } => {
+            return Err(Problem::invalid("give vm or agents, not both"));
+        }
+        WhichActors { vm: Some(vm), agents: false } => {
+            let silent =
+                || gone("agent_silent", format!("the agent of VM {vm} has no session or does not answer"));
+            vec![state.actors.agent(vm.clone()).await.ok_or_else(silent)?]
+        }
+        WhichActors { vm: None, agents: true } => state.actors.agents().await,
+        WhichActors { vm: None, agents: false } => {
+            let ended = || gone("shutting_down", "the manager's actors have ended".into());
+            vec![state.actors.manager().await.ok_or_else(ended)?]
+        }
+    };
+    Ok(Json(Actors { actors }))
 }
 
 pub(super) async fn create_join_token(state: State, _: AllTenants) -> Result<HttpResponse, Problem> {

@@ -10,6 +10,7 @@ mod api;
 mod auth;
 mod dial;
 mod gateway;
+mod observer;
 mod problem;
 mod request;
 mod routes;
@@ -17,6 +18,7 @@ mod routes;
 pub use auth::{DEFAULT_TENANT, TENANT_HEADER};
 pub use dial::{AsyncReadWrite, DialError, InstanceDialer};
 pub use gateway::{START_HEADER, VM_HEADER};
+pub use observer::Observer;
 pub use problem::{PROBLEM_JSON, Problem};
 pub use routes::{RouteEntry, routes};
 
@@ -41,6 +43,7 @@ pub struct HttpState {
     pub tokens: Arc<ApiTokens>,
     pub join: Arc<JoinTokens>,
     pub dial: Arc<dyn InstanceDialer>,
+    pub actors: Arc<dyn Observer>,
     pub settings: HttpSettings,
     /// What `/readyz` says.
     pub ready: watch::Receiver<bool>,

@@ -131,6 +131,9 @@ impl From<ControlError> for Problem {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", detail)
             }
             ControlError::Metadata(error) => error.into(),
+            ControlError::Interrupted { retry_after } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "interrupted", detail).retry_after(retry_after)
+            }
             ControlError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", detail),
         }
     }
@@ -143,6 +146,7 @@ impl From<MetadataError> for Problem {
             MetadataError::Full(_) => "metadata_full",
             MetadataError::Busy => "metadata_busy",
             MetadataError::Superseded => "superseded",
+            MetadataError::Unknown => "outcome_unknown",
             MetadataError::Unwritable(_)
             | MetadataError::Unavailable(_)
             | MetadataError::TooLarge(_)

@@ -3,6 +3,7 @@
 mod convert;
 mod dial;
 mod keys;
+mod observe;
 mod sessions;
 
 use crate::{
@@ -28,6 +29,7 @@ use faasnet_actors::{
     wire::frame::FrameLimits,
     world::Metadata,
 };
+use observe::ActorObserver;
 use rustix::fs::{FlockOperation, flock};
 use sessions::{Doors, SessionLimits};
 use std::{
@@ -129,6 +131,11 @@ pub async fn serve(
         scheduler: manager.scheduler.clone(),
         tokens: Arc::new(tokens),
         join,
+        actors: Arc::new(ActorObserver {
+            manager: manager.clone(),
+            within: millis(settings.manager.observe_ms),
+            children_max: settings.manager.children_shown_max,
+        }),
         dial: Arc::new(AgentDialer { dialer, handshake, frame: log_frame(&settings) }),
         settings: settings.http.clone(),
         ready: is_serving,
@@ -240,6 +247,7 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
             heartbeat: millis(manager.heartbeat_ms),
             lease,
             mailbox_permits: scheduler.mailbox_permits,
+            tree_threads: manager.tree_threads,
             journal_bytes_max: settings.metadata.journal_bytes_max,
         },
     }

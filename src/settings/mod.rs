@@ -75,6 +75,9 @@ pub struct ManagerSettings {
     pub lease_ms: u64,
     pub handshake_ms: u64,
     pub orders_queued_max: usize,
+    pub tree_threads: usize,
+    pub observe_ms: u64,
+    pub children_shown_max: usize,
     pub capability_ttl_ms: u64,
     pub certificate_ttl_ms: u64,
 }
@@ -343,6 +346,7 @@ impl Settings {
                     && starts_per_request * 45 <= self.metadata.etcd_bytes_max,
                 "use fewer, or one request is more than metadata.etcd_operations_max or etcd_bytes_max",
             ),
+            ("manager.tree_threads", self.manager.tree_threads <= 64, "use at most 64"),
             ("agent.threads", self.agent.threads >= 1, "use at least 1"),
             ("transfer.in_flight_blocks_max", self.transfer.in_flight_blocks_max >= 1, "use at least 1"),
             (

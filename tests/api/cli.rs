@@ -147,7 +147,8 @@ async fn an_image_that_cannot_be_converted_fails_the_deployment() {
 #[actix_web::test]
 async fn json_is_exactly_what_the_api_said() {
     let world = World::new().await;
-    let verbs: [(&[&str], String); 5] = [
+    let verbs: [(&[&str], String); 6] = [
+        (&["actors"], "/v1/actors".into()),
         (&["vm", "list"], "/v1/vms".into()),
         (&["tree", "app"], "/v1/functions/app/tree".into()),
         (&["start", "show", START], format!("/v1/starts/{START}")),
@@ -196,6 +197,28 @@ async fn a_tree_is_drawn_as_one() {
         "└── vm-2      ● ██████████░░░░░░░░░░ 51/100",
     ];
     assert_eq!(lines[1..], wanted, "{drawn}");
+}
+
+#[actix_web::test]
+async fn actors_are_drawn_as_their_supervision_tree() {
+    let world = World::new().await;
+    let drawn = world.prints(&["actors"]).await;
+    let wanted = [
+        "ACTOR                            STATE  REBUILT  CRASHES  MAILBOX  QUEUES",
+        "manager                          up     0        0        0",
+        "├── journal                      up     1        1        0        commits 2/9",
+        "└── forest (+7 not shown)        up     0        0        0",
+        "    └── function_tree acme/sha256:0  up     0        0        0",
+    ];
+    let squeezed = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(drawn.lines().map(squeezed).collect::<Vec<_>>(), wanted.map(squeezed), "{drawn}");
+    assert!(world.prints(&["actors", "--vm", "vm-0"]).await.contains("agent vm-0"));
+    assert_eq!(world.prints(&["actors", "--agents"]).await.lines().count(), 3);
+    let silent = world.cli(&["actors", "--vm", "vm-9"]).await;
+    assert_eq!(silent.code, 1);
+    assert!(silent.err.contains("vm-9 has no session"), "{}", silent.err);
+    let team = world.request("GET", "/v1/actors", &world.team_a).send().await.expect("answered");
+    assert_eq!(team.status(), 403, "actors belong to no tenant");
 }
 
 #[actix_web::test]

@@ -5,12 +5,16 @@ use actix::Actor;
 use actix_web::dev::ServerHandle;
 use bytes::Bytes;
 use faasnet::{
-    http::{AsyncReadWrite, DialError, HttpState, InstanceDialer, serve},
+    http::{AsyncReadWrite, DialError, HttpState, InstanceDialer, Observer, serve},
     metadata::RedbMetadata,
     settings::{HttpSettings, Settings},
     tokens::{ApiTokens, JoinTokens, Principal, Role, TenantScope, system_secrets},
 };
-use faasnet_actors::scheduler::{Located, SchedulerHandle};
+use faasnet_actors::{
+    id::VmId,
+    scheduler::{Located, SchedulerHandle},
+    support::{ActorView, QueueView},
+};
 use futures::future::BoxFuture;
 use std::{
     collections::BTreeMap,
@@ -85,6 +89,7 @@ impl World {
             tokens: Arc::new(tokens),
             join: Arc::new(join),
             dial: Arc::new(Loopback),
+            actors: Arc::new(Views),
             settings,
             ready: is_ready,
         };
@@ -135,6 +140,43 @@ async fn wait_for(seen: &watch::Receiver<usize>, wanted: usize) {
 
 async fn create(tokens: &mut ApiTokens, role: Role, tenant: TenantScope) -> String {
     tokens.create(Principal { name: "test".into(), role, tenant }).await.expect("made")
+}
+
+/// Actors as they might be.
+struct Views;
+
+fn actor(kind: &str, name: &str, children: Vec<ActorView>) -> ActorView {
+    ActorView {
+        kind: kind.into(),
+        name: name.into(),
+        generation: 0,
+        crashes: 0,
+        mailbox: 0,
+        state: "up".into(),
+        thread: String::new(),
+        queues: vec![],
+        children,
+        children_left_out: 0,
+    }
+}
+
+impl Observer for Views {
+    fn manager(&self) -> BoxFuture<'static, Option<ActorView>> {
+        let queues = vec![QueueView { name: "commits".into(), length: 2, limit: 9 }];
+        let journal = ActorView { queues, generation: 1, crashes: 1, ..actor("journal", "journal", vec![]) };
+        let forest = actor("forest", "forest", vec![actor("function_tree", "acme/sha256:0", vec![])]);
+        let manager =
+            actor("manager", "manager", vec![journal, ActorView { children_left_out: 7, ..forest }]);
+        Box::pin(async { Some(manager) })
+    }
+
+    fn agent(&self, vm: VmId) -> BoxFuture<'static, Option<ActorView>> {
+        Box::pin(async move { (vm.as_str() == "vm-0").then(|| actor("agent", "vm-0", vec![])) })
+    }
+
+    fn agents(&self) -> BoxFuture<'static, Vec<ActorView>> {
+        Box::pin(async { vec![actor("agent", "vm-0", vec![]), actor("agent", "vm-1", vec![])] })
+    }
 }
 
 /// Reaches instances where they say they are, without an agent between.

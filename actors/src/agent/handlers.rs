@@ -8,13 +8,12 @@ impl Handler<Order> for Agent {
     fn handle(&mut self, Order(order): Order, ctx: &mut Context<Self>) {
         match order {
             ToAgent::Start(order) => self.start(*order, ctx),
-            ToAgent::Stop { start } => match self.instances.get(&start) {
-                Some(instance) => instance.do_send(Stop),
-                None => {
+            ToAgent::Stop { start } => {
+                if !self.instances.send(&start, Stop) {
                     let report = StartReport::default();
                     self.say(ToManager::Ended { start, reason: EndReason::Stopped, report });
                 }
-            },
+            }
             ToAgent::Place(place) => {
                 if let Some(known) = self.trees.get(&place.tree) {
                     let record = TreeRecord { image: known.record.image.clone(), place: place.clone() };
@@ -31,6 +30,13 @@ impl Handler<Order> for Agent {
                 if self.world.certificates.try_send(certificate).is_err() {
                     tracing::warn!("a new certificate was not taken; it is asked for again");
                 }
+            }
+            ToAgent::Observe { number, children_max } => {
+                let ask = Observe::new(OBSERVED_WITHIN, children_max.min(CHILDREN_SHOWN_MAX) as usize);
+                let asking = self.observe(ask).into_actor(self);
+                ctx.spawn(asking.map(move |snapshot, agent, _| {
+                    agent.say(ToManager::Observed { number, agent: snapshot.into_root(AGENT) });
+                }));
             }
             // The session has dealt with these.
             ToAgent::Welcome { .. } | ToAgent::Refused { .. } => {}
@@ -51,6 +57,9 @@ impl Handler<Welcomed> for Agent {
 
     fn handle(&mut self, Welcomed { capability_key }: Welcomed, _: &mut Context<Self>) {
         self.world.capability_key.send_replace(capability_key);
+        for message in self.told.iter() {
+            self.session.send(&SESSION, Say(message.clone()));
+        }
     }
 }
 
@@ -64,8 +73,8 @@ impl Handler<HolderEvent> for Agent {
             }
             HolderEvent::Says(FromHolder::Miss { image, blocks }) => {
                 // Without a transfer it is dropped: one that starts on a mounted image is asked again.
-                if let Some(transfer) = self.tree_of(&image).and_then(|tree| self.transfers.get(tree)) {
-                    transfer.do_send(Demand(blocks));
+                if let Some(tree) = self.tree_of(&image) {
+                    self.transfers.send(tree, Demand(blocks));
                 }
             }
             HolderEvent::Says(FromHolder::Mounted { image }) => self.mount_ended(image, Ok(())),
@@ -196,11 +205,14 @@ impl Handler<ChildExited<TreeId>> for Agent {
     type Result = ();
 
     fn handle(&mut self, exit: ChildExited<TreeId>, ctx: &mut Context<Self>) {
-        match self.transfers.exited(&exit, Instant::now()) {
-            AfterExit::Ignore | AfterExit::Gone => {}
-            AfterExit::Rebuild { pause } => {
-                ctx.run_later(pause, move |agent, ctx| agent.open(exit.child, ctx));
+        let open = |agent: &mut Self, tree: &TreeId, ctx: &mut Context<Self>| agent.open(tree.clone(), ctx);
+        match supervise(self, &exit, |agent| &mut agent.transfers, open, ctx) {
+            AfterExit::Ignore | AfterExit::Gone | AfterExit::Rebuild { .. } => {}
+            AfterExit::Abandon { .. } => {
+                let reason = "the actor that moves its blocks crashes again and again";
+                self.tell_instances(&exit.child, &ImageEvent::NotKept(reason.into()));
             }
+            // The process sees that its root has ended.
             AfterExit::GiveUp => ctx.stop(),
         }
     }
@@ -210,10 +222,10 @@ impl Handler<ChildExited<StartId>> for Agent {
     type Result = ();
 
     fn handle(&mut self, exit: ChildExited<StartId>, ctx: &mut Context<Self>) {
-        match self.instances.exited(&exit, Instant::now()) {
+        // Not rebuilt: its container may be anywhere on its way; a fresh one is the manager's to order.
+        match supervise(self, &exit, |agent| &mut agent.instances, |_, _, _| {}, ctx) {
             AfterExit::Ignore | AfterExit::Gone => {}
-            // Its container may be anywhere on its way; a fresh one is the manager's to order.
-            AfterExit::Rebuild { pause: _ } | AfterExit::GiveUp => {
+            AfterExit::Rebuild { .. } | AfterExit::Abandon { .. } | AfterExit::GiveUp => {
                 self.end_container(exit.child.clone());
                 let reason = EndReason::RunFailed("the actor of the instance crashed".into());
                 let news = InstanceNews::Ended(reason);
@@ -227,17 +239,43 @@ impl Handler<ChildExited<&'static str>> for Agent {
     type Result = ();
 
     fn handle(&mut self, exit: ChildExited<&'static str>, ctx: &mut Context<Self>) {
-        let is_store = exit.child == STORE;
-        let now = Instant::now();
-        let after = if is_store { self.store.exited(&exit, now) } else { self.session.exited(&exit, now) };
+        let after = if exit.child == STORE {
+            supervise(self, &exit, |agent| &mut agent.store, |agent, _, ctx| agent.start_store(ctx), ctx)
+        } else {
+            supervise(self, &exit, |agent| &mut agent.session, |agent, _, ctx| agent.start_session(ctx), ctx)
+        };
         match after {
-            AfterExit::Ignore | AfterExit::Gone => {}
-            AfterExit::Rebuild { pause } => {
-                ctx.run_later(pause, move |agent, ctx| {
-                    if is_store { agent.start_store(ctx) } else { agent.start_session(ctx) }
-                });
-            }
-            AfterExit::GiveUp => ctx.stop(),
+            AfterExit::Ignore | AfterExit::Gone | AfterExit::Rebuild { .. } => {}
+            AfterExit::Abandon { .. } | AfterExit::GiveUp => ctx.stop(),
         }
+    }
+}
+
+/// Below the manager's own deadline for a VM's answer.
+const OBSERVED_WITHIN: Duration = Duration::from_millis(500);
+/// Children of the agent that fit into one frame.
+const CHILDREN_SHOWN_MAX: u32 = 200;
+
+impl Agent {
+    fn observe(&self, ask: Observe) -> impl Future<Output = Snapshot> + use<> {
+        let snapshot = Snapshot::new(format!("VM {}, {} trees", self.world.vm, self.trees.len())).queue(
+            "instances",
+            self.ordered.len(),
+            self.world.limits.instances_max,
+        );
+        let (store, session) = (self.store.observe(ask), self.session.observe(ask));
+        let (transfers, instances) = (self.transfers.observe(ask), self.instances.observe(ask));
+        async move {
+            let (store, session, transfers, instances) = tokio::join!(store, session, transfers, instances);
+            snapshot.children(store).children(session).children(transfers).children(instances)
+        }
+    }
+}
+
+impl Handler<Observe> for Agent {
+    type Result = ResponseFuture<Snapshot>;
+
+    fn handle(&mut self, ask: Observe, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.observe(ask))
     }
 }

@@ -4,17 +4,35 @@ use crate::{
     agent::world::ChildLink,
     block_transfer::Opened,
     id::{StartId, TreeId, VmId},
+    support::{Flow, Hop},
     wire::{
         control::{HeldTree, Hello, ToAgent},
         peer::Refusal,
     },
 };
 use actix::prelude::*;
+use std::fmt::Display;
 
 /// An order of the manager.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Order(pub ToAgent);
+
+impl Flow for Order {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let (message, about): (_, &dyn Display) = match &self.0 {
+            ToAgent::Start(order) => ("Start", &order.start),
+            ToAgent::Stop { start } => ("Stop", start),
+            ToAgent::Place(place) => ("Place", &place.tree),
+            ToAgent::Leave { tree, .. } => ("Leave", tree),
+            ToAgent::Welcome { .. }
+            | ToAgent::Refused { .. }
+            | ToAgent::Renewed { .. }
+            | ToAgent::Observe { .. } => return None,
+        };
+        Some(Hop { message, about, permit: "order slot" })
+    }
+}
 
 /// The manager has accepted the session; capabilities are signed with this key.
 #[derive(Message)]

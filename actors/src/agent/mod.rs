@@ -6,6 +6,7 @@
 
 mod handlers;
 mod messages;
+mod told;
 pub mod world;
 
 pub use messages::{GetHeld, GetHello, GetPort, OpenChildOf, Order, Renew, Shutdown, Welcomed};
@@ -14,14 +15,14 @@ use crate::{
     agent_session::{AgentSession, Say, SessionCore},
     block_store::{BlockStore, Found},
     block_transfer::{
-        Attach, BlockTransfer, Demand, GetReport, HolderBack, MountEnded, OpenChild, Opened, Placed,
-        StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
+        Attach, BlockTransfer, Demand, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild, Opened,
+        Placed, StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
     },
     id::{ImageId, StartId, TreeId, VmId},
     instance::{
         FromHolderAbout, Instance, InstanceLimits, InstanceNews, InstanceReport, InstanceWorld, Stop,
     },
-    support::{AfterExit, ChildExited, Children},
+    support::{AfterExit, ChildExited, Children, Life, Observe, Snapshot, supervise},
     wire::{
         PROTOCOL_VERSION,
         control::{
@@ -44,6 +45,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
+use told::Told;
 use world::{Disk, Holder, HolderEvent, InstanceRecord, ManagerDialer, Prober, TreeRecord, Upstreams};
 
 /// The bounds of one agent.
@@ -114,12 +116,14 @@ pub struct Agent {
     is_holder_known: bool,
     /// Children of trees that are not here yet, bounded by the connections of the agent.
     early_children: Vec<(TreeId, oneshot::Sender<Addr<BlockTransfer>>)>,
+    told: Told,
     shutdown: Option<oneshot::Sender<()>>,
     is_shut_down: bool,
 }
 
-const STORE: &str = "block store";
-const SESSION: &str = "session";
+const AGENT: &str = "agent";
+const STORE: &str = "block_store";
+const SESSION: &str = "agent_session";
 
 impl Agent {
     /// `trees` and `instances` are the records that a former agent left on disk.
@@ -129,50 +133,58 @@ impl Agent {
         instances: Vec<(StartId, InstanceRecord)>,
     ) -> Self {
         let trees = trees.into_iter().map(|(tree, record)| (tree, Tree::new(record))).collect();
+        let told = Told::new(2 * world.limits.instances_max);
         Self {
             world,
-            store: Children::default(),
-            session: Children::default(),
-            transfers: Children::default(),
-            instances: Children::default(),
+            store: Children::vital(AGENT, STORE),
+            session: Children::vital(AGENT, SESSION),
+            transfers: Children::many(AGENT, "block_transfer"),
+            instances: Children::many(AGENT, "instance"),
             trees,
             opening: BTreeSet::new(),
             ordered: BTreeMap::new(),
             former: instances,
             is_holder_known: false,
             early_children: Vec::new(),
+            told,
             shutdown: None,
             is_shut_down: false,
         }
     }
 
-    fn say(&self, message: ToManager) {
-        if let Some(session) = self.session.get(&SESSION) {
-            session.do_send(Say(message));
-        }
+    fn say(&mut self, message: ToManager) {
+        self.told.note(&message);
+        self.session.send(&SESSION, Say(message));
     }
 
     fn start_store(&mut self, ctx: &mut Context<Self>) {
         let (disk, limits) = (Arc::clone(&self.world.disk), self.world.limits);
-        let store = self.store.start(&STORE, ctx.address().downgrade().recipient(), |exit| {
-            BlockStore::new(disk, limits.memory_cache_bytes, limits.disk_cache_bytes, exit).start()
+        let store = self.store.start(&STORE, ctx.address().downgrade().recipient(), |life| {
+            BlockStore::new(disk, limits.memory_cache_bytes, limits.disk_cache_bytes, life).start()
         });
-        for (_, transfer) in self.transfers.iter() {
-            transfer.do_send(StoreBack(store.clone()));
+        let store = store.clone();
+        for (tree, _) in self.transfers.iter() {
+            self.transfers.send(tree, StoreBack(store.clone()));
+        }
+        // Images that were opened while there was no store.
+        if self.is_holder_known {
+            self.open_all(ctx);
+        }
+    }
+
+    fn open_all(&mut self, ctx: &mut Context<Self>) {
+        for tree in self.trees.keys().filter(|tree| !self.transfers.knows(tree)).cloned().collect::<Vec<_>>()
+        {
+            self.open(tree, ctx);
         }
     }
 
     fn start_session(&mut self, ctx: &mut Context<Self>) {
         let limits = self.world.limits;
-        let core = SessionCore::new(
-            Instant::now(),
-            limits.reconnect_min,
-            limits.reconnect_max,
-            2 * limits.instances_max,
-        );
+        let core = SessionCore::new(Instant::now(), limits.reconnect_min, limits.reconnect_max);
         let (agent, dialer) = (ctx.address().downgrade(), Arc::clone(&self.world.manager));
-        self.session.start(&SESSION, ctx.address().downgrade().recipient(), |exit| {
-            AgentSession::new(core, agent, dialer, exit).start()
+        self.session.start(&SESSION, ctx.address().downgrade().recipient(), |life| {
+            AgentSession::new(core, agent, dialer, life).start()
         });
     }
 
@@ -186,9 +198,8 @@ impl Agent {
             Some(known) => (known.record, known.is_left) = (record, false),
             None => drop(self.trees.insert(tree.clone(), Tree::new(record))),
         }
-        match self.transfers.get(&tree) {
-            Some(transfer) => transfer.do_send(Placed(place)),
-            None => self.open(tree, ctx),
+        if !self.transfers.send(&tree, Placed(place)) {
+            self.open(tree, ctx);
         }
     }
 
@@ -226,21 +237,22 @@ impl Agent {
         let (record, place) = (known.record.clone(), known.record.place.clone());
         let is_mounted = known.is_mounted;
         let name = tree.clone();
-        let transfer = self.transfers.start(&tree, ctx.address().downgrade().recipient(), |exit| {
-            BlockTransfer::new(name, record, opened, world, exit).start()
+        let transfer = self.transfers.start(&tree, ctx.address().downgrade().recipient(), |life| {
+            BlockTransfer::new(name, record, opened, world, life).start()
         });
-        transfer.do_send(Placed(place));
         let transfer = transfer.clone();
+        self.transfers.send(&tree, Placed(place));
         for (_, child) in self.early_children.extract_if(.., |(awaited, _)| *awaited == tree) {
             // It may have given up.
             let _ = child.send(transfer.clone());
         }
         if is_mounted {
             // It mounts again, so that the holder asks for what reads have waited for meanwhile.
-            transfer.do_send(HolderBack { is_mounted });
+            self.transfers.send(&tree, HolderBack { is_mounted });
         }
         for (start, instance) in self.instances_of(&tree) {
-            transfer.do_send(Attach { start: start.clone(), events: instance.clone().recipient() });
+            let attach = Attach { start: start.clone(), events: instance.clone().recipient() };
+            self.transfers.send(&tree, attach);
         }
     }
 
@@ -253,8 +265,12 @@ impl Agent {
 
     fn cache_failed(&mut self, tree: &TreeId, reason: &str) {
         tracing::error!(%tree, %reason, "the cache of an image cannot be used");
-        for (_, instance) in self.instances_of(tree) {
-            instance.do_send(crate::block_transfer::ImageEvent::MountFailed(reason.to_owned()));
+        self.tell_instances(tree, &ImageEvent::MountFailed(reason.to_owned()));
+    }
+
+    fn tell_instances(&self, tree: &TreeId, event: &ImageEvent) {
+        for (start, _) in self.instances_of(tree) {
+            self.instances.send(start, event.clone());
         }
     }
 
@@ -302,7 +318,7 @@ impl Agent {
     fn start_instance(
         &mut self,
         start: &StartId,
-        make: impl FnOnce(StartOrder, u16, InstanceWorld, crate::support::ExitNotice<StartId>) -> Instance,
+        make: impl FnOnce(StartOrder, u16, InstanceWorld, Life<StartId>) -> Instance,
         ctx: &mut Context<Self>,
     ) {
         let Some(ordered) = self.ordered.get(start) else {
@@ -316,12 +332,11 @@ impl Agent {
             limits: self.world.limits.instance,
             reports: ctx.address().recipient(),
         };
-        let instance = self.instances.start(start, ctx.address().downgrade().recipient(), |exit| {
-            make(order, port, world, exit).start()
+        let instance = self.instances.start(start, ctx.address().downgrade().recipient(), |life| {
+            make(order, port, world, life).start()
         });
-        if let Some(transfer) = self.transfers.get(&tree) {
-            transfer.do_send(Attach { start: start.clone(), events: instance.clone().recipient() });
-        }
+        let attach = Attach { start: start.clone(), events: instance.clone().recipient() };
+        self.transfers.send(&tree, attach);
     }
 
     fn save_instance(&self, start: &StartId, record: Option<InstanceRecord>, ctx: &mut Context<Self>) {
@@ -357,9 +372,7 @@ impl Agent {
     /// Empties the place of a tree in the cache. It is not opened anew before that is done.
     fn remove(&mut self, tree: TreeId, ctx: &mut Context<Self>) {
         self.opening.insert(tree.clone());
-        if let Some(store) = self.store.get(&STORE) {
-            store.do_send(Found { tree: tree.clone(), disk_bytes: 0 });
-        }
+        self.store.send(&STORE, Found { tree: tree.clone(), disk_bytes: 0 });
         let removing = self.world.disk.remove(&tree);
         ctx.spawn(removing.into_actor(self).map(move |removed, agent, ctx| {
             if let Err(error) = removed {
@@ -374,9 +387,7 @@ impl Agent {
     fn holder_back(&mut self, mounts: &[ImageId], held: Vec<HeldInstance>, ctx: &mut Context<Self>) {
         for (tree, known) in &mut self.trees {
             known.is_mounted = mounts.contains(&tree.image);
-            if let Some(transfer) = self.transfers.get(tree) {
-                transfer.do_send(HolderBack { is_mounted: known.is_mounted });
-            }
+            self.transfers.send(tree, HolderBack { is_mounted: known.is_mounted });
         }
         for (start, record) in std::mem::take(&mut self.former) {
             let before = TransferReport::default();
@@ -403,10 +414,7 @@ impl Agent {
             self.world.holder.send(ToHolder::Unmount { image: *image });
         }
         if !std::mem::replace(&mut self.is_holder_known, true) {
-            let trees: Vec<TreeId> = self.trees.keys().cloned().collect();
-            for tree in trees {
-                self.open(tree, ctx);
-            }
+            self.open_all(ctx);
             self.start_session(ctx);
         }
     }
@@ -425,9 +433,7 @@ impl Agent {
     }
 
     fn tell_instance(&self, start: &StartId, message: FromHolderAbout) {
-        if let Some(instance) = self.instances.get(start) {
-            instance.do_send(message);
-        }
+        self.instances.send(start, message);
     }
 
     fn tree_of(&self, image: &ImageId) -> Option<&TreeId> {
@@ -441,9 +447,7 @@ impl Agent {
         if let Some(known) = self.trees.get_mut(&tree) {
             known.is_mounted = ended.is_ok();
         }
-        if let Some(transfer) = self.transfers.get(&tree) {
-            transfer.do_send(MountEnded(ended));
-        }
+        self.transfers.send(&tree, MountEnded(ended));
     }
 
     /// Adds the transfer's counters to an instance's news and tells the manager.

@@ -1,7 +1,7 @@
 //! When to connect to the manager, and what may be said to it.
 
 use crate::wire::control::ToManager;
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 use tokio::time::Instant;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,28 +26,24 @@ pub enum Effect {
     Heartbeat,
 }
 
-/// Keeps the session alive. What must not be lost while the manager is away waits here, bounded; the
-/// rest is in the next `Hello`.
+/// Keeps the session alive. What is said while there is none is in the next `Hello`, or the agent says it
+/// again.
 pub struct SessionCore {
     state: State,
     failures: u32,
     heartbeat: Duration,
     retry_min: Duration,
     retry_max: Duration,
-    waiting: VecDeque<ToManager>,
-    waiting_max: usize,
 }
 
 impl SessionCore {
-    pub fn new(now: Instant, retry_min: Duration, retry_max: Duration, waiting_max: usize) -> Self {
+    pub fn new(now: Instant, retry_min: Duration, retry_max: Duration) -> Self {
         Self {
             state: State::Waiting { until: now },
             failures: 0,
             heartbeat: Duration::from_secs(1),
             retry_min,
             retry_max,
-            waiting: VecDeque::new(),
-            waiting_max,
         }
     }
 
@@ -61,7 +57,6 @@ impl SessionCore {
                 self.failures = 0;
                 self.heartbeat = heartbeat;
                 self.state = State::Open { heartbeat_at: now + heartbeat };
-                effects.extend(self.waiting.drain(..).map(Effect::Send));
             }
             Event::Closed => {
                 let pause = self.retry_min.saturating_mul(2_u32.saturating_pow(self.failures));
@@ -69,12 +64,6 @@ impl SessionCore {
                 self.state = State::Waiting { until: now + pause.min(self.retry_max) };
             }
             Event::Say(message) if self.is_open() => effects.push(Effect::Send(message)),
-            Event::Say(message @ (ToManager::Ready { .. } | ToManager::Ended { .. })) => {
-                if self.waiting.len() == self.waiting_max {
-                    self.waiting.pop_front();
-                }
-                self.waiting.push_back(message);
-            }
             Event::Say(_) => {}
             Event::Tick => self.tick(now, effects),
         }
@@ -98,11 +87,10 @@ impl SessionCore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::control::{EndReason, StartReport, Step};
 
     fn core() -> (SessionCore, Instant) {
         let now = Instant::now();
-        (SessionCore::new(now, Duration::from_millis(100), Duration::from_millis(400), 2), now)
+        (SessionCore::new(now, Duration::from_millis(100), Duration::from_millis(400)), now)
     }
 
     #[test]
@@ -121,28 +109,5 @@ mod tests {
             core.apply(Event::Closed, now, &mut effects);
         }
         assert_eq!(pauses, [0, 100, 200, 400]);
-    }
-
-    #[test]
-    fn how_instances_ended_is_told_when_the_manager_is_back() {
-        let (mut core, now) = core();
-        let ended = |start: &str| ToManager::Ended {
-            start: start.parse().expect("valid"),
-            reason: EndReason::Stopped,
-            report: StartReport::default(),
-        };
-        let mut effects = Vec::new();
-        for start in ["a", "b", "c"] {
-            core.apply(Event::Say(ended(start)), now, &mut effects);
-        }
-        let start = "d".parse().expect("valid");
-        core.apply(
-            Event::Say(ToManager::Progress { start, step: Step::Run, elapsed_us: 1 }),
-            now,
-            &mut effects,
-        );
-        assert_eq!(effects, []);
-        core.apply(Event::Welcomed { heartbeat: Duration::from_secs(1) }, now, &mut effects);
-        assert_eq!(effects, [Effect::Send(ended("b")), Effect::Send(ended("c"))]);
     }
 }

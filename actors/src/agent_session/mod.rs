@@ -9,7 +9,7 @@ use crate::{
         Agent, GetHeld, GetHello,
         world::{FromManager, ManagerDialer, ManagerEvent, TaskLink},
     },
-    support::ExitNotice,
+    support::{Flow, Hop, Life, Observe, Snapshot, flow},
     wire::control::{ToAgent, ToManager},
 };
 use actix::{WeakAddr, prelude::*};
@@ -24,13 +24,19 @@ const TICK: Duration = Duration::from_millis(50);
 #[rtype(result = "()")]
 pub struct Say(pub ToManager);
 
+impl Flow for Say {
+    fn hop(&self) -> Option<Hop<'_>> {
+        self.0.hop()
+    }
+}
+
 pub struct AgentSession {
     core: SessionCore,
     agent: WeakAddr<Agent>,
     dialer: Arc<dyn ManagerDialer>,
     link: Option<TaskLink<ToManager>>,
     links_made: u64,
-    _exit: ExitNotice<&'static str>,
+    life: Life<&'static str>,
 }
 
 impl AgentSession {
@@ -38,9 +44,9 @@ impl AgentSession {
         core: SessionCore,
         agent: WeakAddr<Agent>,
         dialer: Arc<dyn ManagerDialer>,
-        exit: ExitNotice<&'static str>,
+        life: Life<&'static str>,
     ) -> Self {
-        Self { core, agent, dialer, link: None, links_made: 0, _exit: exit }
+        Self { core, agent, dialer, link: None, links_made: 0, life }
     }
 
     fn apply(&mut self, event: Event, ctx: &mut Context<Self>) {
@@ -87,8 +93,7 @@ impl AgentSession {
             self.links_made += 1; // what the old connection still says is not ours any more
             self.apply(Event::Closed, ctx);
         }
-        // No session is open now: it waits for the next, or is in its `Hello`.
-        self.apply(Event::Say(message), ctx);
+        // It is in the next `Hello`, or said again after it.
     }
 }
 
@@ -104,6 +109,7 @@ impl Handler<Say> for AgentSession {
     type Result = ();
 
     fn handle(&mut self, Say(message): Say, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         self.apply(Event::Say(message), ctx);
     }
 }
@@ -112,6 +118,7 @@ impl Handler<FromManager> for AgentSession {
     type Result = ();
 
     fn handle(&mut self, FromManager { link, event }: FromManager, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         if link != self.links_made {
             return;
         }
@@ -125,7 +132,9 @@ impl Handler<FromManager> for AgentSession {
             }
             ManagerEvent::Says(order) => {
                 if let Some(agent) = self.agent.upgrade() {
-                    agent.do_send(crate::agent::Order(order));
+                    let order = crate::agent::Order(order);
+                    flow::record(self.life.kind(), "agent", &order);
+                    agent.do_send(order);
                 }
             }
             ManagerEvent::Closed { reason } => {
@@ -134,5 +143,16 @@ impl Handler<FromManager> for AgentSession {
                 self.apply(Event::Closed, ctx);
             }
         }
+    }
+}
+
+impl Handler<Observe> for AgentSession {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        let snapshot = Snapshot::new(if self.core.is_open() { "open" } else { "no session" });
+        let Some(link) = &self.link else { return snapshot };
+        let (free, limit) = (link.commands.capacity(), link.commands.max_capacity());
+        snapshot.queue("reports", limit - free, limit)
     }
 }

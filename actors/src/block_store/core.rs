@@ -1,6 +1,9 @@
 //! Accounts for disk and memory. The memory part forgets the block that was used longest ago.
 
-use crate::id::{BlockId, TreeId};
+use crate::{
+    id::{BlockId, TreeId},
+    support::Snapshot,
+};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -25,6 +28,16 @@ impl StoreCore {
             blocks: BTreeMap::new(),
             clock: 0,
         }
+    }
+
+    /// Adds what is used of each limit.
+    pub fn observe(&self, snapshot: Snapshot) -> Snapshot {
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        snapshot.queue("memory bytes", bytes(self.memory_bytes), bytes(self.memory_bytes_max)).queue(
+            "disk bytes",
+            bytes(self.disk_bytes.values().sum()),
+            bytes(self.disk_bytes_max),
+        )
     }
 
     /// Takes room on disk. False when there is none.

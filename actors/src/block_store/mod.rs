@@ -10,7 +10,7 @@ use crate::{
     agent::world::{Disk, DiskError},
     id::{BlockId, TreeId},
     image::Index,
-    support::ExitNotice,
+    support::{Flow, Hop, Life, Observe, Snapshot},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -33,6 +33,12 @@ pub struct Load {
     pub tree: TreeId,
     pub index: Arc<Index>,
     pub block: BlockId,
+}
+
+impl Flow for Found {
+    fn hop(&self) -> Option<Hop<'_>> {
+        None
+    }
 }
 
 /// Blocks of an image that were found on disk when it was opened.
@@ -68,7 +74,7 @@ pub struct Distrust {
 pub struct BlockStore {
     core: StoreCore,
     disk: Arc<dyn Disk>,
-    _exit: ExitNotice<&'static str>,
+    life: Life<&'static str>,
 }
 
 impl BlockStore {
@@ -76,9 +82,9 @@ impl BlockStore {
         disk: Arc<dyn Disk>,
         memory_bytes_max: u64,
         disk_bytes_max: u64,
-        exit: ExitNotice<&'static str>,
+        life: Life<&'static str>,
     ) -> Self {
-        Self { core: StoreCore::new(memory_bytes_max, disk_bytes_max), disk, _exit: exit }
+        Self { core: StoreCore::new(memory_bytes_max, disk_bytes_max), disk, life }
     }
 }
 
@@ -89,7 +95,8 @@ impl Actor for BlockStore {
 impl Handler<Keep> for BlockStore {
     type Result = ResponseActFuture<Self, Result<(), DiskError>>;
 
-    fn handle(&mut self, Keep { tree, index, block, stored }: Keep, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, Keep { tree, index, block, stored }: Keep, ctx: &mut Context<Self>) -> Self::Result {
+        self.life.took(ctx);
         let disk_bytes = disk_bytes(&index, block);
         if !self.core.reserve(&tree, disk_bytes) {
             return Box::pin(actix::fut::ready(Err(DiskError::Full)));
@@ -108,7 +115,8 @@ impl Handler<Keep> for BlockStore {
 impl Handler<Load> for BlockStore {
     type Result = ResponseActFuture<Self, Result<Bytes, DiskError>>;
 
-    fn handle(&mut self, Load { tree, index, block }: Load, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, Load { tree, index, block }: Load, ctx: &mut Context<Self>) -> Self::Result {
+        self.life.took(ctx);
         if let Some(stored) = self.core.recall(&tree, block) {
             return Box::pin(actix::fut::ready(Ok(stored)));
         }
@@ -125,7 +133,8 @@ impl Handler<Load> for BlockStore {
 impl Handler<Found> for BlockStore {
     type Result = ();
 
-    fn handle(&mut self, Found { tree, disk_bytes }: Found, _: &mut Context<Self>) {
+    fn handle(&mut self, Found { tree, disk_bytes }: Found, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         self.core.found(&tree, disk_bytes);
     }
 }
@@ -133,7 +142,8 @@ impl Handler<Found> for BlockStore {
 impl Handler<Release> for BlockStore {
     type Result = ();
 
-    fn handle(&mut self, Release { tree, disk_bytes }: Release, _: &mut Context<Self>) {
+    fn handle(&mut self, Release { tree, disk_bytes }: Release, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         self.core.release(&tree, disk_bytes);
     }
 }
@@ -141,7 +151,16 @@ impl Handler<Release> for BlockStore {
 impl Handler<Distrust> for BlockStore {
     type Result = ();
 
-    fn handle(&mut self, Distrust { tree, block }: Distrust, _: &mut Context<Self>) {
+    fn handle(&mut self, Distrust { tree, block }: Distrust, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         self.core.forget(&tree, block);
+    }
+}
+
+impl Handler<Observe> for BlockStore {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        self.core.observe(Snapshot::new("up"))
     }
 }

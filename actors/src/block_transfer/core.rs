@@ -18,6 +18,7 @@ use super::{
 use crate::{
     id::{BlockId, Epoch, VmId},
     image::{BLOCKS_MAX, Index},
+    support::Snapshot,
     wire::{
         control::{BytesBySource, Seat, Step, Upstream},
         peer::{NotServed, Reach, Urgency},
@@ -314,6 +315,22 @@ impl TransferCore {
         let waiting = self.wanted.values().filter(|want| want.is_read);
         let longest = waiting.map(|want| now.duration_since(want.since)).max().unwrap_or_default();
         Stalls { longest: longest.max(self.stalls.longest), ..self.stalls }
+    }
+
+    /// What is there, and what is waited for of each bounded thing.
+    pub fn observe(&self) -> Snapshot {
+        let total = self.index.as_ref().map_or(0, |index| index.block_count());
+        let epoch = self.epoch.unwrap_or_default();
+        let connected = if self.links.is_any_open() { "connected" } else { "no upstream" };
+        let present = self.present.len();
+        let state =
+            format!("{present} of {total} blocks, epoch {}.{}, {connected}", epoch.term, epoch.counter);
+        let asked = self.wanted.values().filter(|want| want.asked.is_some()).count();
+        Snapshot::new(state)
+            .queue("blocks wanted", self.wanted.len(), total as usize)
+            .queue("blocks in flight", asked, self.links.count() * self.limits.in_flight_blocks_max)
+            .queue("blocks on their way to the disk", self.writing.len(), total as usize)
+            .queue("children", self.children.len(), self.limits.children_max)
     }
 
     pub fn is_connected(&self) -> bool {

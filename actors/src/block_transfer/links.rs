@@ -116,6 +116,10 @@ impl Links {
         self.links.iter().filter(|(_, link)| link.state == LinkState::Open)
     }
 
+    pub fn count(&self) -> usize {
+        self.links.len()
+    }
+
     pub fn is_any_open(&self) -> bool {
         self.open_links().next().is_some()
     }

@@ -1,6 +1,7 @@
 //! What a transfer can be told. Events of upstreams are `agent::world::FromUpstream`.
 
 use super::core::{ChildId, Stalls};
+use crate::support::{Flow, Hop};
 use crate::{
     agent::world::ChildLink,
     block_store::BlockStore,
@@ -99,4 +100,48 @@ pub enum ChildEvent {
     Wants { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId>, reach: Reach },
     SaysCorrupt(BlockId),
     Gone,
+}
+
+/// Messages that only say that something has happened, or when.
+macro_rules! hops {
+    ($($message:ty => $name:literal),*) => {$(
+        impl Flow for $message {
+            fn hop(&self) -> Option<Hop<'_>> {
+                Some(Hop { message: $name, about: &"", permit: "" })
+            }
+        }
+    )*};
+}
+
+hops!(MountEnded => "MountEnded", HolderBack => "HolderBack", StoreBack => "StoreBack");
+
+impl Flow for Placed {
+    fn hop(&self) -> Option<Hop<'_>> {
+        Some(Hop { message: "Placed", about: &self.0.tree, permit: "" })
+    }
+}
+
+impl Flow for Attach {
+    fn hop(&self) -> Option<Hop<'_>> {
+        Some(Hop { message: "Attach", about: &self.start, permit: "instance" })
+    }
+}
+
+impl Flow for ImageEvent {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let message = match self {
+            Self::Mounted => "Mounted",
+            Self::MountFailed(_) => "MountFailed",
+            Self::NotKept(_) => "NotKept",
+            Self::Step(_) | Self::Trouble(_) => return None,
+        };
+        Some(Hop { message, about: &"", permit: "" })
+    }
+}
+
+/// As many as reads wait.
+impl Flow for Demand {
+    fn hop(&self) -> Option<Hop<'_>> {
+        None
+    }
 }

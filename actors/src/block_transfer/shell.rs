@@ -15,7 +15,7 @@ use crate::{
     block_store::{BlockStore, Distrust, Found, Keep, Load, Release, disk_bytes},
     id::{BlockId, StartId, TreeId, VmId},
     image::BlockImage,
-    support::{Budget, ExitNotice, Stop},
+    support::{Flow, Hop, Life, Observe, Snapshot, Stop, flow},
     wire::{
         control::{Capability, Place, Step, Upstream},
         holder::{Mount, ToHolder},
@@ -56,6 +56,12 @@ pub struct UpstreamLoss {
     pub vm: VmId,
 }
 
+impl Flow for UpstreamLoss {
+    fn hop(&self) -> Option<Hop<'_>> {
+        Some(Hop { message: "UpstreamLoss", about: &self.vm, permit: "" })
+    }
+}
+
 /// A child that is served.
 struct Served {
     link: ChildLink,
@@ -83,8 +89,7 @@ pub struct BlockTransfer {
     followers: BTreeMap<StartId, Recipient<ImageEvent>>,
     steps: BTreeSet<Step>,
     mounted: Option<Result<(), String>>,
-    budget: Budget,
-    exit: ExitNotice<TreeId>,
+    life: Life<TreeId>,
 }
 
 impl BlockTransfer {
@@ -94,7 +99,7 @@ impl BlockTransfer {
         record: TreeRecord,
         opened: OpenedImage,
         world: TransferWorld,
-        exit: ExitNotice<TreeId>,
+        life: Life<TreeId>,
     ) -> Self {
         let index = IndexCell::default();
         let mut steps = BTreeSet::new();
@@ -121,13 +126,12 @@ impl BlockTransfer {
             followers: BTreeMap::new(),
             steps,
             mounted: None,
-            budget: Budget::default(),
-            exit,
+            life,
         }
     }
 
     fn apply(&mut self, event: Event, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         let mut effects = Vec::new();
         self.core.apply(event, Instant::now(), &mut effects);
         for effect in effects {
@@ -189,7 +193,9 @@ impl BlockTransfer {
             }
             Effect::Mount => self.mount(),
             Effect::ReportLost { vm } => {
-                self.world.losses.do_send(UpstreamLoss { tree: self.tree.clone(), vm });
+                let loss = UpstreamLoss { tree: self.tree.clone(), vm };
+                flow::record(self.life.kind(), "agent", &loss);
+                self.world.losses.do_send(loss);
             }
         }
     }
@@ -309,6 +315,7 @@ impl BlockTransfer {
 
     fn tell_followers(&self, event: &ImageEvent) {
         for follower in self.followers.values() {
+            flow::record(self.life.kind(), "instance", event);
             follower.do_send(event.clone());
         }
     }
@@ -368,7 +375,7 @@ impl Actor for BlockTransfer {
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.tell_store();
         ctx.run_interval(TICK, |transfer, ctx| {
-            if !transfer.exit.parent_is_up() {
+            if !transfer.life.parent_is_up() {
                 return ctx.stop();
             }
             transfer.apply(Event::Tick, ctx);
@@ -541,6 +548,14 @@ impl Handler<FromChild> for BlockTransfer {
                 self.apply(Event::ChildLost { child }, ctx);
             }
         }
+    }
+}
+
+impl Handler<Observe> for BlockTransfer {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        self.core.observe()
     }
 }
 

@@ -190,6 +190,11 @@ impl TreeCore {
         self.epoch
     }
 
+    /// Members, and how many of them are ready.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.members.len(), self.members.iter().filter(|(_, member)| member.ready).count())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }

@@ -7,9 +7,10 @@ use super::{
 use crate::{
     id::{Epoch, TreeId},
     scheduler::ControlError,
-    support::{AfterExit, Budget, ChildExited, Children, ExitNotice, Link, Stop},
+    support::{AfterExit, ChildExited, Children, Life, Link, Observe, Snapshot, Stop, Threads, supervise},
     tree::Topology,
-    vm_node::{ToFleet, ToVm},
+    vm_node::{ToFleet, ToVm, VmEvent, VmNews},
+    wire::control::{EndReason, StartReport},
     world::CapabilityIssuer,
 };
 use actix::prelude::*;
@@ -18,8 +19,6 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::time::Instant;
-
 /// What all trees have in common.
 #[derive(Clone)]
 pub struct ForestSettings {
@@ -29,10 +28,13 @@ pub struct ForestSettings {
     pub capabilities: Arc<dyn CapabilityIssuer>,
     pub vms: Link<ToVm>,
     pub fleet: Link<ToFleet>,
+    pub news: Link<VmNews>,
     /// How often trees look at what is due.
     pub tick: Duration,
     /// The manager's term.
     pub term: u64,
+    /// Where trees run.
+    pub threads: Threads,
     /// Starts kept for a tree that is being rebuilt; further ones are placed anew by the scheduler.
     pub waiting_max: usize,
 }
@@ -47,74 +49,65 @@ pub struct Forest {
     floor: u64,
     /// Starts for trees that are being rebuilt.
     waiting: VecDeque<ToTree>,
-    budget: Budget,
-    exit: Option<ExitNotice<&'static str>>,
+    life: Life<&'static str>,
 }
 
 /// Epochs that one forest may use up; a rebuilt forest, which forgot them, begins behind them.
 const EPOCHS_PER_FOREST: u64 = 1 << 32;
 
 impl Forest {
-    pub fn new(settings: ForestSettings, exit: Option<ExitNotice<&'static str>>) -> Self {
-        let generation = exit.as_ref().map_or(0, ExitNotice::generation);
+    pub fn new(settings: ForestSettings, life: Life<&'static str>) -> Self {
         Self {
             settings,
-            trees: Children::default(),
+            trees: Children::many("forest", "function_tree"),
             counters: BTreeMap::new(),
-            floor: u64::from(generation) * EPOCHS_PER_FOREST,
+            floor: u64::from(life.generation()) * EPOCHS_PER_FOREST,
             waiting: VecDeque::new(),
-            budget: Budget::default(),
-            exit,
+            life,
         }
     }
 
     fn start_tree(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
         let counter = *self.counters.entry(tree.clone()).or_insert(self.floor);
         let epoch = Epoch { term: self.settings.term, counter };
-        let settings = &self.settings;
-        self.trees.start(tree, ctx.address().downgrade().recipient(), |exit| {
-            FunctionTree {
-                tree: tree.clone(),
+        let (name, settings) = (tree.clone(), self.settings.clone());
+        let parent = ctx.address().downgrade().recipient();
+        self.trees.start(tree, ctx.address().downgrade().recipient(), |life| {
+            settings.threads.clone().start(&tree.to_string(), move || FunctionTree {
                 core: TreeCore::new(settings.limits, (settings.topology)(), epoch),
-                capabilities: Arc::clone(&settings.capabilities),
-                vms: settings.vms.clone(),
-                fleet: settings.fleet.clone(),
-                parent: ctx.address().downgrade().recipient(),
+                tree: name,
+                capabilities: settings.capabilities,
+                vms: settings.vms,
+                fleet: settings.fleet,
+                parent,
                 tick: settings.tick,
-                budget: Budget::default(),
-                exit,
-            }
-            .start()
+                life,
+            })
         });
+    }
+
+    /// Ends a start for a tree that cannot be kept up; the scheduler would only try again.
+    fn refuse(&self, message: ToTree) {
+        if let Event::Join { vm, start, .. } = message.event {
+            let reason =
+                EndReason::ImageUnavailable("the actor of its function tree crashes again and again".into());
+            let event = VmEvent::Ended { start: start.start, reason, report: StartReport::default() };
+            self.settings.news.send(VmNews { vm, event, slot: None });
+        }
     }
 
     /// Sends what came for a tree while it was being rebuilt.
     fn resend(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
         for message in std::mem::take(&mut self.waiting) {
             if message.tree == *tree {
-                ctx.address().do_send(message);
+                self.deliver(message, ctx);
             } else {
                 self.waiting.push_back(message);
             }
         }
     }
-}
 
-impl Actor for Forest {
-    type Context = Context<Self>;
-
-    fn started(&mut self, _ctx: &mut Context<Self>) {
-        if self.exit.as_ref().is_some_and(|exit| exit.generation() > 0) {
-            self.settings.fleet.send(ToFleet::Rejoin { tree: None });
-        }
-    }
-}
-
-impl Handler<ToTree> for Forest {
-    type Result = ();
-
-    fn handle(&mut self, message: ToTree, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+    fn deliver(&mut self, message: ToTree, ctx: &mut Context<Self>) {
         if !self.trees.knows(&message.tree) {
             match message.event {
                 Event::Join { .. } | Event::Reported { .. } => self.start_tree(&message.tree, ctx),
@@ -128,9 +121,9 @@ impl Handler<ToTree> for Forest {
                 | Event::Tick => return,
             }
         }
-        if let Some(tree) = self.trees.get(&message.tree) {
+        if self.trees.get(&message.tree).is_some() {
             let dissolves = matches!(message.event, Event::Dissolve);
-            tree.do_send(Happened { event: message.event, slot: message.slot });
+            self.trees.send(&message.tree, Happened { event: message.event, slot: message.slot });
             if dissolves {
                 self.trees.remove(&message.tree);
                 // The last change of the tree, which will not be reported, is within the next one.
@@ -139,11 +132,33 @@ impl Handler<ToTree> for Forest {
             }
             return;
         }
+        if self.trees.rests(&message.tree) {
+            return self.refuse(message);
+        }
         // All but starts and orders to leave is asked for again by the rebuilt tree.
         let kept = matches!(message.event, Event::Join { .. } | Event::Leave { .. } | Event::Dissolve);
         if kept && self.waiting.len() < self.settings.waiting_max {
             self.waiting.push_back(message);
         }
+    }
+}
+
+impl Actor for Forest {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _ctx: &mut Context<Self>) {
+        if self.life.is_rebuilt() {
+            self.settings.fleet.send(ToFleet::Rejoin { tree: None });
+        }
+    }
+}
+
+impl Handler<ToTree> for Forest {
+    type Result = ();
+
+    fn handle(&mut self, message: ToTree, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
+        self.deliver(message, ctx);
     }
 }
 
@@ -155,7 +170,7 @@ impl Handler<ToForest> for Forest {
     type Result = ();
 
     fn handle(&mut self, message: ToForest, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         match message {
             ToForest::View { tree, reply } => match self.trees.get(&tree) {
                 Some(child) => child.do_send(GetView(reply)),
@@ -165,8 +180,8 @@ impl Handler<ToForest> for Forest {
                 }
             },
             ToForest::VmGone { vm } => {
-                for (_, tree) in self.trees.iter() {
-                    tree.do_send(Happened { event: Event::Gone { vm: vm.clone() }, slot: None });
+                for (tree, _) in self.trees.iter() {
+                    self.trees.send(tree, Happened { event: Event::Gone { vm: vm.clone() }, slot: None });
                 }
             }
         }
@@ -187,26 +202,39 @@ impl Handler<ChildExited<TreeId>> for Forest {
     type Result = ();
 
     fn handle(&mut self, exit: ChildExited<TreeId>, ctx: &mut Context<Self>) {
-        match self.trees.exited(&exit, Instant::now()) {
-            AfterExit::Ignore => {}
+        let rebuild = |forest: &mut Self, tree: &TreeId, ctx: &mut Context<Self>| {
+            forest.start_tree(tree, ctx);
+            forest.resend(tree, ctx);
+        };
+        match supervise(self, &exit, |forest| &mut forest.trees, rebuild, ctx) {
+            AfterExit::Ignore | AfterExit::Rebuild { .. } => {}
             AfterExit::Gone => {
                 let last = self.counters.remove(&exit.child).unwrap_or_default();
                 self.floor = self.floor.max(last);
             }
-            AfterExit::Rebuild { pause } => {
-                tracing::error!(tree = %exit.child, "function tree panicked and is rebuilt");
-                ctx.run_later(pause, move |forest, ctx| {
-                    if forest.trees.knows(&exit.child) {
-                        forest.start_tree(&exit.child, ctx);
-                        forest.resend(&exit.child, ctx);
-                    }
-                });
+            AfterExit::Abandon { .. } => {
+                let (given_up, others) =
+                    std::mem::take(&mut self.waiting).into_iter().partition(|one| one.tree == exit.child);
+                self.waiting = others;
+                let given_up: VecDeque<ToTree> = given_up;
+                given_up.into_iter().for_each(|message| self.refuse(message));
             }
-            AfterExit::GiveUp => {
-                tracing::error!(tree = %exit.child, "function tree panics again and again");
-                ctx.stop();
-            }
+            AfterExit::GiveUp => self.life.give_up(ctx),
         }
+    }
+}
+
+impl Handler<Observe> for Forest {
+    type Result = ResponseFuture<Snapshot>;
+
+    fn handle(&mut self, ask: Observe, _: &mut Context<Self>) -> Self::Result {
+        let snapshot = Snapshot::new(format!("{} trees", self.trees.len())).queue(
+            "for trees being rebuilt",
+            self.waiting.len(),
+            self.settings.waiting_max,
+        );
+        let trees = self.trees.observe(ask);
+        Box::pin(async move { snapshot.children(trees.await) })
     }
 }
 

@@ -6,10 +6,10 @@ use crate::{
     image::BlockImage,
     model::TreeView,
     scheduler::Reply,
-    support::Slot,
+    support::{Flow, Hop, Slot},
 };
 use actix::prelude::*;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 /// For one tree. Joins and reports make the tree when it is not there; anything else is dropped then.
 /// Bounded by the starts that the scheduler lets in and by the slots of agents' sessions.
@@ -19,6 +19,24 @@ pub struct ToTree {
     pub tree: TreeId,
     pub event: Event,
     pub slot: Slot,
+}
+
+impl Flow for ToTree {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let slot = if self.slot.is_some() { "session slot" } else { "" };
+        let (message, about, permit): (_, &dyn Display, _) = match &self.event {
+            Event::Join { start, .. } => ("Join", &start.start, "start waiting"),
+            Event::Reported { vm, .. } => ("Reported", vm, slot),
+            Event::Ready { vm } => ("Ready", vm, slot),
+            Event::Gone { vm } => ("Gone", vm, slot),
+            Event::Leave { vm } => ("Leave", vm, ""),
+            Event::UpstreamLost { by, .. } => ("UpstreamLost", by, slot),
+            Event::Dissolve => ("Dissolve", &self.tree, ""),
+            // Heartbeats and time.
+            Event::Held { .. } | Event::Tick => return None,
+        };
+        Some(Hop { message, about, permit })
+    }
 }
 
 /// For the parent of all trees.
@@ -31,12 +49,28 @@ pub enum ToForest {
     VmGone { vm: VmId },
 }
 
+impl Flow for ToForest {
+    fn hop(&self) -> Option<Hop<'_>> {
+        match self {
+            Self::View { .. } => None,
+            Self::VmGone { vm } => Some(Hop { message: "VmGone", about: vm, permit: "" }),
+        }
+    }
+}
+
 /// An event, from the parent to the tree it looked up.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Happened {
     pub event: Event,
     pub slot: Slot,
+}
+
+/// Its way to the parent has been noted.
+impl Flow for Happened {
+    fn hop(&self) -> Option<Hop<'_>> {
+        None
+    }
 }
 
 #[derive(Message)]

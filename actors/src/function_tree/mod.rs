@@ -17,8 +17,8 @@ pub use forest::{Forest, ForestSettings};
 pub use messages::{StartDraft, ToForest, ToTree};
 
 use crate::{
-    id::{TreeId, VmId},
-    support::{Budget, ExitNotice, Link, Stop},
+    id::{Epoch, TreeId, VmId},
+    support::{Life, Link, Observe, Snapshot, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage},
     wire::control::{Place, StartOrder},
     world::{CapabilityIssuer, KeyHash},
@@ -37,19 +37,18 @@ struct FunctionTree {
     fleet: Link<ToFleet>,
     parent: WeakRecipient<EpochRaised>,
     tick: Duration,
-    budget: Budget,
-    exit: ExitNotice<TreeId>,
+    life: Life<TreeId>,
 }
 
 impl Actor for FunctionTree {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        if self.exit.generation() > 0 {
+        if self.life.is_rebuilt() {
             self.fleet.send(ToFleet::Rejoin { tree: Some(self.tree.clone()) });
         }
         ctx.run_interval(self.tick, |tree, ctx| {
-            if !tree.exit.parent_is_up() {
+            if !tree.life.parent_is_up() {
                 return ctx.stop();
             }
             tree.happened(Event::Tick);
@@ -111,7 +110,7 @@ impl Handler<Happened> for FunctionTree {
     type Result = ();
 
     fn handle(&mut self, Happened { event, slot }: Happened, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         let dissolves = matches!(event, Event::Dissolve);
         self.happened(event);
         drop(slot);
@@ -125,9 +124,19 @@ impl Handler<GetView> for FunctionTree {
     type Result = ();
 
     fn handle(&mut self, GetView(reply): GetView, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         // Whoever asked may be gone; then nobody wants the view.
         let _gone = reply.send(Ok(self.core.view(self.tree.image)));
+    }
+}
+
+impl Handler<Observe> for FunctionTree {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        let (members, ready) = self.core.sizes();
+        let Epoch { term, counter } = self.core.epoch();
+        Snapshot::new(format!("{members} VMs, {ready} ready, epoch {term}.{counter}"))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     agent::world::{Holder, Prober},
     block_transfer::ImageEvent,
     id::StartId,
-    support::ExitNotice,
+    support::{Flow, Hop, Life, Observe, Snapshot, flow},
     wire::{
         control::{EndReason, StartOrder, Step},
         holder::{Exit, Run, ToHolder},
@@ -73,32 +73,62 @@ pub enum FromHolderAbout {
     },
 }
 
+impl Flow for FromHolderAbout {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let message = match self {
+            Self::Running => "Running",
+            Self::RunFailed(_) => "RunFailed",
+            Self::Exited(_) => "Exited",
+            Self::Held => "Held",
+            Self::NotHeld { .. } => "NotHeld",
+        };
+        Some(Hop { message, about: &"", permit: "" })
+    }
+}
+
+impl Flow for InstanceReport {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let message = match self.news {
+            InstanceNews::Progress { .. } => return None,
+            InstanceNews::Ready => "Ready",
+            InstanceNews::Ended(_) => "Ended",
+        };
+        Some(Hop { message, about: &self.start, permit: "instance" })
+    }
+}
+
 /// End the instance.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Stop;
+
+impl Flow for Stop {
+    fn hop(&self) -> Option<Hop<'_>> {
+        Some(Hop { message: "Stop", about: &"", permit: "" })
+    }
+}
 
 pub struct Instance {
     order: StartOrder,
     port: u16,
     core: InstanceCore,
     world: InstanceWorld,
-    exit: ExitNotice<StartId>,
+    life: Life<StartId>,
 }
 
 impl Instance {
     /// An instance that was just ordered.
-    pub fn new(order: StartOrder, port: u16, world: InstanceWorld, exit: ExitNotice<StartId>) -> Self {
+    pub fn new(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
         let deadline = Duration::from_millis(order.ready_deadline_ms);
         let core = InstanceCore::new(Instant::now(), deadline, world.limits.probe_interval);
-        Self { order, port, core, world, exit }
+        Self { order, port, core, world, life }
     }
 
     /// An instance whose container runs already.
-    pub fn resumed(order: StartOrder, port: u16, world: InstanceWorld, exit: ExitNotice<StartId>) -> Self {
+    pub fn resumed(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
         let deadline = Duration::from_millis(order.ready_deadline_ms);
         let core = InstanceCore::resumed(Instant::now(), deadline, world.limits.probe_interval);
-        Self { order, port, core, world, exit }
+        Self { order, port, core, world, life }
     }
 
     fn apply(&mut self, event: Event, ctx: &mut Context<Self>) {
@@ -129,7 +159,9 @@ impl Instance {
     fn report(&self, news: InstanceNews) {
         let micros = |elapsed: &Duration| u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let steps_us = self.core.steps().iter().map(|(step, at)| (*step, micros(at))).collect();
-        self.world.reports.do_send(InstanceReport { start: self.order.start.clone(), news, steps_us });
+        let report = InstanceReport { start: self.order.start.clone(), news, steps_us };
+        flow::record(self.life.kind(), "agent", &report);
+        self.world.reports.do_send(report);
     }
 
     fn launch(&self, ctx: &mut Context<Self>) {
@@ -164,7 +196,7 @@ impl Actor for Instance {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(TICK, |instance, ctx| {
-            if !instance.exit.parent_is_up() {
+            if !instance.life.parent_is_up() {
                 return ctx.stop();
             }
             instance.apply(Event::Tick, ctx);
@@ -176,6 +208,7 @@ impl Handler<ImageEvent> for Instance {
     type Result = ();
 
     fn handle(&mut self, event: ImageEvent, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         self.apply(Event::Image(event), ctx);
     }
 }
@@ -184,6 +217,7 @@ impl Handler<FromHolderAbout> for Instance {
     type Result = ();
 
     fn handle(&mut self, message: FromHolderAbout, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         let event = match message {
             FromHolderAbout::Running => Event::Running,
             FromHolderAbout::RunFailed(reason) => Event::RunFailed(reason),
@@ -199,6 +233,22 @@ impl Handler<Stop> for Instance {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         self.apply(Event::Stop, ctx);
+    }
+}
+
+impl Handler<Observe> for Instance {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        Snapshot::new(match self.core.phase() {
+            Phase::Image => "waits for its image",
+            Phase::Launching => "is being run",
+            Phase::Probing => "is probed",
+            Phase::Ready => "ready",
+            Phase::Stopping(_) => "is being stopped",
+            Phase::Ended => "ended",
+        })
     }
 }

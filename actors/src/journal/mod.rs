@@ -4,6 +4,9 @@
 //! under way waits and is committed together, as far as the store takes it at once; each caller is
 //! answered when its own batch is durable. A group whose conditions do not all hold is committed batch by
 //! batch, so that only those fail whose own conditions do not hold.
+//!
+//! The actor may crash. Of the batches that it had then nobody knows whether they are durable, and their
+//! callers are told so; the store applies none of them after what the next journal hands in.
 
 mod messages;
 mod queue;
@@ -11,7 +14,7 @@ mod queue;
 pub use messages::{Commit, Done, Room};
 
 use crate::{
-    support::{ExitNotice, Stop},
+    support::{Life, Link, Observe, Snapshot, Stop},
     world::{Batch, BatchLimits, Metadata, MetadataError},
 };
 use actix::prelude::*;
@@ -25,28 +28,52 @@ struct Waiter {
     _room: Room,
 }
 
-pub struct Journal {
+/// What a journal is made with, and made again.
+#[derive(Clone)]
+pub struct JournalSettings {
     metadata: Arc<dyn Metadata>,
+    limits: JournalLimits,
+    commits: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+impl JournalSettings {
+    pub fn new(metadata: Arc<dyn Metadata>, commits_max: usize, bytes_max: usize) -> Self {
+        let limits = JournalLimits { commits_max, bytes_max, batch: metadata.limits() };
+        let (commits, bytes) = (Semaphore::new(commits_max), Semaphore::new(bytes_max));
+        Self { metadata, limits, commits: Arc::new(commits), bytes: Arc::new(bytes) }
+    }
+
+    /// What is above the limits is refused at once.
+    pub fn handle(&self, link: Link<Commit>) -> JournalHandle {
+        let (commits, bytes) = (Arc::clone(&self.commits), Arc::clone(&self.bytes));
+        JournalHandle { link, batch: self.limits.batch, commits, bytes }
+    }
+}
+
+pub struct Journal {
+    settings: JournalSettings,
     queue: Queue<Waiter>,
-    committing: bool,
-    _exit: Option<ExitNotice<&'static str>>,
+    /// Batches that are on their way to the disk.
+    committing: usize,
+    life: Life<&'static str>,
 }
 
 impl Journal {
-    pub fn new(metadata: Arc<dyn Metadata>, exit: Option<ExitNotice<&'static str>>) -> Self {
-        let queue = Queue::new(metadata.limits());
-        Self { metadata, queue, committing: false, _exit: exit }
+    pub fn new(settings: JournalSettings, life: Life<&'static str>) -> Self {
+        let queue = Queue::new(settings.limits.batch);
+        Self { settings, queue, committing: 0, life }
     }
 
     fn commit_next(&mut self, ctx: &mut Context<Self>) {
-        if self.committing {
+        if self.committing > 0 {
             return;
         }
         let Some(mut group) = self.queue.next_group() else { return };
-        self.committing = true;
-        let commit = self.metadata.commit(std::mem::take(&mut group.batch));
+        self.committing = group.len();
+        let commit = self.settings.metadata.commit(std::mem::take(&mut group.batch));
         ctx.spawn(commit.into_actor(self).map(move |result, journal, ctx| {
-            journal.committing = false;
+            journal.committing = 0;
             journal.committed(group, result);
             journal.commit_next(ctx);
         }));
@@ -60,7 +87,7 @@ impl Journal {
             Err(error) => tracing::error!(%error, batches = group.len(), "commit to the metadata store"),
         }
         for waiter in group.into_waiters() {
-            (waiter.done)(result.clone());
+            waiter.done.call(result.clone());
         }
     }
 }
@@ -73,8 +100,24 @@ impl Handler<Commit> for Journal {
     type Result = ();
 
     fn handle(&mut self, Commit { batch, done, room }: Commit, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         self.queue.push(batch, Waiter { done, _room: room });
         self.commit_next(ctx);
+    }
+}
+
+impl Handler<Observe> for Journal {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        let state = match self.committing {
+            0 => "idle".to_owned(),
+            batches => format!("{batches} batches on their way to the disk"),
+        };
+        let JournalSettings { limits, commits, bytes, .. } = &self.settings;
+        Snapshot::new(state)
+            .queue("commits", limits.commits_max - commits.available_permits(), limits.commits_max)
+            .queue("bytes", limits.bytes_max - bytes.available_permits(), limits.bytes_max)
     }
 }
 
@@ -88,36 +131,30 @@ impl Handler<Stop> for Journal {
 
 /// What the journal takes.
 #[derive(Debug, Clone, Copy)]
-pub struct JournalLimits {
+struct JournalLimits {
     /// Commits that wait or are under way.
-    pub commits_max: usize,
+    commits_max: usize,
     /// Their keys and values together.
-    pub bytes_max: usize,
+    bytes_max: usize,
     /// One commit: what the store takes at once.
-    pub batch: BatchLimits,
+    batch: BatchLimits,
 }
 
 /// The journal as others see it. Cheap to clone.
 #[derive(Clone)]
 pub struct JournalHandle {
-    commits: Recipient<Commit>,
+    link: Link<Commit>,
     batch: BatchLimits,
-    permits: Arc<Semaphore>,
+    commits: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
 }
 
 impl JournalHandle {
-    /// What is above the limits is refused at once.
-    pub fn new(commits: Recipient<Commit>, limits: JournalLimits) -> Self {
-        let permits = Arc::new(Semaphore::new(limits.commits_max));
-        Self { commits, batch: limits.batch, permits, bytes: Arc::new(Semaphore::new(limits.bytes_max)) }
-    }
-
     /// Hands in a batch; `done` is called when it is durable or has failed, in the order of calls.
     pub fn submit(&self, batch: Batch, done: Done) {
         match self.room(&batch) {
-            Ok(room) => self.commits.do_send(Commit { batch, done, room }),
-            Err(error) => done(Err(error)),
+            Ok(room) => self.link.send(Commit { batch, done, room }),
+            Err(error) => done.call(Err(error)),
         }
     }
 
@@ -129,7 +166,7 @@ impl JournalHandle {
         let permits = u32::try_from(bytes).map_err(|_| MetadataError::TooLarge(bytes))?;
         let full = |_| MetadataError::Busy;
         Ok(Room {
-            _commit: Arc::clone(&self.permits).try_acquire_owned().map_err(full)?,
+            _commit: Arc::clone(&self.commits).try_acquire_owned().map_err(full)?,
             _bytes: Arc::clone(&self.bytes).try_acquire_many_owned(permits).map_err(full)?,
         })
     }
@@ -139,12 +176,11 @@ impl JournalHandle {
         let (reply, answer) = oneshot::channel();
         self.submit(
             batch,
-            Box::new(move |result| {
+            Done::new(move |result| {
                 // The caller may have given up; the batch is durable all the same.
                 let _gone = reply.send(result);
             }),
         );
-        let closed = || MetadataError::Unwritable("the journal is closed".into());
-        answer.await.unwrap_or_else(|_| Err(closed()))
+        answer.await.unwrap_or(Err(MetadataError::Unknown))
     }
 }

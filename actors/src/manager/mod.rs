@@ -8,26 +8,33 @@
 //! ```
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{
     function_tree::{Forest, ForestSettings, ToForest, ToTree, TreeLimits},
-    journal::{Journal, JournalHandle, JournalLimits},
+    id::VmId,
+    journal::{Commit, Journal, JournalHandle, JournalSettings},
     scheduler::{Limits, Request, Scheduler, SchedulerHandle, SchedulerSettings},
-    support::{AfterExit, ChildExited, Children, ExitNotice, Link, LinkSource, Stop},
+    support::{
+        ActorView, AfterExit, ChildExited, Children, Link, LinkSource, Observe, Snapshot, Stop, Threads,
+        supervise,
+    },
     tree::Topology,
-    vm_node::{Fleet, FleetSettings, ToFleet, ToVm, VmNews},
+    vm_node::{Fleet, FleetSettings, ToFleet, ToVm, VmMessage, VmNews},
     world::{CapabilityIssuer, Converter, Metadata},
 };
 use actix::{WeakRecipient, prelude::*};
 use std::{sync::Arc, time::Duration};
-use tokio::time::Instant;
-
-/// Names of the services.
+use tokio::sync::oneshot;
+/// Names of the services, and of others in flows.
+const MANAGER: &str = "manager";
 const JOURNAL: &str = "journal";
 const SCHEDULER: &str = "scheduler";
 const FOREST: &str = "forest";
 const FLEET: &str = "fleet";
+const FUNCTION_TREE: &str = "function_tree";
+const VM_NODE: &str = "vm_node";
+const SESSION: &str = "session";
 
 /// All that the manager's actors need of the process.
 #[derive(Clone)]
@@ -54,6 +61,8 @@ pub struct ManagerLimits {
     pub lease: Duration,
     /// Messages that may wait for the scheduler.
     pub mailbox_permits: usize,
+    /// Threads for function trees and VM nodes; with none they share that of the services.
+    pub tree_threads: usize,
     /// Bytes of writes that may wait for the metadata store.
     pub journal_bytes_max: usize,
 }
@@ -65,7 +74,9 @@ const COMMITS_PER_PERMIT: usize = 2;
 
 pub struct Manager {
     world: ManagerWorld,
-    journal: JournalHandle,
+    threads: Threads,
+    journal_settings: JournalSettings,
+    commits: LinkSource<Commit>,
     schedulers: Children<&'static str, Scheduler>,
     forests: Children<&'static str, Forest>,
     fleets: Children<&'static str, Fleet>,
@@ -93,6 +104,18 @@ impl ManagerHandle {
         let _gone = self.root.send(Stop).await;
     }
 
+    /// All actors as they are now. None when there are none any more.
+    pub async fn observe(&self, ask: Observe) -> Option<ActorView> {
+        Some(self.root.send(ask).await.ok()?.into_root(MANAGER))
+    }
+
+    /// The actors of an agent. None when it has no session or does not answer within `within`.
+    pub async fn observe_agent(&self, vm: VmId, within: Duration, children_max: usize) -> Option<ActorView> {
+        let (reply, answer) = oneshot::channel();
+        self.vms.send(ToVm { vm, message: VmMessage::Observe { children_max, reply } });
+        tokio::time::timeout(within, answer).await.ok()?.ok()
+    }
+
     /// False when the actors crashed too often: the process is to end.
     pub fn is_up(&self) -> bool {
         self.root.connected()
@@ -101,38 +124,32 @@ impl ManagerHandle {
 
 impl Manager {
     pub fn start(world: ManagerWorld) -> ManagerHandle {
-        let (fleet, vms) = (LinkSource::default(), LinkSource::default());
-        let (fleet_link, vms_link) = (fleet.link(), vms.link());
+        let (fleet, vms) = (LinkSource::new(FLEET), LinkSource::new(FLEET));
+        let (fleet_link, vms_link) = (fleet.link(SESSION), vms.link(SESSION));
         let permits = world.limits.mailbox_permits;
         let root = Self::create(move |ctx| {
-            let mut journals = Children::default();
             let metadata = Arc::clone(&world.metadata);
-            let commits = journals
-                .start(&JOURNAL, parent(ctx), |exit| Journal::new(metadata, Some(exit)).start())
-                .clone()
-                .recipient();
-            let limits = JournalLimits {
-                commits_max: permits * COMMITS_PER_PERMIT,
-                bytes_max: world.limits.journal_bytes_max,
-                batch: world.metadata.limits(),
-            };
+            let bytes_max = world.limits.journal_bytes_max;
             let mut manager = Self {
-                journal: JournalHandle::new(commits, limits),
+                journal_settings: JournalSettings::new(metadata, permits * COMMITS_PER_PERMIT, bytes_max),
+                commits: LinkSource::new(JOURNAL),
+                threads: Threads::new(world.limits.tree_threads),
                 world,
-                schedulers: Children::default(),
-                forests: Children::default(),
-                fleets: Children::default(),
-                journals,
-                news: LinkSource::default(),
+                schedulers: Children::vital(MANAGER, SCHEDULER),
+                forests: Children::vital(MANAGER, FOREST),
+                fleets: Children::vital(MANAGER, FLEET),
+                journals: Children::vital(MANAGER, JOURNAL),
+                news: LinkSource::new(SCHEDULER),
                 vms,
                 fleet,
-                trees: LinkSource::default(),
-                forest: LinkSource::default(),
+                trees: LinkSource::new(FOREST),
+                forest: LinkSource::new(FOREST),
             };
             // Here and not when it has started, so that links lead somewhere from the beginning.
-            for name in [FLEET, FOREST, SCHEDULER] {
-                manager.start_service(name, ctx);
-            }
+            manager.start_journal(ctx);
+            manager.start_fleet(ctx);
+            manager.start_forest(ctx);
+            manager.start_scheduler(ctx);
             manager
         });
         let scheduler = SchedulerHandle::new(root.clone().recipient(), permits);
@@ -146,16 +163,16 @@ impl Manager {
             capability_key: self.world.capability_key.clone(),
             // A silent VM is noticed within a lease and a third of it.
             tick: self.world.limits.lease / 3,
+            threads: self.threads.clone(),
             metadata: Arc::clone(&self.world.metadata),
-            journal: self.journal.clone(),
-            news: self.news.link(),
-            trees: self.trees.link(),
-            forest: self.forest.link(),
+            journal: self.journal(FLEET),
+            news: self.news.link(VM_NODE),
+            trees: self.trees.link(VM_NODE),
+            forest: self.forest.link(FLEET),
         };
-        let build = |exit: ExitNotice<_>| Fleet::new(settings, Some(exit)).start();
-        let fleet = self.fleets.start(&FLEET, parent(ctx), build);
-        self.vms.point_to(Some(fleet.clone().recipient()));
-        self.fleet.point_to(Some(fleet.clone().recipient()));
+        self.fleets.start(&FLEET, parent(ctx), |life| Fleet::new(settings, life).start());
+        self.fleets.link(&FLEET, &self.vms);
+        self.fleets.link(&FLEET, &self.fleet);
     }
 
     fn start_forest(&mut self, ctx: &mut Context<Self>) {
@@ -163,16 +180,17 @@ impl Manager {
             limits: self.world.limits.tree,
             topology: Arc::clone(&self.world.topology),
             capabilities: Arc::clone(&self.world.capabilities),
-            vms: self.vms.link(),
-            fleet: self.fleet.link(),
+            vms: self.vms.link(FUNCTION_TREE),
+            fleet: self.fleet.link(FUNCTION_TREE),
+            news: self.news.link(FOREST),
             tick: self.world.limits.heartbeat,
             term: self.world.term,
+            threads: self.threads.clone(),
             waiting_max: self.world.limits.scheduler.starts_waiting_max,
         };
-        let build = |exit: ExitNotice<_>| Forest::new(settings, Some(exit)).start();
-        let forest = self.forests.start(&FOREST, parent(ctx), build);
-        self.trees.point_to(Some(forest.clone().recipient()));
-        self.forest.point_to(Some(forest.clone().recipient()));
+        self.forests.start(&FOREST, parent(ctx), |life| Forest::new(settings, life).start());
+        self.forests.link(&FOREST, &self.trees);
+        self.forests.link(&FOREST, &self.forest);
     }
 
     fn start_scheduler(&mut self, ctx: &mut Context<Self>) {
@@ -181,25 +199,25 @@ impl Manager {
             tick: SCHEDULER_TICK,
             seed: self.world.seed,
             metadata: Arc::clone(&self.world.metadata),
-            journal: self.journal.clone(),
+            journal: self.journal(SCHEDULER),
             converter: Arc::clone(&self.world.converter),
-            vms: self.vms.link(),
-            fleet: self.fleet.link(),
-            trees: self.trees.link(),
-            forest: self.forest.link(),
+            vms: self.vms.link(SCHEDULER),
+            fleet: self.fleet.link(SCHEDULER),
+            trees: self.trees.link(SCHEDULER),
+            forest: self.forest.link(SCHEDULER),
         };
-        let build = |exit: ExitNotice<_>| Scheduler::new(settings, Some(exit)).start();
-        let scheduler = self.schedulers.start(&SCHEDULER, parent(ctx), build);
-        self.news.point_to(Some(scheduler.clone().recipient()));
+        self.schedulers.start(&SCHEDULER, parent(ctx), |life| Scheduler::new(settings, life).start());
+        self.schedulers.link(&SCHEDULER, &self.news);
     }
 
-    fn start_service(&mut self, name: &'static str, ctx: &mut Context<Self>) {
-        match name {
-            FLEET => self.start_fleet(ctx),
-            FOREST => self.start_forest(ctx),
-            SCHEDULER => self.start_scheduler(ctx),
-            other => unreachable!("no service has the name {other}"),
-        }
+    fn start_journal(&mut self, ctx: &mut Context<Self>) {
+        let settings = self.journal_settings.clone();
+        self.journals.start(&JOURNAL, parent(ctx), |life| Journal::new(settings, life).start());
+        self.journals.link(&JOURNAL, &self.commits);
+    }
+
+    fn journal(&self, from: &'static str) -> JournalHandle {
+        self.journal_settings.handle(self.commits.link(from))
     }
 }
 
@@ -217,9 +235,7 @@ impl Handler<Request> for Manager {
     type Result = ();
 
     fn handle(&mut self, request: Request, _ctx: &mut Context<Self>) {
-        if let Some(scheduler) = self.schedulers.get(&SCHEDULER) {
-            scheduler.do_send(request);
-        }
+        self.schedulers.send(&SCHEDULER, request);
     }
 }
 
@@ -227,26 +243,44 @@ impl Handler<ChildExited<&'static str>> for Manager {
     type Result = ();
 
     fn handle(&mut self, exit: ChildExited<&'static str>, ctx: &mut Context<Self>) {
-        let (name, now) = (exit.child, Instant::now());
-        let after = match name {
-            FLEET => self.fleets.exited(&exit, now),
-            FOREST => self.forests.exited(&exit, now),
-            SCHEDULER => self.schedulers.exited(&exit, now),
-            // What a journal had in hand when it panicked may be on the disk or not: nobody knows.
-            _ => AfterExit::GiveUp,
+        let after = match exit.child {
+            FLEET => {
+                supervise(self, &exit, |root| &mut root.fleets, |root, _, ctx| root.start_fleet(ctx), ctx)
+            }
+            FOREST => {
+                supervise(self, &exit, |root| &mut root.forests, |root, _, ctx| root.start_forest(ctx), ctx)
+            }
+            SCHEDULER => supervise(
+                self,
+                &exit,
+                |root| &mut root.schedulers,
+                |root, _, ctx| root.start_scheduler(ctx),
+                ctx,
+            ),
+            JOURNAL => {
+                supervise(self, &exit, |root| &mut root.journals, |root, _, ctx| root.start_journal(ctx), ctx)
+            }
+            other => unreachable!("no service has the name {other}"),
         };
         match after {
-            AfterExit::Ignore => {}
-            AfterExit::Rebuild { pause } => {
-                tracing::error!(service = name, "service panicked and is rebuilt");
-                ctx.run_later(pause, move |manager, ctx| manager.start_service(name, ctx));
-            }
-            // A service stops by itself only when it cannot go on.
-            AfterExit::Gone | AfterExit::GiveUp => {
-                tracing::error!(service = name, "service cannot go on");
-                ctx.stop();
-            }
+            AfterExit::Ignore | AfterExit::Gone | AfterExit::Rebuild { .. } => {}
+            // The process sees that its root has ended.
+            AfterExit::Abandon { .. } | AfterExit::GiveUp => ctx.stop(),
         }
+    }
+}
+
+impl Handler<Observe> for Manager {
+    type Result = ResponseFuture<Snapshot>;
+
+    fn handle(&mut self, ask: Observe, _: &mut Context<Self>) -> Self::Result {
+        let (journal, scheduler) = (self.journals.observe(ask), self.schedulers.observe(ask));
+        let (forest, fleet) = (self.forests.observe(ask), self.fleets.observe(ask));
+        let snapshot = Snapshot::new(format!("term {}", self.world.term));
+        Box::pin(async move {
+            let (journal, scheduler, forest, fleet) = tokio::join!(journal, scheduler, forest, fleet);
+            snapshot.children(journal).children(scheduler).children(forest).children(fleet)
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     image::BlockImage,
     model::{FunctionSpec, ImageState, StartState},
     scheduler::{ControlError, Limits},
+    testing::simulate,
     tree::Complete,
     vm_node::{Opening, SessionId, ToFleet, ToVm, VmMessage},
     wire::{
@@ -18,7 +19,6 @@ use crate::{
         Metadata, MetadataError, Row, Table, Write,
     },
 };
-use actix::System;
 use futures::future::BoxFuture;
 use std::{
     collections::BTreeMap,
@@ -27,23 +27,19 @@ use std::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// Runs actors on one thread under a paused clock; the result is the same on every run.
-fn simulate<T>(scenario: impl Future<Output = T>) -> T {
-    let runtime = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .expect("runtime")
-    };
-    System::with_tokio_rt(runtime).block_on(scenario)
-}
-
 /// A disk that takes a millisecond, and remembers in which order things were done.
 #[derive(Default)]
-struct Disk {
+pub(crate) struct Disk {
     rows: Mutex<BTreeMap<(Table, String), Vec<u8>>>,
     commits: Mutex<Vec<usize>>,
+}
+
+impl Disk {
+    /// Keys of all rows of a table.
+    pub(crate) fn keys(&self, table: Table) -> Vec<String> {
+        let rows = self.rows.lock().expect("one thread");
+        rows.keys().filter(|(of, _)| *of == table).map(|(_, key)| key.clone()).collect()
+    }
 }
 
 impl Metadata for Disk {
@@ -101,14 +97,14 @@ impl Converter for Conversions {
     }
 }
 
-fn digest(image: &str) -> Digest {
+pub(crate) fn digest(image: &str) -> Digest {
     Digest::from_bytes(*blake3::hash(image.as_bytes()).as_bytes())
 }
 
 /// Issues readable capabilities; panics for one image, as a bug would.
 struct Capabilities;
 
-const PANICS: &str = "panics:1";
+pub(crate) const PANICS: &str = "panics:1";
 
 impl CapabilityIssuer for Capabilities {
     fn issue(&self, tree: &TreeId, vm: &VmId, key_hash: &[u8]) -> Capability {
@@ -117,7 +113,7 @@ impl CapabilityIssuer for Capabilities {
     }
 }
 
-fn world(disk: &Arc<Disk>) -> ManagerWorld {
+pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
     let lease = Duration::from_secs(3);
     ManagerWorld {
         metadata: Arc::clone(disk) as Arc<dyn Metadata>,
@@ -156,12 +152,13 @@ fn world(disk: &Arc<Disk>) -> ManagerWorld {
             heartbeat: Duration::from_secs(1),
             lease,
             mailbox_permits: 100,
+            tree_threads: 0,
             journal_bytes_max: 1 << 20,
         },
     }
 }
 
-fn tenant() -> TenantId {
+pub(crate) fn tenant() -> TenantId {
     "acme".parse().expect("name")
 }
 
@@ -235,6 +232,7 @@ impl TestAgent {
             Some(ToAgent::Stop { .. }) => "stop".into(),
             Some(ToAgent::Renewed { .. }) => "renewed".into(),
             Some(ToAgent::Leave { .. }) => "leave".into(),
+            Some(ToAgent::Observe { number, .. }) => format!("observe {number}"),
             Some(ToAgent::Refused { reason }) => format!("refused {reason}"),
         }
     }
@@ -245,7 +243,7 @@ impl TestAgent {
     }
 }
 
-async fn deploy(manager: &ManagerHandle, name: &str, image: &str) {
+pub(crate) async fn deploy(manager: &ManagerHandle, name: &str, image: &str) {
     let name: crate::id::FunctionName = name.parse().expect("name");
     manager.scheduler.put_function(tenant(), name.clone(), spec(image)).await.expect("put");
     loop {

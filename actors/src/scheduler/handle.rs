@@ -48,7 +48,10 @@ impl SchedulerHandle {
         })?;
         let (reply, answer) = oneshot::channel();
         self.requests.do_send(Request { ask: ask(reply), permit: Some(permit) });
-        answer.await.unwrap_or(Err(ControlError::Closed))
+        answer.await.unwrap_or_else(|_| match self.requests.connected() {
+            true => Err(ControlError::Interrupted { retry_after: RETRY_AFTER }),
+            false => Err(ControlError::Closed),
+        })
     }
 
     pub async fn put_function(

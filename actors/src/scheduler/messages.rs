@@ -3,11 +3,11 @@
 use crate::{
     id::{FunctionName, StartId, TenantId, VmId},
     model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
-    support::SharedPermit,
+    support::{Flow, Hop, SharedPermit},
     world::MetadataError,
 };
 use actix::prelude::*;
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt::Display, net::SocketAddr, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
 /// Where an answer goes. A receiver that was dropped means that nobody waits any more.
@@ -28,6 +28,29 @@ pub struct Request {
     pub ask: Ask,
     /// None for `Abandon`: there is at most one for each call that was let in.
     pub permit: Option<Permit>,
+}
+
+impl Flow for Request {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let (message, about): (_, &dyn Display) = match &self.ask {
+            Ask::PutFunction { name, .. } => ("PutFunction", name),
+            Ask::DeleteFunction { name, .. } => ("DeleteFunction", name),
+            Ask::Start { name, .. } => ("Start", name),
+            Ask::Stop { start, .. } => ("Stop", start),
+            Ask::Acquire { name, .. } => ("Acquire", name),
+            Ask::RemoveVm { vm, .. } => ("RemoveVm", vm),
+            // Questions that change nothing.
+            Ask::GetFunction { .. }
+            | Ask::ListFunctions { .. }
+            | Ask::GetStart { .. }
+            | Ask::ListStarts { .. }
+            | Ask::Locate { .. }
+            | Ask::ListVms { .. }
+            | Ask::GetTree { .. }
+            | Ask::Abandon { .. } => return None,
+        };
+        Some(Hop { message, about, permit: "mailbox permit" })
+    }
 }
 
 pub enum Ask {
@@ -175,6 +198,9 @@ pub enum ControlError {
     DeadlineExceeded,
     #[error("what was asked could not be made durable: {0}")]
     Metadata(MetadataError),
+    /// The scheduler crashed while it had the question, or was being rebuilt.
+    #[error("the scheduler was interrupted; whether it was done is not known")]
+    Interrupted { retry_after: Duration },
     #[error("the manager is shutting down")]
     Closed,
 }

@@ -9,11 +9,11 @@ use crate::{
     function_tree::{Event as TreeEvent, ToForest, ToTree},
     id::StartId,
     image::BlockImage,
-    journal::JournalHandle,
+    journal::{Done, JournalHandle},
     model::FunctionView,
-    support::{Budget, ExitNotice, Link, Stop},
+    support::{Life, Link, Observe, Snapshot, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage, VmNews},
-    world::{ConversionProgress, Converter, Metadata, MetadataError, Write},
+    world::{Batch, ConversionProgress, Converter, Metadata, MetadataError, Write},
 };
 use actix::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
@@ -44,8 +44,7 @@ pub struct Scheduler {
     /// Requests that wait for a place, by the name under which their callers take them back.
     calls: BTreeMap<CallId, Ticket>,
     tickets: u64,
-    budget: Budget,
-    exit: Option<ExitNotice<&'static str>>,
+    life: Life<&'static str>,
 }
 
 /// An answer that somebody waits for. Bounded by the permits of requests and by the core's limits of
@@ -74,20 +73,12 @@ struct Converted {
 }
 
 impl Scheduler {
-    pub fn new(settings: SchedulerSettings, exit: Option<ExitNotice<&'static str>>) -> Self {
+    pub fn new(settings: SchedulerSettings, life: Life<&'static str>) -> Self {
         let mut seed = settings.seed;
         // A rebuilt scheduler must not make the ids again that the one before made.
-        seed[0] ^= exit.as_ref().map_or(0, |exit| exit.generation() as u8);
+        seed[0] ^= life.generation() as u8;
         let core = SchedulerCore::new(settings.limits, StdRng::from_seed(seed));
-        Self {
-            settings,
-            core,
-            replies: BTreeMap::new(),
-            calls: BTreeMap::new(),
-            tickets: 0,
-            budget: Budget::default(),
-            exit,
-        }
+        Self { settings, core, replies: BTreeMap::new(), calls: BTreeMap::new(), tickets: 0, life }
     }
 
     fn happened(&mut self, event: Event, ctx: &mut Context<Self>) {
@@ -127,7 +118,7 @@ impl Scheduler {
     fn persist(&self, write: WriteId, writes: Vec<Write>, ctx: &mut Context<Self>) {
         let written = ctx.address().recipient();
         let done = move |result| written.do_send(Written { write, result });
-        self.settings.journal.submit(writes.into(), Box::new(done));
+        self.settings.journal.submit(writes.into(), Done::new(done));
     }
 
     fn convert(&self, source: String, progress: Arc<ConversionProgress>, ctx: &mut Context<Self>) {
@@ -235,17 +226,25 @@ impl Actor for Scheduler {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         let metadata = Arc::clone(&self.settings.metadata);
-        let load = async move { Loaded::read(metadata.as_ref()).await };
+        let (journal, rebuilt) = (self.settings.journal.clone(), self.life.is_rebuilt());
+        let load = async move {
+            if rebuilt {
+                // What the scheduler before this one handed in is in the store before it is read: a start
+                // that was missed here would run after a later restart.
+                journal.commit(Batch::default()).await?;
+            }
+            Loaded::read(metadata.as_ref()).await
+        };
         ctx.wait(load.into_actor(self).map(|loaded, scheduler, ctx| match loaded {
             Ok(loaded) => {
                 scheduler.happened(Event::Loaded(Box::new(loaded)), ctx);
-                if scheduler.exit.as_ref().is_some_and(|exit| exit.generation() > 0) {
+                if scheduler.life.is_rebuilt() {
                     scheduler.settings.fleet.send(ToFleet::ReportAll);
                 }
             }
             Err(error) => {
                 tracing::error!(%error, "load functions and starts");
-                ctx.stop();
+                scheduler.life.give_up(ctx);
             }
         }));
         ctx.run_interval(self.settings.tick, Self::tick);
@@ -256,7 +255,7 @@ impl Handler<Request> for Scheduler {
     type Result = ();
 
     fn handle(&mut self, Request { ask, permit }: Request, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         drop(permit);
         self.ask(ask, ctx);
     }
@@ -266,7 +265,7 @@ impl Handler<Release> for Scheduler {
     type Result = ();
 
     fn handle(&mut self, Release { start }: Release, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         self.happened(Event::Released { start }, ctx);
     }
 }
@@ -275,7 +274,7 @@ impl Handler<VmNews> for Scheduler {
     type Result = ();
 
     fn handle(&mut self, VmNews { vm, event, slot }: VmNews, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         self.happened(Event::News { vm, event }, ctx);
         drop(slot);
     }
@@ -285,7 +284,7 @@ impl Handler<Written> for Scheduler {
     type Result = ();
 
     fn handle(&mut self, Written { write, result }: Written, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         self.happened(Event::Written { write, result }, ctx);
     }
 }
@@ -294,7 +293,16 @@ impl Handler<Converted> for Scheduler {
     type Result = ();
 
     fn handle(&mut self, Converted { source, result }: Converted, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
         self.happened(Event::Converted { source, result }, ctx);
+    }
+}
+
+impl Handler<Observe> for Scheduler {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        self.core.observe(Snapshot::new(format!("{} answers are waited for", self.replies.len())))
     }
 }
 

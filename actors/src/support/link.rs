@@ -1,19 +1,41 @@
 //! The name of a service whose actor may be rebuilt: resolved to the present address at each message.
 
+use super::{
+    flow::{self, Flow},
+    life::Inbox,
+};
 use actix::{Message, Recipient};
 use tokio::sync::watch;
 
 /// Where messages for a service go. Cheap to clone; stays right when the service is rebuilt.
-pub struct Link<M>(watch::Receiver<Option<Recipient<M>>>)
+pub struct Link<M>
 where
     M: Message + Send,
-    M::Result: Send;
+    M::Result: Send,
+{
+    from: &'static str,
+    to: &'static str,
+    service: watch::Receiver<Option<Service<M>>>,
+}
 
 /// The parent's end of a link.
-pub struct LinkSource<M>(watch::Sender<Option<Recipient<M>>>)
+pub struct LinkSource<M>
 where
     M: Message + Send,
-    M::Result: Send;
+    M::Result: Send,
+{
+    to: &'static str,
+    service: watch::Sender<Option<Service<M>>>,
+}
+
+pub(super) struct Service<M>
+where
+    M: Message + Send,
+    M::Result: Send,
+{
+    pub recipient: Recipient<M>,
+    pub inbox: Inbox,
+}
 
 impl<M> Clone for Link<M>
 where
@@ -21,31 +43,23 @@ where
     M::Result: Send,
 {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { from: self.from, to: self.to, service: self.service.clone() }
     }
 }
 
 impl<M> Link<M>
 where
-    M: Message + Send + 'static,
+    M: Message + Flow + Send + 'static,
     M::Result: Send,
 {
     /// Hands the message to the service. While the service is being rebuilt the message is dropped:
     /// a rebuilt service asks for what it must know.
     pub fn send(&self, message: M) {
-        if let Some(service) = self.0.borrow().as_ref() {
-            service.do_send(message);
+        if let Some(service) = self.service.borrow().as_ref() {
+            flow::record(self.from, self.to, &message);
+            service.inbox.sent();
+            service.recipient.do_send(message);
         }
-    }
-}
-
-impl<M> Default for LinkSource<M>
-where
-    M: Message + Send,
-    M::Result: Send,
-{
-    fn default() -> Self {
-        Self(watch::Sender::new(None))
     }
 }
 
@@ -54,12 +68,17 @@ where
     M: Message + Send,
     M::Result: Send,
 {
-    pub fn link(&self) -> Link<M> {
-        Link(self.0.subscribe())
+    /// `to` is the service's name in flows.
+    pub fn new(to: &'static str) -> Self {
+        Self { to, service: watch::Sender::new(None) }
     }
 
-    /// From now on messages go there, or nowhere.
-    pub fn point_to(&self, service: Option<Recipient<M>>) {
-        self.0.send_replace(service);
+    /// A link for the actor with that name.
+    pub fn link(&self, from: &'static str) -> Link<M> {
+        Link { from, to: self.to, service: self.service.subscribe() }
+    }
+
+    pub(super) fn point_to(&self, service: Service<M>) {
+        self.service.send_replace(Some(service));
     }
 }

@@ -199,6 +199,8 @@ impl VmCore {
             ToManager::Heartbeat { held } => self.held(held, effects),
             // Answered where the connection ends: it needs the CA, and changes nothing here.
             ToManager::Renew { .. } => {}
+            // For whoever asked, whom the shell knows.
+            ToManager::Observed { .. } => {}
             ToManager::Progress { start, step, elapsed_us } => {
                 effects.push(Effect::News(VmEvent::Progress { start, step, elapsed_us }));
             }

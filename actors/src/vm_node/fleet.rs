@@ -1,7 +1,7 @@
 //! The parent of all VM nodes: who is registered, which node is whose, and how nodes are rebuilt.
 
 use super::{
-    Order, SessionId, ToFleet, ToVm, VmCore, VmEvent, VmMessage, VmNews, VmNode,
+    Asked, Order, SessionId, ToFleet, ToVm, VmCore, VmEvent, VmMessage, VmNews, VmNode,
     messages::{Forgotten, Opened, Opening, Rejoin, Report, ToNode},
     undeliverable, welcome,
 };
@@ -9,7 +9,7 @@ use crate::{
     function_tree::{ToForest, ToTree},
     id::VmId,
     journal::JournalHandle,
-    support::{AfterExit, Budget, ChildExited, Children, ExitNotice, Link, Stop},
+    support::{AfterExit, ChildExited, Children, Life, Link, Observe, Snapshot, Stop, Threads, supervise},
     wire::control::{JoinRefusal, ToAgent},
     world::{Batch, Condition, KeyHash, Metadata, MetadataError, Row, Table, Write},
 };
@@ -28,6 +28,8 @@ pub struct FleetSettings {
     pub capability_key: Vec<u8>,
     /// How often nodes look at their leases.
     pub tick: Duration,
+    /// Where nodes run.
+    pub threads: Threads,
     pub metadata: Arc<dyn Metadata>,
     pub journal: JournalHandle,
     pub news: Link<VmNews>,
@@ -72,40 +74,37 @@ pub struct Fleet {
     nodes: Children<VmId, VmNode>,
     sessions: u64,
     welcome: ToAgent,
-    budget: Budget,
-    exit: Option<ExitNotice<&'static str>>,
+    life: Life<&'static str>,
 }
 
 impl Fleet {
-    pub fn new(settings: FleetSettings, exit: Option<ExitNotice<&'static str>>) -> Self {
+    pub fn new(settings: FleetSettings, life: Life<&'static str>) -> Self {
         let welcome = welcome(settings.heartbeat, &settings.capability_key);
         Self {
             settings,
             registered: BTreeMap::new(),
             registering: BTreeMap::new(),
-            nodes: Children::default(),
+            nodes: Children::many("fleet", "vm_node"),
             sessions: 0,
             welcome,
-            budget: Budget::default(),
-            exit,
+            life,
         }
     }
 
     fn start_node(&mut self, vm: &VmId, ctx: &mut Context<Self>) {
-        let settings = &self.settings;
-        self.nodes.start(vm, ctx.address().downgrade().recipient(), |exit| {
-            VmNode {
-                vm: vm.clone(),
-                core: VmCore::new(vm.clone(), settings.lease, Instant::now()),
+        let (name, settings, welcome) = (vm.clone(), self.settings.clone(), self.welcome.clone());
+        self.nodes.start(vm, ctx.address().downgrade().recipient(), |life| {
+            settings.threads.clone().start(vm.as_str(), move || VmNode {
+                core: VmCore::new(name.clone(), settings.lease, Instant::now()),
+                vm: name,
                 orders: None,
-                news: settings.news.clone(),
-                trees: settings.trees.clone(),
-                welcome: self.welcome.clone(),
+                asked: Asked::default(),
+                news: settings.news,
+                trees: settings.trees,
+                welcome,
                 tick: settings.tick,
-                budget: Budget::default(),
-                exit,
-            }
-            .start()
+                life,
+            })
         });
     }
 
@@ -157,11 +156,17 @@ impl Fleet {
         if !self.nodes.knows(&vm) {
             self.start_node(&vm, ctx);
         }
+        self.sessions += 1;
         // While the node is being rebuilt the reply is dropped: the agent tries again.
-        if let Some(node) = self.nodes.get(&vm) {
-            self.sessions += 1;
-            node.do_send(Opened { session: SessionId(self.sessions), opening });
-        }
+        self.nodes.send(&vm, Opened { session: SessionId(self.sessions), opening });
+    }
+}
+
+impl Fleet {
+    /// A node is gone and with it the VM's session; nobody else can say so.
+    fn node_is_down(&self, vm: VmId) {
+        self.settings.news.send(VmNews { vm: vm.clone(), event: VmEvent::Down, slot: None });
+        self.settings.forest.send(ToForest::VmGone { vm });
     }
 }
 
@@ -185,16 +190,16 @@ impl Actor for Fleet {
         ctx.wait(load.into_actor(self).map(|loaded, fleet, ctx| match loaded {
             Ok(registered) => {
                 fleet.registered = registered;
-                let rebuilt = fleet.exit.as_ref().is_some_and(|exit| exit.generation() > 0);
-                for vm in fleet.registered.keys().filter(|_| rebuilt) {
-                    // Nodes of the fleet before this one are gone with their sessions.
-                    fleet.settings.news.send(VmNews { vm: vm.clone(), event: VmEvent::Down, slot: None });
-                    fleet.settings.forest.send(ToForest::VmGone { vm: vm.clone() });
+                let rebuilt = fleet.life.is_rebuilt();
+                // Nodes of the fleet before this one are gone with their sessions.
+                for vm in fleet.registered.keys().filter(|_| rebuilt).cloned().collect::<Vec<_>>() {
+                    fleet.node_is_down(vm.clone());
+                    fleet.start_node(&vm, ctx);
                 }
             }
             Err(error) => {
                 tracing::error!(%error, "load registered VMs");
-                ctx.stop();
+                fleet.life.give_up(ctx);
             }
         }));
     }
@@ -204,9 +209,9 @@ impl Handler<ToVm> for Fleet {
     type Result = ();
 
     fn handle(&mut self, ToVm { vm, message }: ToVm, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
-        if let Some(node) = self.nodes.get(&vm) {
-            node.do_send(ToNode(message));
+        self.life.took(ctx);
+        if self.nodes.get(&vm).is_some() {
+            self.nodes.send(&vm, ToNode(message));
         } else if let VmMessage::Order(Order::Start(order)) = message {
             self.settings.news.send(undeliverable(vm, order.start));
         }
@@ -217,7 +222,7 @@ impl Handler<ToFleet> for Fleet {
     type Result = ();
 
     fn handle(&mut self, message: ToFleet, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         match message {
             ToFleet::Register { vm, key_hash, reply } => self.register(vm, key_hash, reply, ctx),
             ToFleet::Open(opening) => self.open(opening, ctx),
@@ -239,25 +244,23 @@ impl Handler<ChildExited<VmId>> for Fleet {
     type Result = ();
 
     fn handle(&mut self, exit: ChildExited<VmId>, ctx: &mut Context<Self>) {
-        match self.nodes.exited(&exit, Instant::now()) {
+        match supervise(self, &exit, |fleet| &mut fleet.nodes, Self::start_node, ctx) {
             AfterExit::Ignore | AfterExit::Gone => {}
-            AfterExit::Rebuild { pause } => {
-                let vm = exit.child;
-                tracing::error!(%vm, "VM node panicked and is rebuilt");
-                // Its session is closed; nobody else can say so.
-                self.settings.news.send(VmNews { vm: vm.clone(), event: VmEvent::Down, slot: None });
-                self.settings.forest.send(ToForest::VmGone { vm: vm.clone() });
-                ctx.run_later(pause, move |fleet, ctx| {
-                    if fleet.nodes.knows(&vm) {
-                        fleet.start_node(&vm, ctx);
-                    }
-                });
-            }
-            AfterExit::GiveUp => {
-                tracing::error!(vm = %exit.child, "VM node panics again and again");
-                ctx.stop();
-            }
+            AfterExit::Rebuild { .. } | AfterExit::Abandon { .. } => self.node_is_down(exit.child),
+            AfterExit::GiveUp => self.life.give_up(ctx),
         }
+    }
+}
+
+impl Handler<Observe> for Fleet {
+    type Result = ResponseFuture<Snapshot>;
+
+    fn handle(&mut self, ask: Observe, _: &mut Context<Self>) -> Self::Result {
+        let (registered, coming) = (self.registered.len(), self.registering.len());
+        let snapshot =
+            Snapshot::new(format!("{registered} VMs registered, {coming} on their way to the disk"));
+        let nodes = self.nodes.observe(ask);
+        Box::pin(async move { snapshot.children(nodes.await) })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     id::{Epoch, StartId, TreeId, VmId},
-    support::Slot,
+    support::{ActorView, Flow, Hop, Slot},
     wire::control::{
         EndReason, HeldTree, Hello, JoinRefusal, Place, RunningInstance, StartOrder, StartReport, Step,
         ToAgent, ToManager,
@@ -10,7 +10,7 @@ use crate::{
     world::KeyHash,
 };
 use actix::prelude::*;
-use std::net::SocketAddr;
+use std::{fmt::Display, net::SocketAddr};
 use tokio::sync::{mpsc, oneshot};
 
 /// One connection of an agent, numbered by the fleet.
@@ -33,6 +33,26 @@ pub enum VmMessage {
     Heard { session: SessionId, message: Box<ToManager>, slot: Slot },
     /// The connection has ended.
     Closed { session: SessionId },
+    /// The agent is to show its actors. Not answered when it has no session or is asked too often.
+    Observe { children_max: usize, reply: oneshot::Sender<ActorView> },
+}
+
+impl Flow for ToVm {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let (message, about, permit): (_, &dyn Display, _) = match &self.message {
+            VmMessage::Order(Order::Start(order)) => ("Order(Start)", &order.start, "start waiting"),
+            VmMessage::Order(Order::Stop { start }) => ("Order(Stop)", start, ""),
+            VmMessage::Order(Order::Place(_)) => ("Order(Place)", &self.vm, ""),
+            VmMessage::Order(Order::Leave { .. }) => ("Order(Leave)", &self.vm, ""),
+            VmMessage::Heard { message, .. } => {
+                let Hop { message, about, .. } = message.hop()?;
+                (message, about, "session slot")
+            }
+            VmMessage::Closed { .. } => ("Closed", &self.vm, ""),
+            VmMessage::Observe { .. } => return None,
+        };
+        Some(Hop { message, about, permit })
+    }
 }
 
 /// What an agent is told to do.
@@ -60,6 +80,20 @@ pub enum ToFleet {
     Rejoin { tree: Option<TreeId> },
     /// All VMs are to report everything to the scheduler.
     ReportAll,
+}
+
+impl Flow for ToFleet {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let (message, about): (_, &dyn Display) = match self {
+            Self::Register { vm, .. } => ("Register", vm),
+            Self::Open(opening) => ("Open", &opening.vm),
+            Self::Forget { vm } => ("Forget", vm),
+            Self::Rejoin { tree: Some(tree) } => ("Rejoin", tree),
+            Self::Rejoin { tree: None } => ("Rejoin", &"all trees"),
+            Self::ReportAll => ("ReportAll", &"all VMs"),
+        };
+        Some(Hop { message, about, permit: "" })
+    }
 }
 
 pub struct Opening {
@@ -115,6 +149,24 @@ pub enum VmEvent {
     },
 }
 
+impl Flow for VmNews {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let slot = if self.slot.is_some() { "session slot" } else { "" };
+        let (message, about, permit): (_, &dyn Display, _) = match &self.event {
+            VmEvent::Up(_) => ("Up", &self.vm, slot),
+            VmEvent::Down => ("Down", &self.vm, slot),
+            VmEvent::LeaseOver => ("LeaseOver", &self.vm, slot),
+            VmEvent::Ordered { start } => ("Ordered", start, slot),
+            VmEvent::Undeliverable { start } => ("Undeliverable", start, slot),
+            VmEvent::Ready { start, .. } => ("Ready", start, slot),
+            VmEvent::Ended { start, .. } => ("Ended", start, slot),
+            // Heartbeats, and steps that change nothing.
+            VmEvent::Held(_) | VmEvent::Progress { .. } => return None,
+        };
+        Some(Hop { message, about, permit })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct VmFacts {
     pub address: SocketAddr,
@@ -137,6 +189,19 @@ pub(super) struct Opened {
 #[rtype(result = "()")]
 pub(super) struct ToNode(pub VmMessage);
 
+/// Their way to the parent has been noted.
+impl Flow for Opened {
+    fn hop(&self) -> Option<Hop<'_>> {
+        None
+    }
+}
+
+impl Flow for ToNode {
+    fn hop(&self) -> Option<Hop<'_>> {
+        None
+    }
+}
+
 /// From the fleet to all nodes.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -151,3 +216,19 @@ pub(super) struct Report;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Forgotten;
+
+impl Flow for ToManager {
+    fn hop(&self) -> Option<Hop<'_>> {
+        let (message, about): (_, &dyn Display) = match self {
+            Self::Ready { start, .. } => ("Ready", start),
+            Self::Ended { start, .. } => ("Ended", start),
+            Self::UpstreamLost { vm, .. } => ("UpstreamLost", vm),
+            Self::Hello(_)
+            | Self::Heartbeat { .. }
+            | Self::Progress { .. }
+            | Self::Renew { .. }
+            | Self::Observed { .. } => return None,
+        };
+        Some(Hop { message, about, permit: "" })
+    }
+}

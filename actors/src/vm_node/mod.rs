@@ -16,12 +16,15 @@ pub use messages::{Opening, Order, SessionId, ToFleet, ToVm, VmEvent, VmFacts, V
 use crate::{
     function_tree::ToTree,
     id::{StartId, VmId},
-    support::{Budget, ExitNotice, Link, Slot, Stop},
-    wire::{PROTOCOL_VERSION, control::JoinRefusal, control::ToAgent},
+    support::{ActorView, Life, Link, Observe, Slot, Snapshot, Stop},
+    wire::{
+        PROTOCOL_VERSION,
+        control::{JoinRefusal, ToAgent, ToManager},
+    },
 };
 use actix::prelude::*;
 use messages::{Forgotten, Opened, Rejoin, Report, ToNode};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -33,12 +36,44 @@ struct VmNode {
     vm: VmId,
     core: VmCore,
     orders: Option<mpsc::Sender<ToAgent>>,
+    asked: Asked,
     news: Link<VmNews>,
     trees: Link<ToTree>,
     welcome: ToAgent,
     tick: Duration,
-    budget: Budget,
-    exit: ExitNotice<VmId>,
+    life: Life<VmId>,
+}
+
+/// Whoever waits for the agent's view of its actors.
+#[derive(Default)]
+struct Asked {
+    replies: BTreeMap<u64, oneshot::Sender<ActorView>>,
+    numbers: u64,
+}
+
+/// Questions to one agent at once; people ask them.
+const ASKED_MAX: usize = 8;
+
+impl Asked {
+    fn ask(&mut self, reply: oneshot::Sender<ActorView>) -> Option<u64> {
+        self.replies.retain(|_, reply| !reply.is_closed());
+        if self.replies.len() >= ASKED_MAX {
+            return None;
+        }
+        self.numbers += 1;
+        self.replies.insert(self.numbers, reply);
+        Some(self.numbers)
+    }
+
+    /// False when it is no answer; one that nobody waits for is dropped.
+    fn answer(&mut self, message: &ToManager) -> bool {
+        let ToManager::Observed { number, agent } = message else { return false };
+        if let Some(reply) = self.replies.remove(number) {
+            // Whoever asked may be gone; then nobody wants the view.
+            let _gone = reply.send(agent.clone());
+        }
+        true
+    }
 }
 
 impl Actor for VmNode {
@@ -46,7 +81,7 @@ impl Actor for VmNode {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(self.tick, |node, ctx| {
-            if !node.exit.parent_is_up() {
+            if !node.life.parent_is_up() {
                 return ctx.stop();
             }
             node.happened(Event::Tick, &None);
@@ -98,7 +133,7 @@ impl Handler<Opened> for VmNode {
     type Result = ();
 
     fn handle(&mut self, Opened { session, opening }: Opened, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         let Opening { key_hash, hello, orders, reply, .. } = opening;
         let mut effects = Vec::new();
         self.core.apply(Event::Opened { session, key_hash, hello }, Instant::now(), &mut effects);
@@ -134,13 +169,21 @@ impl Handler<ToNode> for VmNode {
     type Result = ();
 
     fn handle(&mut self, ToNode(message): ToNode, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         match message {
             VmMessage::Order(order) => self.happened(Event::Order(order), &None),
+            VmMessage::Heard { session: _, message, slot: _ } if self.asked.answer(&message) => {}
             VmMessage::Heard { session, message, slot } => {
                 self.happened(Event::Heard { session, message: *message }, &slot);
             }
             VmMessage::Closed { session } => self.happened(Event::Closed { session }, &None),
+            VmMessage::Observe { children_max, reply } => {
+                if let Some(number) = self.asked.ask(reply) {
+                    let children_max = u32::try_from(children_max).unwrap_or(u32::MAX);
+                    // Unanswered it is given up by whoever asked.
+                    let _sent = self.send(ToAgent::Observe { number, children_max });
+                }
+            }
         }
     }
 }
@@ -149,7 +192,7 @@ impl Handler<Rejoin> for VmNode {
     type Result = ();
 
     fn handle(&mut self, Rejoin(tree): Rejoin, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         self.happened(Event::Rejoin(tree), &None);
     }
 }
@@ -158,7 +201,7 @@ impl Handler<Report> for VmNode {
     type Result = ();
 
     fn handle(&mut self, _: Report, ctx: &mut Context<Self>) {
-        self.budget.spend(ctx);
+        self.life.took(ctx);
         self.happened(Event::Report, &None);
     }
 }
@@ -169,6 +212,18 @@ impl Handler<Forgotten> for VmNode {
     fn handle(&mut self, _: Forgotten, ctx: &mut Context<Self>) {
         self.happened(Event::Forgotten, &None);
         ctx.stop();
+    }
+}
+
+impl Handler<Observe> for VmNode {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        let Some(orders) = self.orders.as_ref().filter(|_| self.core.is_up()) else {
+            return Snapshot::new("down");
+        };
+        let length = orders.max_capacity() - orders.capacity();
+        Snapshot::new("up").queue("orders", length, orders.max_capacity())
     }
 }
 

@@ -4,6 +4,7 @@ use super::holder::Exit;
 use crate::{
     id::{Epoch, FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
+    support::ActorView,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, net::SocketAddr};
@@ -65,6 +66,8 @@ pub enum ToManager {
     Renew { signing_request: String },
     /// An upstream of this VM does not serve; the manager decides the new place.
     UpstreamLost { tree: TreeId, epoch: Epoch, vm: VmId },
+    /// The answer to `Observe`: the VM's actors, in a bounded number.
+    Observed { number: u64, agent: ActorView },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -213,6 +216,8 @@ pub enum ToAgent {
     Place(Place),
     /// Leave a tree: serve nobody any more. Blocks may stay in the cache.
     Leave { tree: TreeId, epoch: Epoch },
+    /// Show your actors, of each at most so many children. Answered with the same number.
+    Observe { number: u64, children_max: u32 },
 }
 
 /// All that is needed to make one instance; no second round trip.

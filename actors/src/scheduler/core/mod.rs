@@ -339,7 +339,7 @@ pub struct SchedulerCore {
     starts_waiting: usize,
     sequence: u64,
     writes: u64,
-    ring: Option<Ring>,
+    ring: Option<Ring<VmId>>,
     orders: BTreeMap<FunctionKey, Arc<[VmId]>>,
     /// Something happened after which a start may find room.
     room_changed: bool,

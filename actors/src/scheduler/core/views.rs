@@ -1,6 +1,7 @@
 //! What users see: questions that change nothing.
 
 use super::{ControlError, Function, FunctionKey, Image, Located, Phase, SchedulerCore, Start};
+use crate::support::Snapshot;
 use crate::{
     id::{FunctionName, StartId, TenantId, TreeId},
     model::{FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState, VmView},
@@ -12,6 +13,16 @@ fn micros(from: Instant, to: Instant) -> u64 {
 }
 
 impl SchedulerCore {
+    /// Adds what waits here.
+    pub fn observe(&self, snapshot: Snapshot) -> Snapshot {
+        let limits = &self.limits;
+        snapshot
+            .queue("functions", self.functions.len(), limits.functions_max)
+            .queue("starts without a VM", self.starts_waiting, limits.starts_waiting_max)
+            .queue("ended starts", self.ended.len(), limits.starts_kept)
+            .queue("requests", self.waiters.len(), limits.requests_waiting_max)
+    }
+
     pub fn function_view(&self, key: &FunctionKey) -> Option<FunctionView> {
         let function = self.functions.get(key)?;
         Some(FunctionView {
