@@ -76,6 +76,7 @@ pub fn run_case(spec: &ChaosSpec, case: Case, say: &dyn Fn(&str)) -> anyhow::Res
     let mut burst = Burst::prepare(spec)?;
     let logs = burst.cluster.logs();
     let report = strike_and_look(spec, case, &mut burst, say);
+    say("everything is being taken down");
     let is_fine = report.as_ref().is_ok_and(|report| report.violations.is_empty());
     if let (false, Some(folder)) = (is_fine, &spec.logs) {
         let kept = keep(&logs, &folder.join(case.name()))?;
@@ -374,8 +375,10 @@ impl Chaos {
         let mut reports = Vec::new();
         for &case in cases {
             let name = case.name();
-            let report = run_case(&spec, case, &|text| eprintln!("{name}: {text}"))
-                .unwrap_or_else(|error| Report::failed(case, spec.vms, &error));
+            let begin = Instant::now();
+            let say = |text: &str| eprintln!("{:>6.1} s  {name}: {text}", begin.elapsed().as_secs_f64());
+            let report =
+                run_case(&spec, case, &say).unwrap_or_else(|error| Report::failed(case, spec.vms, &error));
             reports.push(report);
             if let Some(file) = &self.json {
                 let text = serde_json::to_vec_pretty(&reports)?;

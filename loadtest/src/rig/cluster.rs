@@ -217,6 +217,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        // All at once: each gives its containers time to end.
+        self.agents.values().for_each(Service::ask_to_end);
         let agents = std::mem::take(&mut self.agents).into_values();
         for service in agents.chain(self.manager.take()) {
             if let Err(error) = service.stop(STOP_DEADLINE) {

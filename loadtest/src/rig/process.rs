@@ -56,12 +56,16 @@ impl Service {
         kill_process(Pid::from_child(&self.child), Signal::CONT).context("go on with SIGCONT")
     }
 
+    /// SIGTERM, for a process that is paused too.
+    pub fn ask_to_end(&self) {
+        let _gone_already = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let _was_not_paused = self.resume();
+    }
+
     /// Asks it to end, and kills it if it does not.
     pub fn stop(mut self, within: Duration) -> anyhow::Result<ExitStatus> {
-        let pid = Pid::from_child(&self.child);
-        let _gone_already = kill_process(pid, Signal::TERM);
-        let _was_not_paused = self.resume();
-        if !ends_within(pid, within) {
+        self.ask_to_end();
+        if !ends_within(Pid::from_child(&self.child), within) {
             self.child.kill()?;
         }
         Ok(self.child.wait()?)
