@@ -43,6 +43,8 @@ pub(super) struct Reads {
     pub count: u64,
     pub failed: String,
     pub longest: Duration,
+    /// How late its pauses ended.
+    pub latest: Duration,
 }
 
 pub(super) struct Burst {
@@ -211,6 +213,7 @@ impl Container {
             count: number("reads")?,
             failed: seen["failed"].as_str().unwrap_or_default().to_owned(),
             longest: Duration::from_micros(number("longest_us")?),
+            latest: Duration::from_micros(number("latest_us")?),
         })
     }
 }

@@ -76,6 +76,10 @@ pub fn run_case(spec: &ChaosSpec, case: Case, say: &dyn Fn(&str)) -> anyhow::Res
     let mut burst = Burst::prepare(spec)?;
     let logs = burst.cluster.logs();
     let report = strike_and_look(spec, case, &mut burst, say);
+    match &report {
+        Ok(report) => report.violations.iter().for_each(|violation| say(&format!("BROKEN: {violation}"))),
+        Err(error) => say(&format!("{error:#}")),
+    }
     say("everything is being taken down");
     let is_fine = report.as_ref().is_ok_and(|report| report.violations.is_empty());
     if let (false, Some(folder)) = (is_fine, &spec.logs) {

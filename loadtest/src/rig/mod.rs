@@ -21,8 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Pause between two looks at something another process does without telling.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Pauses between two looks at something another process does without telling: a fiftieth of the wait so
+/// far, so that long waits cost the machine little and are known to 2 %.
+const LOOK_AGAIN_MIN: Duration = Duration::from_millis(10);
+const LOOK_AGAIN_MAX: Duration = Duration::from_millis(200);
+const LOOKS_PER_WAIT: u32 = 50;
 
 /// Looks until there is something to see; fails at the deadline, naming what was waited for.
 pub fn wait_until<T>(
@@ -38,7 +41,7 @@ pub fn wait_until<T>(
         if begin.elapsed() > within {
             bail!("{what}: not within {within:?}");
         }
-        std::thread::park_timeout(LOOK_AGAIN);
+        std::thread::park_timeout((begin.elapsed() / LOOKS_PER_WAIT).clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX));
     }
 }
 

@@ -59,7 +59,8 @@ def listing():
 
 class Reader(threading.Thread):
     """Reads one page after the other of the ballast, each of another block than the one before, and notes
-    the longest read. Blocks repeat only when all were read, so nearly each read needs a new one."""
+    the longest read. Blocks repeat only when all were read, so nearly each read needs a new one. How late
+    it is woken at most says how busy the machine is."""
 
     PAGE, PAGES_PER_BLOCK, STEP = 4096, 128, 97
 
@@ -70,11 +71,13 @@ class Reader(threading.Thread):
         self.reads, self.failed, self.longest_ns, self.reading_since = 0, "", 0, None
         for _ in range(int(os.environ["READS_AT_START"])):
             self.read()
-        self.longest_ns = 0  # What a start waits for is reported by its agent.
+        self.longest_ns = self.latest_ns = 0  # What a start waits for is reported by its agent.
 
     def run(self):
         while True:
-            time.sleep(int(os.environ["READER_PAUSE_MS"]) / 1000)
+            due = time.monotonic_ns() + int(os.environ["READER_PAUSE_MS"]) * 10**6
+            time.sleep(max(0, due - time.monotonic_ns()) / 10**9)
+            self.latest_ns = max(self.latest_ns, time.monotonic_ns() - due)
             self.read()
 
     def read(self):
@@ -105,9 +108,10 @@ class Reader(threading.Thread):
         return struct.pack("<512Q", *words)
 
     def report(self, forget):
-        answer = dict(reads=self.reads, failed=self.failed, longest_us=self.longest_so_far() // 1000)
+        answer = dict(reads=self.reads, failed=self.failed, longest_us=self.longest_so_far() // 1000,
+                      latest_us=self.latest_ns // 1000)
         if forget:
-            self.longest_ns = 0
+            self.longest_ns = self.latest_ns = 0
         return answer
 
 
