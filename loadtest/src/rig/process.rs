@@ -56,6 +56,11 @@ impl Service {
         kill_process(Pid::from_child(&self.child), Signal::CONT).context("go on with SIGCONT")
     }
 
+    /// SIGINT, as Ctrl-C sends it.
+    pub fn interrupt(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::INT).context("interrupt a process")
+    }
+
     /// SIGTERM, for a process that is paused too.
     pub fn ask_to_end(&self) {
         let _gone_already = kill_process(Pid::from_child(&self.child), Signal::TERM);
