@@ -97,7 +97,7 @@ impl Tree {
         let limits = TreeLimits {
             ancestors_max: 3,
             capability_ttl: Duration::from_secs(3600),
-            complaint_pause: Duration::from_secs(3),
+            complaint_life: Duration::from_secs(3),
         };
         let digest = Digest::from_bytes([1; 32]);
         let image = Arc::new(BlockImage {

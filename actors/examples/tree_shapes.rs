@@ -88,7 +88,7 @@ fn memory(name: &str) {
     let limits = TreeLimits {
         ancestors_max: 3,
         capability_ttl: Duration::from_secs(3600),
-        complaint_pause: Duration::from_secs(3),
+        complaint_life: Duration::from_secs(3),
     };
     let tree = TreeId { tenant: "acme".parse().expect("a name"), image: Digest::from_bytes([1; 32]) };
     let now = Instant::now();

@@ -470,7 +470,7 @@ impl TreeCore {
             let mut level = nodes.clone();
             while !level.is_empty() {
                 level = level.into_iter().flat_map(|node| self.topology.children(node, stripe)).collect();
-                level.retain(|node| told(*node) != Some(self.depth(*node, stripe)));
+                level.retain(|node| told(*node) != Some(self.topology.depth(*node, stripe)));
                 all.extend(&level);
             }
         }
@@ -480,10 +480,6 @@ impl TreeCore {
     fn named_to(&self, helper: Node) -> impl Iterator<Item = Node> {
         let named_to = self.helpers.named_to.range((helper, Node(0))..=(helper, Node(u32::MAX)));
         named_to.map(|(_, node)| *node)
-    }
-
-    fn depth(&self, node: Node, stripe: usize) -> u32 {
-        u32::try_from(ancestors(self.topology.as_ref(), node, stripe).count()).unwrap_or(u32::MAX)
     }
 
     /// The ancestors that are named to a member, if it reaches them.
@@ -601,7 +597,7 @@ impl TreeCore {
     }
 
     fn named(&self, node: Node, stripe: usize) -> Named {
-        let depth = self.depth(node, stripe);
+        let depth = self.topology.depth(node, stripe);
         let reached = |up: &Node| !self.complaints.holds(node, *up);
         let mut above: Vec<Node> = self.chain(node, stripe).filter(reached).collect();
         let has_room = depth > 0 && above.len() < self.limits.ancestors_max;
@@ -618,7 +614,7 @@ impl TreeCore {
             self.member(*helper).ready
                 && !above.contains(helper)
                 && !self.complaints.holds(node, *helper)
-                && self.depth(*helper, stripe) < depth
+                && self.topology.depth(*helper, stripe) < depth
         };
         let before = self.member(node).names.stripes.get(stripe).and_then(|named| named.helper);
         if let Some(helper) = before.filter(suits) {
@@ -709,7 +705,7 @@ impl TreeCore {
                 assert!(named.all().count() <= self.limits.ancestors_max);
                 assert_eq!(named.all().collect::<BTreeSet<_>>().len(), named.all().count(), "no repeats");
                 for name in named.all() {
-                    assert!(self.depth(name, stripe) < named.depth, "invariant 11: {vm} asks down");
+                    assert!(self.topology.depth(name, stripe) < named.depth, "invariant 11: {vm} asks down");
                 }
                 if let Some(helper) = named.helper {
                     assert!(self.members.contains(helper.0 as usize), "{vm} is sent to a stranger");

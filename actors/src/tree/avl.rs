@@ -11,7 +11,7 @@
 //! The two searches are not made by walking: each node knows how far below it the nearest free place is,
 //! and the nearest leaf. Every step is O(log N).
 
-use super::{Node, Topology, nodes::Nodes};
+use super::{Node, Topology, ancestors, nodes::Nodes};
 
 #[derive(Default)]
 pub struct Avl {
@@ -209,6 +209,10 @@ impl Topology for Avl {
 
     fn children(&self, node: Node, _stripe: usize) -> Vec<Node> {
         self.seats.get(node).map_or_else(Vec::new, |seat| seat.children.into_iter().flatten().collect())
+    }
+
+    fn depth(&self, node: Node, stripe: usize) -> u32 {
+        ancestors(self, node, stripe).fold(0, |depth, _| depth + 1)
     }
 
     fn height(&self) -> u32 {

@@ -165,6 +165,11 @@ impl Topology for Complete {
         self.members.range(self.below(seat.place)).map(|(_, child)| *child).collect()
     }
 
+    fn depth(&self, node: Node, _stripe: usize) -> u32 {
+        let place = self.seats.get(node).map_or(0, |seat| seat.place);
+        std::iter::successors(self.above(place), |above| self.above(*above)).fold(0, |depth, _| depth + 1)
+    }
+
     fn height(&self) -> u32 {
         self.last.depth
     }

@@ -40,6 +40,8 @@ pub trait Topology: Send {
     /// None for the root of the stripe, and for nodes that are no members.
     fn parent(&self, node: Node, stripe: usize) -> Option<Node>;
     fn children(&self, node: Node, stripe: usize) -> Vec<Node>;
+    /// Edges to the root of the stripe.
+    fn depth(&self, node: Node, stripe: usize) -> u32;
     /// Edges on the longest way from a root.
     fn height(&self) -> u32;
 }

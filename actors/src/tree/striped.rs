@@ -321,6 +321,16 @@ impl Topology for Striped {
         [self.core_below(stripe, seat.position), &seat.leaves].concat()
     }
 
+    fn depth(&self, node: Node, stripe: usize) -> u32 {
+        let Some(seat) = self.seats.get(node) else { return self.few.depth(node, 0) };
+        let (edges, core) = match seat.parents[stripe] {
+            Some(parent) => (1, &self.seats[parent]),
+            None => (0, seat),
+        };
+        let above = |position: &usize| Some(position.checked_sub(1)? / self.fan_out);
+        std::iter::successors(above(&core.position), above).fold(edges, |depth, _| depth + 1)
+    }
+
     fn height(&self) -> u32 {
         let height = |tree: &Tree| {
             // The first position of the deepest level of the core.

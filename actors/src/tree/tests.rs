@@ -48,6 +48,7 @@ impl Grove {
             assert_eq!(reached.len(), members.len(), "invariant 1");
             for &node in &members {
                 let above = ancestors(tree, node, stripe).count();
+                assert_eq!(tree.depth(node, stripe) as usize, above);
                 height = height.max(above);
                 for child in tree.children(node, stripe) {
                     assert_eq!(tree.parent(child, stripe), Some(node));
@@ -72,8 +73,8 @@ impl Grove {
         }
     }
 
-    fn depth(&self, node: Node) -> usize {
-        ancestors(self.tree.as_ref(), node, 0).count()
+    fn depth(&self, node: Node) -> u32 {
+        self.tree.depth(node, 0)
     }
 }
 
