@@ -17,8 +17,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const SIZES: [u32; 5] = [100, 128, 1_000, 10_000, 100_000];
-/// A leave and a join each, in a tree that keeps its size.
-const CHURN: u32 = 20_000;
 const SEED: u64 = 1;
 
 const SHAPES: [&str; 5] = ["avl", "complete-2", "complete-4", "striped-2x2", "striped-4x4"];
@@ -44,10 +42,8 @@ fn main() {
 }
 
 fn table() {
-    println!(
-        "| N | floor(log2 N) | shape | only joins | with leaves | above floor(log2 N) | moved by a leave |"
-    );
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    println!("| N | floor(log2 N) | shape | height | moved by a leave | higher than floor(log2 n) |");
+    println!("| --- | --- | --- | --- | --- | --- |");
     for size in SIZES {
         for name in SHAPES {
             println!("{}", row(name, size));
@@ -55,6 +51,7 @@ fn table() {
     }
 }
 
+/// Members join, then leave at random until a tenth is left.
 fn row(name: &str, size: u32) -> String {
     let mut tree = shape(name).expect("one of the shapes");
     let mut random = StdRng::seed_from_u64(SEED);
@@ -62,24 +59,24 @@ fn row(name: &str, size: u32) -> String {
     for node in &members {
         tree.join(*node);
     }
-    let (grown, floor) = (tree.height(), size.ilog2());
-    let (mut lowest, mut highest, mut above, mut moved, mut most) = (u32::MAX, 0, 0, 0, 0);
-    for _ in 0..CHURN {
+    let height = tree.height();
+    let (mut leaves, mut moved, mut most_moved, mut higher, mut most_higher) = (0_u32, 0, 0, 0_u32, 0);
+    while members.len() > size as usize / 10 {
         let gone = members.swap_remove(random.random_range(0..members.len()));
         let count = tree.leave(gone).len();
-        (moved, most) = (moved + count, most.max(count));
-        tree.join(gone);
-        members.push(gone);
-        let height = tree.height();
-        (lowest, highest) = (lowest.min(height), highest.max(height));
-        above += u32::from(height > floor);
+        (leaves, moved, most_moved) = (leaves + 1, moved + count, most_moved.max(count));
+        let excess = tree.height().saturating_sub(members.len().ilog2());
+        higher += u32::from(excess > 0);
+        most_higher = most_higher.max(excess);
     }
-    let heights = if lowest == highest { lowest.to_string() } else { format!("{lowest} to {highest}") };
-    let share = f64::from(above) / f64::from(CHURN) * 100.0;
-    let mean = moved as f64 / f64::from(CHURN);
-    format!(
-        "| {size} | {floor} | {name} | {grown} | {heights} | {share:.0} % | {mean:.2} on average, {most} at most |"
-    )
+    let mean = moved as f64 / f64::from(leaves);
+    let share = f64::from(higher) / f64::from(leaves) * 100.0;
+    let higher = match most_higher {
+        0 => "never".to_owned(),
+        levels => format!("after {share:.0} % of leaves, by {levels} at most"),
+    };
+    let floor = size.ilog2();
+    format!("| {size} | {floor} | {name} | {height} | {mean:.2}, {most_moved} at most | {higher} |")
 }
 
 /// Resident memory before and after a tree of 100,000 members was made, through the core.
