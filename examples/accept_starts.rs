@@ -260,7 +260,8 @@ async fn post(mut client: Client, count: usize, stop: Arc<AtomicBool>) -> anyhow
                 posted.accepted += count as u64;
                 posted.latencies.push(begin.elapsed());
             }
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            // Full, or as many live instances as a function may have.
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS | StatusCode::CONFLICT => {
                 posted.refused += 1;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
