@@ -77,6 +77,7 @@ impl Forest {
                 core: TreeCore::new(settings.limits, (settings.topology)(), epoch),
                 tree: name,
                 capabilities: settings.capabilities,
+                issued: BTreeMap::new(),
                 vms: settings.vms,
                 fleet: settings.fleet,
                 parent,

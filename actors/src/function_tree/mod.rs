@@ -20,19 +20,31 @@ use crate::{
     id::{Epoch, TreeId, VmId},
     support::{Life, Link, Observe, Snapshot, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage},
-    wire::control::{Place, StartOrder},
+    wire::control::{Capability, Place, StartOrder},
     world::{CapabilityIssuer, KeyHash},
 };
 use actix::{WeakRecipient, prelude::*};
 use messages::{EpochRaised, GetView, Happened};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
+
+/// A VM that gets several orders within this time is given the same capability, which lives for an hour:
+/// signing is an eighth of what a start costs the manager.
+const SIGNED_AGAIN: Duration = Duration::from_secs(1);
+
+struct Issued {
+    key_hash: KeyHash,
+    capability: Capability,
+    at: Instant,
+}
 
 /// The shell of one tree.
 struct FunctionTree {
     tree: TreeId,
     core: TreeCore,
     capabilities: Arc<dyn CapabilityIssuer>,
+    /// Those signed just now.
+    issued: BTreeMap<VmId, Issued>,
     vms: Link<ToVm>,
     fleet: Link<ToFleet>,
     parent: WeakRecipient<EpochRaised>,
@@ -51,6 +63,8 @@ impl Actor for FunctionTree {
             if !tree.life.parent_is_up() {
                 return ctx.stop();
             }
+            let now = Instant::now();
+            tree.issued.retain(|_, issued| now - issued.at < SIGNED_AGAIN);
             tree.happened(Event::Tick);
         });
     }
@@ -71,7 +85,7 @@ impl FunctionTree {
         }
     }
 
-    fn perform(&self, effect: Effect) {
+    fn perform(&mut self, effect: Effect) {
         let (vm, order) = match effect {
             Effect::Start { vm, key_hash, placing, start } => {
                 let place = self.place(&vm, &key_hash, placing);
@@ -86,8 +100,20 @@ impl FunctionTree {
         self.vms.send(ToVm { vm, message: VmMessage::Order(order) });
     }
 
-    fn place(&self, vm: &VmId, key_hash: &KeyHash, placing: Placing) -> Place {
+    fn capability(&mut self, vm: &VmId, key_hash: &KeyHash) -> Capability {
+        let at = Instant::now();
+        let fresh = |issued: &&Issued| issued.key_hash == *key_hash && at - issued.at < SIGNED_AGAIN;
+        if let Some(issued) = self.issued.get(vm).filter(fresh) {
+            return issued.capability.clone();
+        }
         let capability = self.capabilities.issue(&self.tree, vm, key_hash);
+        let issued = Issued { key_hash: key_hash.clone(), capability: capability.clone(), at };
+        self.issued.insert(vm.clone(), issued);
+        capability
+    }
+
+    fn place(&mut self, vm: &VmId, key_hash: &KeyHash, placing: Placing) -> Place {
+        let capability = self.capability(vm, key_hash);
         let Placing { epoch, stripes, seat } = placing;
         Place { tree: self.tree.clone(), epoch, stripes, seat, capability }
     }
