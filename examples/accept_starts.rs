@@ -199,6 +199,7 @@ async fn agent(control: SocketAddr, identity: Identity, orders: Arc<AtomicU64>) 
     let hello = Hello {
         version: PROTOCOL_VERSION,
         memory_bytes: MEMORY_BYTES,
+        cpu_millis: u32::MAX,
         address: ([127, 0, 0, 1], 9).into(),
         held: Vec::new(),
         proofs: Vec::new(),

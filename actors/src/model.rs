@@ -1,7 +1,8 @@
 //! What users see: functions, starts, VMs and trees, as the API gives them and the actors keep them.
 
 use crate::{
-    id::{Digest, Epoch, FunctionName, ImageId, StartId, VmId},
+    id::{Digest, Epoch, FunctionName, ImageId, StartId, TenantId, VmId},
+    resources::Resources,
     wire::control::{BytesBySource, EndReason, Step},
 };
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,10 @@ pub struct FunctionSpec {
     /// Memory of one instance, in MiB.
     #[serde(default = "default_memory_mib")]
     pub memory_mib: u64,
+    /// CPU of one instance, in thousandths of a core: what placement counts, and its weight against others on
+    /// its VM. No ceiling: what others leave idle it may use.
+    #[serde(default = "default_cpu_millis")]
+    pub cpu_millis: u32,
     /// Requests that one instance serves at once.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
@@ -40,6 +45,11 @@ const fn default_memory_mib() -> u64 {
     256
 }
 
+/// Twenty such instances fill a VM of two cores, as twenty functions fill a VM of the paper (section 3.2).
+const fn default_cpu_millis() -> u32 {
+    100
+}
+
 /// Cloud Run's default of requests per instance.
 const fn default_concurrency() -> u32 {
     80
@@ -56,6 +66,8 @@ pub enum SpecError {
     Image,
     #[error("memory_mib must be 16 to 1048576")]
     Memory,
+    #[error("cpu_millis must be 10 to 1024000")]
+    Cpu,
     #[error("concurrency must be 1 to 1000")]
     Concurrency,
     #[error("probe_path must begin with / and have at most 1024 visible ASCII characters")]
@@ -67,6 +79,11 @@ pub enum SpecError {
 }
 
 impl FunctionSpec {
+    /// What one instance takes of its VM.
+    pub fn needs(&self) -> Resources {
+        Resources { memory_bytes: self.memory_mib << 20, cpu_millis: self.cpu_millis }
+    }
+
     /// Checks the limits that are the same everywhere.
     pub fn check(&self) -> Result<(), SpecError> {
         let visible = |byte: u8| (0x21..=0x7e).contains(&byte);
@@ -75,6 +92,9 @@ impl FunctionSpec {
         }
         if !(16..=1 << 20).contains(&self.memory_mib) {
             return Err(SpecError::Memory);
+        }
+        if !(10..=1_024_000).contains(&self.cpu_millis) {
+            return Err(SpecError::Cpu);
         }
         if !(1..=1000).contains(&self.concurrency) {
             return Err(SpecError::Concurrency);
@@ -212,8 +232,13 @@ pub struct VmView {
     pub id: VmId,
     pub address: Option<SocketAddr>,
     pub state: VmState,
+    /// Whose VM it is; none while it is free.
+    pub tenant: Option<TenantId>,
     pub memory_bytes: u64,
     pub memory_used_bytes: u64,
+    /// Thousandths of a core.
+    pub cpu_millis: u32,
+    pub cpu_used_millis: u32,
     pub instances: Vec<StartId>,
     pub trees: Vec<HeldImageView>,
 }
@@ -276,6 +301,7 @@ mod tests {
         FunctionSpec {
             image: "registry.example/app:1".into(),
             memory_mib: default_memory_mib(),
+            cpu_millis: default_cpu_millis(),
             concurrency: default_concurrency(),
             min_instances: 0,
             max_instances: None,

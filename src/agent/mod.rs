@@ -107,6 +107,7 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
         vm: options.name.clone(),
         address,
         memory_bytes: memory_bytes(&settings)?,
+        cpu_millis: cpu_millis(&settings)?,
         limits: limits(&settings),
         upstreams: Arc::new(upstream::Dialling {
             dialer: dialer.clone(),
@@ -219,6 +220,14 @@ fn memory_bytes(settings: &Settings) -> anyhow::Result<u64> {
     let info = rustix::system::sysinfo();
     let total = info.totalram.saturating_mul(u64::from(info.mem_unit));
     Ok(total.saturating_sub(MEMORY_RESERVED_BYTES))
+}
+
+fn cpu_millis(settings: &Settings) -> anyhow::Result<u32> {
+    if settings.agent.cpu_millis > 0 {
+        return Ok(settings.agent.cpu_millis);
+    }
+    let cores = std::thread::available_parallelism().context("counting the cores; set agent.cpu_millis")?;
+    Ok(u32::try_from(cores.get()).unwrap_or(u32::MAX).saturating_mul(1000))
 }
 
 fn limits(settings: &Settings) -> AgentLimits {

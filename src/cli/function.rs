@@ -38,6 +38,9 @@ pub struct Deploy {
     /// Memory of one instance [default: 256]
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
+    /// CPU of one instance, in thousandths of a core [default: 100]
+    #[arg(long, value_name = "MILLIS")]
+    cpu: Option<u32>,
     /// Requests that one instance serves at once [default: 80]
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
@@ -119,6 +122,7 @@ impl Deploy {
         let mut spec = Map::from_iter([("image".to_owned(), json!(self.image))]);
         let optional = [
             ("memory_mib", self.memory.map(Value::from)),
+            ("cpu_millis", self.cpu.map(Value::from)),
             ("concurrency", self.concurrency.map(Value::from)),
             ("min_instances", self.min.map(Value::from)),
             ("max_instances", self.max.map(Value::from)),
@@ -205,6 +209,7 @@ fn show(function: FunctionView) -> String {
         lines.push(("size", format!("{}, {} as stored", size(plain_bytes), size(stored_bytes))));
     }
     lines.push(("memory", size(function.spec.memory_mib << 20)));
+    lines.push(("cpu", format!("{} thousandths of a core", function.spec.cpu_millis)));
     lines.push(("concurrency", function.spec.concurrency.to_string()));
     lines.push(("scaling", scaling));
     lines.push(("probe", function.spec.probe_path));

@@ -53,6 +53,11 @@ impl Vm {
     }
 }
 
+/// Thousandths of a core as cores.
+fn cores(millis: u32) -> String {
+    format!("{}.{}", millis / 1000, millis % 1000 / 100)
+}
+
 fn list(vms: Vec<VmView>) -> String {
     let row = |vm: VmView| {
         let state = match vm.state {
@@ -64,12 +69,14 @@ fn list(vms: Vec<VmView>) -> String {
             vm.id.to_string(),
             state.to_owned(),
             vm.address.map_or_else(|| "-".to_owned(), |address| address.to_string()),
+            vm.tenant.map_or_else(|| "-".to_owned(), |tenant| tenant.to_string()),
             format!("{} of {}", size(vm.memory_used_bytes), size(vm.memory_bytes)),
+            format!("{} of {}", cores(vm.cpu_used_millis), cores(vm.cpu_millis)),
             vm.instances.len().to_string(),
             vm.trees.len().to_string(),
             blocks.to_string(),
         ]
     };
-    let heading = ["VM", "STATE", "ADDRESS", "MEMORY", "INSTANCES", "IMAGES", "BLOCKS"];
+    let heading = ["VM", "STATE", "ADDRESS", "TENANT", "MEMORY", "CPU", "INSTANCES", "IMAGES", "BLOCKS"];
     table(heading, vms.into_iter().map(row).collect())
 }

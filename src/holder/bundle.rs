@@ -9,11 +9,11 @@ use faasnet_actors::wire::holder::Run;
 use oci_spec::{
     OciSpecError,
     runtime::{
-        Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder,
-        LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
-        LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder,
-        RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths, get_default_mounts,
-        get_default_readonly_paths,
+        Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
+        LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
+        LinuxPidsBuilder, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType,
+        ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths,
+        get_default_mounts, get_default_readonly_paths,
     },
 };
 use rustix::process::{Resource, getrlimit};
@@ -67,17 +67,19 @@ pub fn spec(run: &Run, folder: &Path, cgroups: &Cgroups) -> Result<Spec, BundleE
         memory = memory.swap(memory_bytes);
     }
     let devices = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
-    let resources = LinuxResourcesBuilder::default()
+    let mut resources = LinuxResourcesBuilder::default()
         .memory(memory.build()?)
         .pids(LinuxPidsBuilder::default().limit(i64::from(run.pids_max)).build()?)
-        .devices(vec![devices])
-        .build()?;
+        .devices(vec![devices]);
+    if cgroups.has("cpu") {
+        resources = resources.cpu(LinuxCpuBuilder::default().shares(cpu_shares(run.cpu_millis)).build()?);
+    }
     let names: Vec<&str> = CAPABILITIES.iter().map(|(name, _)| *name).collect();
     let mut masked = get_default_maskedpaths();
     masked.extend(["/sys/devices/virtual/powercap".to_owned(), "/proc/interrupts".to_owned()]);
     let linux = LinuxBuilder::default()
         .cgroups_path(cgroups.path(id))
-        .resources(resources)
+        .resources(resources.build()?)
         .namespaces(namespaces()?)
         .seccomp(seccomp::profile(&names)?)
         .masked_paths(masked)
@@ -92,6 +94,11 @@ pub fn spec(run: &Run, folder: &Path, cgroups: &Cgroups) -> Result<Spec, BundleE
         .linux(linux)
         .build()?;
     Ok(spec)
+}
+
+/// A core is 1024 shares, as everywhere; fewer than 2 the kernel does not know.
+fn cpu_shares(cpu_millis: u32) -> u64 {
+    (u64::from(cpu_millis) * 1024 / 1000).max(2)
 }
 
 fn namespaces() -> Result<Vec<oci_spec::runtime::LinuxNamespace>, OciSpecError> {

@@ -126,6 +126,8 @@ impl From<ControlError> for Problem {
             }
             // The function's owner can mend it, the caller's next try cannot.
             ControlError::ImageFailed(_) => Self::new(StatusCode::CONFLICT, "image_failed", detail),
+            // The function's owner or the operator can mend it, the caller's next try cannot.
+            ControlError::TooLarge { .. } => Self::new(StatusCode::CONFLICT, "too_large", detail),
             ControlError::StartFailed(_) => Self::new(StatusCode::BAD_GATEWAY, "start_failed", detail),
             ControlError::DeadlineExceeded => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", detail)

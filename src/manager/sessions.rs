@@ -319,12 +319,14 @@ mod tests {
             function: "web".parse().expect("valid"),
             image: tree.image,
             memory_bytes: 1,
+            cpu_millis: 1,
             ready: true,
         };
         let (own, other) = (tree("own"), tree("other"));
         let hello = Hello {
             version: PROTOCOL_VERSION,
             memory_bytes: 1,
+            cpu_millis: 1,
             address: ([127, 0, 0, 1], 1).into(),
             held: vec![held(own.clone()), held(other.clone())],
             proofs: Vec::new(),

@@ -185,6 +185,7 @@ impl World {
             place,
             env: BTreeMap::new(),
             memory_bytes: 64 << 20,
+            cpu_millis: 100,
             probe_path: "/".into(),
             ready_deadline_ms: 30_000,
         }))

@@ -225,7 +225,10 @@ async fn actors_are_drawn_as_their_supervision_tree() {
 async fn vms_are_listed_admitted_and_removed() {
     let world = World::new().await;
     let list = world.prints(&["vm", "list"]).await;
-    assert!(list.contains("vm-1  up     127.0.0.1:7072  256.0 MiB of 4.0 GiB  1"), "{list}");
+    assert!(
+        list.contains("vm-1  up     127.0.0.1:7072  default  256.0 MiB of 4.0 GiB  0.1 of 2.0  1"),
+        "{list}"
+    );
     assert!(world.prints(&["vm", "join-token"]).await.starts_with("fnj_"));
     let refused = world.cli(&["vm", "remove", "vm-1"]).await;
     assert_eq!(

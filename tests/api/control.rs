@@ -4,6 +4,7 @@ use actix::prelude::*;
 use faasnet_actors::{
     id::{Digest, Epoch, FunctionName, StartId, TenantId, VmId},
     model::*,
+    resources::Resources,
     scheduler::{Acquired, Ask, CallId, ControlError, Located, Release, Reply, Request},
     wire::control::BytesBySource,
     world::MetadataError,
@@ -151,6 +152,7 @@ pub fn errors() -> Vec<(&'static str, ControlError, u16, &'static str, Option<u6
             Some(3),
         ),
         ("image-failed", ControlError::ImageFailed(text()), 409, "image_failed", None),
+        ("too-large", too_large(), 409, "too_large", None),
         ("start-failed", ControlError::StartFailed(text()), 502, "start_failed", None),
         ("late", ControlError::DeadlineExceeded, 504, "deadline_exceeded", None),
         (
@@ -162,6 +164,11 @@ pub fn errors() -> Vec<(&'static str, ControlError, u16, &'static str, Option<u6
         ),
         ("closed", ControlError::Closed, 503, "shutting_down", Some(1)),
     ]
+}
+
+fn too_large() -> ControlError {
+    let size = |memory_bytes| Resources { memory_bytes, cpu_millis: 100 };
+    ControlError::TooLarge { needs: size(2 << 30), most: size(1 << 30) }
 }
 
 fn function(name: FunctionName, spec: FunctionSpec) -> FunctionView {
@@ -208,8 +215,11 @@ fn vm() -> VmView {
         id: "vm-1".parse().expect("valid"),
         address: Some(([127, 0, 0, 1], 7072).into()),
         state: VmState::Up,
+        tenant: Some("default".parse().expect("valid")),
         memory_bytes: 4 << 30,
         memory_used_bytes: 256 << 20,
+        cpu_millis: 2000,
+        cpu_used_millis: 100,
         instances: vec![START.parse().expect("valid")],
         trees: vec![],
     }

@@ -140,6 +140,7 @@ impl TestImage {
             env: Default::default(),
             port: 1,
             memory_bytes: 256 << 20,
+            cpu_millis: 100,
             pids_max: 100,
             writable_bytes: 16 << 20,
             log_bytes_max: 64 << 10,

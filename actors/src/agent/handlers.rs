@@ -135,15 +135,16 @@ impl Handler<GetHello> for Agent {
                 function: record.order.function.clone(),
                 image: record.order.image.id,
                 memory_bytes: record.order.memory_bytes,
+                cpu_millis: record.order.cpu_millis,
                 ready: *is_ready,
             });
         let instances = instances.collect();
-        let (memory_bytes, address) = (self.world.memory_bytes, self.world.address);
+        let AgentWorld { memory_bytes, cpu_millis, address, .. } = self.world;
         let held = self.held();
         let proofs = self.trees.values().map(|known| known.record.place.capability.clone()).collect();
         Box::pin(async move {
             let held = held.await;
-            Hello { version: PROTOCOL_VERSION, memory_bytes, address, held, proofs, instances }
+            Hello { version: PROTOCOL_VERSION, memory_bytes, cpu_millis, address, held, proofs, instances }
         })
     }
 }

@@ -69,6 +69,8 @@ pub struct AgentWorld {
     pub address: SocketAddr,
     /// Memory for instances.
     pub memory_bytes: u64,
+    /// CPU for instances, in thousandths of a core.
+    pub cpu_millis: u32,
     pub limits: AgentLimits,
     pub upstreams: Arc<dyn Upstreams>,
     pub disk: Arc<dyn Disk>,

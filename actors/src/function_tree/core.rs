@@ -209,9 +209,9 @@ impl TreeCore {
                 self.remove(&vm, now, effects);
             }
             Event::Leave { vm } => {
-                if self.remove(&vm, now, effects) {
-                    effects.push(Effect::Leave { vm, epoch: self.epoch });
-                }
+                // Told again also when it is no member any more: the order before may be lost.
+                self.remove(&vm, now, effects);
+                effects.push(Effect::Leave { vm, epoch: self.epoch });
             }
             Event::UpstreamLost { by, epoch, vm } => self.upstream_lost(&by, epoch, &vm, now, effects),
             Event::Dissolve => self.dissolve(effects),

@@ -5,6 +5,7 @@ use crate::{
     id::{FunctionName, StartId, TreeId, VmId},
     image::BlockImage,
     model::TreeView,
+    resources::Resources,
     scheduler::Reply,
     support::{Flow, Hop, Slot},
 };
@@ -93,7 +94,7 @@ pub struct StartDraft {
     pub function: FunctionName,
     pub image: Arc<BlockImage>,
     pub env: BTreeMap<String, String>,
-    pub memory_bytes: u64,
+    pub needs: Resources,
     pub probe_path: String,
     pub ready_deadline_ms: u64,
 }

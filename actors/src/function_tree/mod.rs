@@ -126,7 +126,8 @@ fn order(start: StartDraft, place: Place) -> StartOrder {
         image: start.image.as_ref().clone(),
         place,
         env: start.env,
-        memory_bytes: start.memory_bytes,
+        memory_bytes: start.needs.memory_bytes,
+        cpu_millis: start.needs.cpu_millis,
         probe_path: start.probe_path,
         ready_deadline_ms: start.ready_deadline_ms,
     }

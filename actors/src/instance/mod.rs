@@ -172,6 +172,7 @@ impl Instance {
             env: self.order.env.clone(),
             port: self.port,
             memory_bytes: self.order.memory_bytes,
+            cpu_millis: self.order.cpu_millis,
             pids_max: self.world.limits.pids_max,
             writable_bytes: self.world.limits.writable_bytes,
             log_bytes_max: self.world.limits.log_bytes_max,

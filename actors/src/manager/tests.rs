@@ -125,6 +125,8 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
         seed: [3; 32],
         limits: ManagerLimits {
             scheduler: Limits {
+                starts_at_once_per_vm: 1,
+                vm_idle: Duration::from_secs(900),
                 functions_max: 10,
                 functions_per_vm_max: 20,
                 starts_per_request_max: 100,
@@ -166,6 +168,7 @@ fn spec(image: &str) -> FunctionSpec {
     FunctionSpec {
         image: image.into(),
         memory_mib: 256,
+        cpu_millis: 100,
         concurrency: 2,
         min_instances: 0,
         max_instances: None,
@@ -193,6 +196,7 @@ impl TestAgent {
         let hello = Hello {
             version: PROTOCOL_VERSION,
             memory_bytes: 1 << 30,
+            cpu_millis: 1000,
             address: ([127, 0, 0, 1], 1000 + u16::from(number)).into(),
             held: Vec::new(),
             proofs: Vec::new(),
@@ -283,9 +287,10 @@ fn a_start_walks_from_the_api_through_the_tree_to_the_agent_and_back() {
         let [one, two] = &mut agents;
         let (root, child) = if one.vm == root { (one, two) } else { (two, one) };
         assert_eq!(root.next().await, "start api from origin");
-        root.ready(&first);
+        // While the root still starts, a free VM comes before a second instance on it.
         let second = start(&manager, "api").await;
         assert_eq!(child.next().await, format!("start api from {}", root.vm));
+        root.ready(&first);
         child.ready(&second);
         tokio::time::sleep(Duration::from_millis(1)).await;
         let tree = manager.scheduler.tree(tenant(), "api".parse().expect("name")).await.expect("a tree");

@@ -3,6 +3,7 @@
 use crate::{
     id::{FunctionName, StartId, TenantId, VmId},
     model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+    resources::Resources,
     support::{Flow, Hop, SharedPermit},
     world::MetadataError,
 };
@@ -191,6 +192,13 @@ pub enum ControlError {
     ImageNotReady { retry_after: Duration },
     #[error("the function's image could not be converted: {0}")]
     ImageFailed(String),
+    /// No VM that is there could ever run it.
+    #[error(
+        "an instance needs {} MiB and {} thousandths of a core, and VMs have at most {} MiB and {}; give the \
+         function less, or join a larger VM",
+        needs.memory_bytes >> 20, needs.cpu_millis, most.memory_bytes >> 20, most.cpu_millis
+    )]
+    TooLarge { needs: Resources, most: Resources },
     /// The start that a request waited for did not become ready.
     #[error("no instance became ready: {0}")]
     StartFailed(String),

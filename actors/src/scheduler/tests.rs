@@ -1,3 +1,5 @@
+mod vms;
+
 use super::{
     core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, WriteId},
     messages::ControlError,
@@ -7,8 +9,9 @@ use crate::{
     id::{Digest, StartId, VmId},
     image::BlockImage,
     model::{FunctionSpec, ImageState, StartState, VmState},
+    resources::Resources,
     vm_node::{VmEvent, VmFacts},
-    wire::control::{BytesBySource, EndReason, HeldTree, RunningInstance, StartReport, Step},
+    wire::control::{EndReason, RunningInstance, StartReport, Step},
     world::{BatchLimits, MetadataError, Row, Table, Write},
 };
 use proptest::prelude::*;
@@ -23,7 +26,7 @@ const LIMITS: Limits = Limits {
     functions_max: 5,
     functions_per_vm_max: 2,
     starts_per_request_max: 3000,
-    starts_waiting_max: 3000,
+    starts_waiting_max: 6000,
     starts_kept: 100,
     instances_per_function_max: 3000,
     keep_alive: Duration::from_secs(900),
@@ -35,6 +38,8 @@ const LIMITS: Limits = Limits {
     placement_deadline: Duration::from_secs(30),
     ready_deadline: Duration::from_secs(120),
     lease: Duration::from_secs(3),
+    starts_at_once_per_vm: 1,
+    vm_idle: Duration::from_secs(900),
     rejoin_grace: Duration::from_secs(10),
     starts_per_row_max: 100,
     batch: BatchLimits { operations_max: 200, bytes_max: 1 << 20 },
@@ -58,6 +63,7 @@ fn spec(image: &str) -> FunctionSpec {
     FunctionSpec {
         image: image.into(),
         memory_mib: 256,
+        cpu_millis: 100,
         concurrency: 2,
         min_instances: 0,
         max_instances: None,
@@ -82,7 +88,7 @@ fn facts(number: usize, memory_bytes: u64) -> VmFacts {
     VmFacts {
         address: ([127, 0, 0, 1], 1000 + number as u16).into(),
         key_hash: vec![number as u8].into(),
-        memory_bytes,
+        capacity: Resources { memory_bytes, cpu_millis: 2000 },
         held: Vec::new(),
         instances: Vec::new(),
     }
@@ -301,6 +307,7 @@ fn instance(start: &StartId, image: &str, ready: bool) -> RunningInstance {
         function: api().1,
         image: block_image(image).id,
         memory_bytes: 256 << 20,
+        cpu_millis: 100,
         ready,
     }
 }
@@ -336,26 +343,6 @@ fn what_could_not_be_made_durable_is_not_acknowledged_and_not_done() {
 }
 
 #[test]
-fn starts_go_to_vms_without_the_function_first_and_to_holders_of_its_image_before_others() {
-    let mut world = World::with_vms(3);
-    let tree = crate::id::TreeId { tenant: api().0, image: block_image("app:1").id };
-    let held = HeldTree {
-        tree,
-        epoch: Default::default(),
-        blocks_present: 1,
-        blocks_total: 9,
-        bytes: BytesBySource::default(),
-        longest_stall_us: 0,
-    };
-    world.news(vm(2), VmEvent::Held(vec![held]));
-    world.start(api(), 4);
-    let order: Vec<VmId> = world.joins.iter().map(|(vm, _)| vm.clone()).collect();
-    assert_eq!(order[0], vm(2));
-    assert_eq!(order[..3].iter().collect::<BTreeSet<_>>().len(), 3);
-    assert_eq!(order[3], vm(2));
-}
-
-#[test]
 fn a_vm_serves_one_tenant_and_no_more_memory_than_it_has() {
     let mut world = World::with_vms(1);
     world.deploy(key("other", "api"), "app:1");
@@ -365,31 +352,6 @@ fn a_vm_serves_one_tenant_and_no_more_memory_than_it_has() {
     let on_vm: Vec<StartId> = world.joins.iter().map(|(_, start)| start.clone()).collect();
     assert_eq!(on_vm.len(), 4, "1 GiB holds four times 256 MiB");
     assert!(on_vm.contains(&first) && !on_vm.contains(&other), "invariant 8");
-}
-
-#[test]
-fn a_vm_that_changes_its_tenant_leaves_the_trees_of_the_one_before() {
-    let mut world = World::with_vms(1);
-    world.deploy(key("other", "api"), "app:1");
-    let start = world.start(api(), 1).remove(0);
-    world.run(&start);
-    let tree = crate::id::TreeId { tenant: api().0, image: block_image("app:1").id };
-    let (epoch, bytes) = Default::default();
-    world.news(
-        vm(0),
-        VmEvent::Held(vec![HeldTree {
-            tree,
-            epoch,
-            blocks_present: 9,
-            blocks_total: 9,
-            bytes,
-            longest_stall_us: 70,
-        }]),
-    );
-    world.ask(|ticket| Event::Stop { ticket, tenant: api().0, start: start.clone() });
-    world.end(&start, EndReason::Stopped);
-    world.start(key("other", "api"), 1);
-    assert_eq!((world.joins.len(), world.others.as_slice()), (2, &["leave vm-0".to_owned()][..]));
 }
 
 #[test]
@@ -726,7 +688,14 @@ fn the_longest_stall_of_a_live_instance_is_that_of_the_last_heartbeat() {
     world.run(&start);
     let tree = crate::id::TreeId { tenant: api().0, image: block_image("app:1").id };
     let (epoch, bytes) = Default::default();
-    let held = HeldTree { tree, epoch, blocks_present: 9, blocks_total: 9, bytes, longest_stall_us: 70 };
+    let held = crate::wire::control::HeldTree {
+        tree,
+        epoch,
+        blocks_present: 9,
+        blocks_total: 9,
+        bytes,
+        longest_stall_us: 70,
+    };
     let longest = |world: &World| world.core.start_view(&api().0, &start).expect("known").longest_stall_us;
     world.news(vm(0), VmEvent::Held(vec![held]));
     assert_eq!(longest(&world), 70);
@@ -751,12 +720,13 @@ fn only_so_many_ended_starts_are_kept_and_the_newest_come_first() {
 
 #[test]
 fn limits_are_answered_with_when_to_come_back() {
-    let mut world = World::with(Limits { starts_waiting_max: 2, functions_max: 1, ..LIMITS });
+    let mut world = World::with(Limits { starts_waiting_max: 5, functions_max: 1, ..LIMITS });
     world.deploy(api(), "app:1");
     let ask = |count| move |ticket| Event::Start { ticket, key: api(), count };
-    let (zero, many) = (world.ask(ask(0)), world.ask(ask(3)));
+    let (zero, many, share) = (world.ask(ask(0)), world.ask(ask(6)), world.ask(ask(4)));
     assert!(matches!(world.error(zero), ControlError::Invalid(_)));
     assert!(matches!(world.error(many), ControlError::Overloaded { .. }));
+    assert!(matches!(world.error(share), ControlError::TooMany { .. }), "others need room too");
     let put = world.put(key("acme", "web"), spec("app:1"));
     assert!(matches!(world.error(put), ControlError::TooMany { .. }));
 }
@@ -843,7 +813,12 @@ fn instances_that_keep_ending_are_replaced_up_to_min_with_growing_pauses() {
 
 #[test]
 fn what_is_stopped_or_lost_with_its_vm_is_replaced_at_once_and_ends_when_the_vm_comes_back() {
-    let mut world = World::scaled(2, 2, MINUTE);
+    let mut world = World::new();
+    // Each holds one instance.
+    (0..4).for_each(|number| world.up(number, facts(number, 256 << 20)));
+    world.put(api(), limited(2, 2, MINUTE));
+    world.convert("app:1");
+    world.run_all();
     let views = world.core.start_views(&api(), 2).expect("known");
     let (stopped, lost) = (views[0].id.clone(), views[1].clone());
     world.ask(|ticket| Event::Stop { ticket, tenant: api().0, start: stopped });
@@ -856,7 +831,7 @@ fn what_is_stopped_or_lost_with_its_vm_is_replaced_at_once_and_ends_when_the_vm_
     assert_eq!(world.joins.len(), 1);
     world.run_all();
     let number = vm.as_str().trim_start_matches("vm-").parse().expect("a number");
-    let back = VmFacts { instances: vec![instance(&lost.id, "app:1", true)], ..facts(number, GIB) };
+    let back = VmFacts { instances: vec![instance(&lost.id, "app:1", true)], ..facts(number, 256 << 20) };
     world.up(number, back);
     assert_eq!((world.ready(&api()), world.stops.len()), (2, 1), "one too many");
 }

@@ -94,6 +94,7 @@ impl Cluster {
             vm: vm.clone(),
             address: ([127, 0, 0, 1], 1).into(),
             memory_bytes: 1 << 30,
+            cpu_millis: 4000,
             limits: AgentLimits {
                 instances_max: 100,
                 memory_cache_bytes: 1 << 20,

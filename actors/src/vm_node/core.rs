@@ -13,6 +13,7 @@ use super::messages::{Order, SessionId, VmEvent, VmFacts};
 use crate::{
     function_tree::{Contact, Event as TreeEvent},
     id::{StartId, TreeId, VmId},
+    resources::Resources,
     wire::{
         PROTOCOL_VERSION,
         control::{HeldTree, Hello, JoinRefusal, RunningInstance, StartOrder, ToAgent, ToManager},
@@ -131,10 +132,7 @@ impl VmCore {
                 self.down(now, effects);
             }
             Event::Rejoin(tree) => self.rejoin(tree.as_ref(), effects),
-            Event::Report => effects.push(Effect::News(match &self.session {
-                Some(session) => VmEvent::Up(Box::new(session.facts.clone())),
-                None => VmEvent::Down,
-            })),
+            Event::Report => self.report(effects),
             Event::Forgotten => self.down(now, effects),
             Event::Tick => self.tick(now, effects),
         }
@@ -155,10 +153,11 @@ impl VmCore {
         if self.session.is_some() {
             self.down(now, effects);
         }
-        let Hello { memory_bytes, address, held, instances, .. } = hello;
+        let Hello { memory_bytes, cpu_millis, address, held, instances, .. } = hello;
+        let capacity = Resources { memory_bytes, cpu_millis };
         let tree_of = |one: &RunningInstance| TreeId { tenant: one.tenant.clone(), image: one.image };
         self.starts = instances.iter().map(|one| (one.start.clone(), tree_of(one))).collect();
-        let facts = VmFacts { address, key_hash, memory_bytes, held, instances };
+        let facts = VmFacts { address, key_hash, capacity, held, instances };
         effects.push(Effect::Accept { session: id });
         effects.push(Effect::News(VmEvent::Up(Box::new(facts.clone()))));
         self.session = Some(Session { id, heard_at: now, facts });
@@ -175,6 +174,16 @@ impl VmCore {
         }
         let alive = self.session.as_ref().is_some_and(|session| now < session.heard_at + self.lease);
         alive.then_some(JoinRefusal::NameTaken)
+    }
+
+    fn report(&self, effects: &mut Vec<Effect>) {
+        let Some(session) = &self.session else { return effects.push(Effect::News(VmEvent::Down)) };
+        effects.push(Effect::News(VmEvent::Up(Box::new(session.facts.clone()))));
+        effects.push(self.member());
+    }
+
+    fn member(&self) -> Effect {
+        Effect::News(VmEvent::Member(self.trees.clone()))
     }
 
     /// Tells trees that the VM holds them.
@@ -243,8 +252,10 @@ impl VmCore {
             return;
         }
         let vm = &self.vm;
+        let mut any_gone = false;
         for gone in &session.facts.held {
             if held.iter().all(|still| still.tree != gone.tree) && self.trees.remove(&gone.tree) {
+                any_gone = true;
                 let event = TreeEvent::Gone { vm: vm.clone() };
                 effects.push(Effect::Tree { tree: gone.tree.clone(), event });
             }
@@ -257,6 +268,9 @@ impl VmCore {
             }
         }
         session.facts.held = held.clone();
+        if any_gone {
+            effects.push(self.member());
+        }
         effects.push(Effect::News(VmEvent::Held(held)));
     }
 
@@ -276,7 +290,9 @@ impl VmCore {
         }
         match order {
             Order::Start(order) => {
-                self.trees.insert(order.place.tree.clone());
+                if self.trees.insert(order.place.tree.clone()) {
+                    effects.push(self.member());
+                }
                 self.starts.insert(order.start.clone(), order.place.tree.clone());
                 self.keep(|facts| facts.instances.push(running(&order)));
                 effects
@@ -285,8 +301,11 @@ impl VmCore {
             Order::Stop { start } => effects.push(Effect::Send(ToAgent::Stop { start })),
             Order::Place(place) => effects.push(Effect::Send(ToAgent::Place(place))),
             Order::Leave { tree, epoch } => {
-                self.trees.remove(&tree);
+                let was_member = self.trees.remove(&tree);
                 effects.push(Effect::Send(ToAgent::Leave { tree, epoch }));
+                if was_member {
+                    effects.push(self.member());
+                }
             }
         }
     }
@@ -325,6 +344,7 @@ fn running(order: &StartOrder) -> RunningInstance {
         function: order.function.clone(),
         image: order.place.tree.image,
         memory_bytes: order.memory_bytes,
+        cpu_millis: order.cpu_millis,
         ready: false,
     }
 }

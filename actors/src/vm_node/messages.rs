@@ -2,6 +2,7 @@
 
 use crate::{
     id::{Epoch, StartId, TreeId, VmId},
+    resources::Resources,
     support::{ActorView, Flow, Hop, Slot},
     wire::control::{
         EndReason, HeldTree, Hello, JoinRefusal, Place, RunningInstance, StartOrder, StartReport, Step,
@@ -10,7 +11,7 @@ use crate::{
     world::KeyHash,
 };
 use actix::prelude::*;
-use std::{fmt::Display, net::SocketAddr};
+use std::{collections::BTreeSet, fmt::Display, net::SocketAddr};
 use tokio::sync::{mpsc, oneshot};
 
 /// One connection of an agent, numbered by the fleet.
@@ -121,6 +122,8 @@ pub enum VmEvent {
     Up(Box<VmFacts>),
     /// What it holds has changed.
     Held(Vec<HeldTree>),
+    /// The trees that the VM was sent to and has not been told to leave.
+    Member(BTreeSet<TreeId>),
     /// It has no session: nothing is sent to it until it is up again.
     Down,
     /// It has been down for longer than a lease.
@@ -161,7 +164,7 @@ impl Flow for VmNews {
             VmEvent::Ready { start, .. } => ("Ready", start, slot),
             VmEvent::Ended { start, .. } => ("Ended", start, slot),
             // Heartbeats, and steps that change nothing.
-            VmEvent::Held(_) | VmEvent::Progress { .. } => return None,
+            VmEvent::Held(_) | VmEvent::Member(_) | VmEvent::Progress { .. } => return None,
         };
         Some(Hop { message, about, permit })
     }
@@ -171,7 +174,7 @@ impl Flow for VmNews {
 pub struct VmFacts {
     pub address: SocketAddr,
     pub key_hash: KeyHash,
-    pub memory_bytes: u64,
+    pub capacity: Resources,
     pub held: Vec<HeldTree>,
     pub instances: Vec<RunningInstance>,
 }

@@ -33,6 +33,7 @@ fn hello(held: Vec<HeldTree>) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
         memory_bytes: 1 << 30,
+        cpu_millis: 1000,
         address,
         held,
         proofs: Vec::new(),
@@ -115,7 +116,8 @@ fn a_tree_that_is_no_longer_held_is_left_and_one_that_was_never_ordered_is_not_j
     let mut world = World::new();
     world.open(1, hello(vec![held(1)]));
     let effects = world.say(1, ToManager::Heartbeat { held: vec![held(2)] });
-    assert_eq!(effects, [gone(1), Effect::News(VmEvent::Held(vec![held(2)]))]);
+    let member = Effect::News(VmEvent::Member(Default::default()));
+    assert_eq!(effects, [gone(1), member, Effect::News(VmEvent::Held(vec![held(2)]))]);
 }
 
 #[test]

@@ -74,6 +74,8 @@ pub enum ToManager {
 pub struct Hello {
     pub version: u32,
     pub memory_bytes: u64,
+    /// Thousandths of a core.
+    pub cpu_millis: u32,
     /// Where other VMs and the manager reach this agent.
     pub address: SocketAddr,
     pub held: Vec<HeldTree>,
@@ -102,6 +104,7 @@ pub struct RunningInstance {
     pub function: FunctionName,
     pub image: ImageId,
     pub memory_bytes: u64,
+    pub cpu_millis: u32,
     pub ready: bool,
 }
 
@@ -229,6 +232,9 @@ pub struct StartOrder {
     pub place: Place,
     pub env: BTreeMap<String, String>,
     pub memory_bytes: u64,
+    /// Absent in what an agent of an earlier release kept of its instances.
+    #[serde(default)]
+    pub cpu_millis: u32,
     pub probe_path: String,
     /// From the arrival of the order to ready.
     pub ready_deadline_ms: u64,

@@ -56,6 +56,8 @@ pub struct Run {
     /// A free port on the VM's loopback, chosen by the agent; the container finds it as `$PORT`.
     pub port: u16,
     pub memory_bytes: u64,
+    /// Thousandths of a core: the container's weight while others want the CPU too.
+    pub cpu_millis: u32,
     pub pids_max: u32,
     /// Bound of what the container may write to its root file system.
     pub writable_bytes: u64,

@@ -71,6 +71,7 @@ fn run(name: &str) -> Box<Run> {
         env: BTreeMap::new(),
         port: 80,
         memory_bytes: 1,
+        cpu_millis: 1,
         pids_max: 1,
         writable_bytes: 1,
         log_bytes_max: 1,

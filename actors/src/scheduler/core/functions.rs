@@ -14,7 +14,7 @@ use crate::{
     world::ConversionProgress,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ impl Function {
             revision,
             live: BTreeSet::new(),
             unfinished: BTreeSet::new(),
-            unplaced: VecDeque::new(),
+            unplaced: BTreeMap::new(),
             counted: BTreeSet::new(),
             routable: BTreeSet::new(),
             kept: BTreeSet::new(),
@@ -210,7 +210,7 @@ impl SchedulerCore {
         for key in self.converting(source) {
             let function = self.functions.get_mut(&key).expect("it was just found");
             function.image = Image::Ready(Arc::clone(image));
-            for start in function.unplaced.clone() {
+            for start in function.unplaced.values().cloned().collect::<Vec<_>>() {
                 self.set_timer(&start, Some(now + self.limits.placement_deadline));
             }
             self.replace_old(&key, now, effects);
@@ -232,7 +232,7 @@ impl SchedulerCore {
             function.image = Image::Failed(reason.to_owned());
             let unplaced = std::mem::take(&mut function.unplaced);
             self.fail_requests(&key, &ControlError::ImageFailed(reason.to_owned()), effects);
-            for start in unplaced {
+            for start in unplaced.into_values() {
                 self.end(&start, EndReason::ImageUnavailable(reason.to_owned()), now, effects);
             }
         }
@@ -274,7 +274,6 @@ impl SchedulerCore {
                 self.dissolve_if_unused(&TreeId { tenant: key.0.clone(), image: image.id }, effects);
             }
         }
-        self.orders.remove(key);
         effects.push(Effect::Answer { ticket, answer: Ok(Answer::Done) });
     }
 

@@ -14,6 +14,8 @@
 //! answered is durable) and 10 (each start ends, with a reason).
 
 mod functions;
+mod placement;
+mod pools;
 mod requests;
 mod rows;
 mod scaling;
@@ -27,15 +29,16 @@ use super::{
 };
 use crate::{
     function_tree::{Contact, StartDraft},
-    id::{ImageId, StartId, TenantId, TreeId, VmId},
+    id::{FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     model::{FunctionSpec, FunctionView},
-    ring::Ring,
+    resources::Resources,
     support::Shares,
     vm_node::VmEvent,
     wire::control::{EndReason, HeldTree, StartReport},
     world::{BatchLimits, ConversionProgress, KeyHash, MetadataError, Write},
 };
+use pools::{Entry, Pools};
 use rand::rngs::StdRng;
 use rows::StartRows;
 use scaling::Failures;
@@ -71,6 +74,10 @@ pub struct Limits {
     pub ready_deadline: Duration,
     /// Silence after which a VM is lost.
     pub lease: Duration,
+    /// Starts under way on an active VM from which on a free one is preferred.
+    pub starts_at_once_per_vm: u32,
+    /// How long a VM on which nothing runs stays with its tenant.
+    pub vm_idle: Duration,
     /// How long a new manager waits for agents to tell of the starts that it found accepted.
     pub rejoin_grace: Duration,
     /// Starts of one request in one row of the metadata store.
@@ -205,8 +212,8 @@ struct Function {
     live: BTreeSet<StartId>,
     /// Those among them that are not ready, and are not being stopped.
     unfinished: BTreeSet<StartId>,
-    /// Those among them that have no VM, the oldest first.
-    unplaced: VecDeque<StartId>,
+    /// Those among them that have no VM, by the order of acceptance.
+    unplaced: BTreeMap<u64, StartId>,
     /// Those that count for the function's limits.
     counted: BTreeSet<StartId>,
     /// Instances that take requests, by the number of requests they have.
@@ -250,7 +257,8 @@ struct Start {
     vm: Option<VmId>,
     image: Option<ImageId>,
     revision: u64,
-    memory_bytes: u64,
+    /// What it takes of its VM.
+    needs: Resources,
     /// VMs that could not be given the order.
     avoid: BTreeSet<VmId>,
     /// It was asked to end.
@@ -276,10 +284,42 @@ struct Vm {
     up: bool,
     address: Option<SocketAddr>,
     key_hash: Option<KeyHash>,
-    memory_bytes: u64,
-    memory_used: u64,
+    capacity: Resources,
+    used: Resources,
     functions: BTreeMap<FunctionKey, BTreeSet<StartId>>,
+    /// Its instances and starts by tree.
+    trees: BTreeMap<TreeId, u32>,
+    /// Starts on it that are not ready.
+    starting: BTreeSet<StartId>,
+    /// What it holds, by its own word.
     held: BTreeMap<TreeId, HeldTree>,
+    /// Trees that its node has sent it to.
+    member_of: BTreeSet<TreeId>,
+    /// Whose it is; None in the free pool.
+    tenant: Option<TenantId>,
+    rest: Rest,
+    /// As the pools know it; None while it takes no starts.
+    entry: Option<Entry>,
+}
+
+/// What becomes of a VM on which nothing runs.
+///
+/// ```text
+///             last instance ended          idle for vm_idle, or          in no tree
+///             or was never one             another tenant needs it       any more
+///   (busy) ------------------------> idle -----------------------> leaving ---------> (free)
+///      ^                              |
+///      +------------------------------+ a start
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Rest {
+    /// It runs something, is free, or is not there.
+    #[default]
+    None,
+    /// Stays with its tenant until then, and with its trees, so that it starts their images at once.
+    Idle { until: Instant },
+    /// Was told to leave its trees, and is told again then.
+    Leaving { again: Instant },
 }
 
 /// What becomes true when it is durable.
@@ -313,6 +353,14 @@ enum Change {
     Hint,
 }
 
+/// Starts that may find room now.
+#[derive(Default)]
+struct Tries {
+    functions: BTreeSet<FunctionKey>,
+    /// Of these all that wait.
+    tenants: BTreeSet<TenantId>,
+}
+
 pub struct SchedulerCore {
     limits: Limits,
     rng: StdRng,
@@ -337,11 +385,24 @@ pub struct SchedulerCore {
     changes: BTreeMap<WriteId, Change>,
     /// Starts that have no VM, or are on their way to the disk.
     starts_waiting: usize,
+    /// The same for each tenant that has any.
+    starts_waiting_of: BTreeMap<TenantId, usize>,
     sequence: u64,
     writes: u64,
-    ring: Option<Ring<VmId>>,
-    orders: BTreeMap<FunctionKey, Arc<[VmId]>>,
-    /// Something happened after which a start may find room.
+    pools: Pools,
+    /// What VMs have that ever said so, with how many have the same.
+    sizes: BTreeMap<Resources, u32>,
+    /// VMs that rest, by when that ends.
+    rests: BTreeSet<(Instant, VmId)>,
+    /// How many of them leave their trees.
+    leaving: usize,
+    /// Functions that may have starts without a VM; those that have none any more are dropped when they are met.
+    queue: BTreeMap<TenantId, BTreeSet<FunctionName>>,
+    /// Who is to be tried again because there may be room for it now.
+    tries: Tries,
+    /// Whose start was placed last: the next turn is another's.
+    last_turn: Option<TenantId>,
+    /// Something happened after which any start may find room.
     room_changed: bool,
 }
 
@@ -370,8 +431,14 @@ impl SchedulerCore {
             starts_waiting: 0,
             sequence: 0,
             writes: 0,
-            ring: None,
-            orders: BTreeMap::new(),
+            starts_waiting_of: BTreeMap::new(),
+            pools: Pools::new(limits.starts_at_once_per_vm),
+            sizes: BTreeMap::new(),
+            rests: BTreeSet::new(),
+            leaving: 0,
+            queue: BTreeMap::new(),
+            tries: Tries::default(),
+            last_turn: None,
             room_changed: false,
         }
     }
@@ -396,9 +463,7 @@ impl SchedulerCore {
             Event::News { vm, event } => self.news(vm, event, now, effects),
             Event::Tick => self.tick(now, effects),
         }
-        if std::mem::take(&mut self.room_changed) {
-            self.place_waiting(now, effects);
-        }
+        self.place_waiting(now, effects);
     }
 
     fn persist(&mut self, writes: Vec<Write>, change: Change, effects: &mut Vec<Effect>) {
@@ -441,6 +506,7 @@ impl SchedulerCore {
 
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.expire_requests(now, effects);
+        self.end_rests(now, effects);
         while let Some((at, start)) = self.timers.first().filter(|(at, _)| *at <= now).cloned() {
             self.timers.remove(&(at, start.clone()));
             self.overdue(&start, now, effects);
@@ -455,19 +521,34 @@ impl SchedulerCore {
     #[cfg(test)]
     pub fn check(&self) {
         for (name, vm) in &self.vms {
-            let tenants: BTreeSet<&TenantId> = vm.functions.keys().map(|(tenant, _)| tenant).collect();
-            assert!(tenants.len() <= 1, "invariant 8: {name} runs two tenants");
+            let mut tenants = vm.functions.keys().map(|(tenant, _)| tenant);
+            assert!(
+                tenants.all(|tenant| Some(tenant) == vm.tenant.as_ref()),
+                "invariant 8: {name} runs two tenants"
+            );
             assert!(vm.functions.len() <= self.limits.functions_per_vm_max, "invariant 8: functions");
             let starts = || vm.functions.values().flatten().map(|start| &self.starts[start]);
-            assert_eq!(starts().map(|start| start.memory_bytes).sum::<u64>(), vm.memory_used);
-            assert!(vm.memory_used <= vm.memory_bytes || !vm.up, "invariant 8: memory");
+            assert_eq!(starts().fold(Resources::default(), |sum, start| sum.plus(start.needs)), vm.used);
+            assert!(vm.capacity.holds(vm.used) || !vm.up, "invariant 8: memory and CPU");
             assert!(starts().all(|start| start.vm.as_ref() == Some(name)));
+            let trees = starts().fold(BTreeMap::new(), |mut trees, start| {
+                let image = start.image.expect("set with the VM");
+                *trees.entry(TreeId { tenant: start.key.0.clone(), image }).or_default() += 1;
+                trees
+            });
+            assert_eq!(trees, vm.trees);
+            let starting =
+                |start: &&StartId| matches!(self.starts[*start].phase, Phase::Chosen | Phase::Ordered);
+            let starting: BTreeSet<&StartId> = vm.functions.values().flatten().filter(starting).collect();
+            assert_eq!(starting, vm.starting.iter().collect());
+            self.check_pools(name, vm);
         }
         let coming = self.changes.values().map(|change| match change {
             Change::Accept { rows, .. } => rows.iter().map(|row| row.starts.len()).sum(),
             _ => 0,
         });
         let mut waiting = coming.sum::<usize>();
+        assert_eq!(self.pools.len(), self.vms.values().filter(|vm| vm.is_pooled()).count());
         for (id, start) in &self.starts {
             let on_vm = matches!(start.phase, Phase::Chosen | Phase::Ordered | Phase::Ready);
             assert_eq!(start.vm.is_some() && start.phase != Phase::Ended, on_vm);
@@ -484,6 +565,8 @@ impl SchedulerCore {
             }
         }
         assert_eq!(waiting, self.starts_waiting);
+        assert_eq!(waiting, self.starts_waiting_of.values().sum::<usize>());
+        self.check_waiting();
         let lives = |id| self.starts.get(id).is_some_and(|start| start.phase != Phase::Ended);
         assert!(self.rows.starts().all(lives), "a later manager would start again what has ended");
         for function in self.functions.values() {

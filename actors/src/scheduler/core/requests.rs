@@ -86,6 +86,11 @@ impl SchedulerCore {
         if let Image::Failed(reason) = &function.image {
             return Err(ControlError::ImageFailed(reason.clone()));
         }
+        if function.live.is_empty()
+            && let Some(error) = self.too_large(function)
+        {
+            return Err(error);
+        }
         let too_many = |what| ControlError::TooMany { what, retry_after: RETRY_AFTER };
         if function.requests_waiting >= self.limits.requests_waiting_per_function_max {
             return Err(too_many("requests of this function"));

@@ -117,7 +117,8 @@ impl SchedulerCore {
         }
         let needed = function.requests.len().div_ceil(function.spec.concurrency as usize);
         let coming = function.unfinished.len() + function.accepting as usize;
-        let more = needed.saturating_sub(coming).min(self.room_below_max(function)).min(self.room_to_start());
+        let more =
+            needed.saturating_sub(coming).min(self.room_below_max(function)).min(self.room_to_start(key));
         if more > 0 {
             self.accept(None, key, more as u32, now, effects);
         } else if needed > 0 {
@@ -128,9 +129,8 @@ impl SchedulerCore {
     }
 
     /// Starts that may be accepted at once.
-    fn room_to_start(&self) -> usize {
-        let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
-        room.min(self.limits.starts_per_request_max as usize)
+    fn room_to_start(&self, key: &FunctionKey) -> usize {
+        self.room_to_wait(&key.0).min(self.limits.starts_per_request_max as usize)
     }
 
     /// Starts what is missing to `min_instances`.
@@ -141,7 +141,7 @@ impl SchedulerCore {
         }
         let has = function.counted.len() + function.accepting as usize;
         let missing = self.limits.scaling(function).min.saturating_sub(has);
-        let more = missing.min(self.room_to_start());
+        let more = missing.min(self.room_to_start(key));
         if more > 0 {
             self.accept(None, key, more as u32, now, effects);
         }

@@ -1,23 +1,18 @@
 //! Starts: from acceptance to their end.
 
 use super::{
-    Answer, Change, ControlError, Effect, Function, FunctionKey, Image, Phase, RETRY_AFTER, SchedulerCore,
-    Start, StartRows, Ticket, Vm,
+    Answer, Change, ControlError, Effect, FunctionKey, Image, Phase, RETRY_AFTER, SchedulerCore, Start,
+    StartRows, Ticket,
 };
 use crate::{
-    function_tree::{Contact, StartDraft},
-    id::{StartId, TenantId, TreeId, VmId},
-    image::BlockImage,
-    ring::Ring,
+    id::{StartId, TenantId},
+    resources::Resources,
     scheduler::records::{self, StartRow},
     wire::control::{EndReason, StartReport},
     world::MetadataError,
 };
 use rand::Rng;
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::collections::BTreeSet;
 use tokio::time::Instant;
 
 impl Start {
@@ -29,7 +24,7 @@ impl Start {
             vm: None,
             image: None,
             revision: 0,
-            memory_bytes: 0,
+            needs: Resources::default(),
             avoid: BTreeSet::new(),
             stopping: false,
             draining: false,
@@ -73,14 +68,18 @@ impl SchedulerCore {
         if count == 0 || count > most {
             return Some(ControlError::Invalid(format!("count must be 1 to {most}")));
         }
-        if let Some(error) = self.above_max(function, count) {
+        if let Some(error) = self.above_max(function, count).or_else(|| self.too_large(function)) {
             return Some(error);
         }
-        let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
         // Rows that cannot be written now wait in memory.
         let store_is_behind = self.rows.stale() > self.limits.starts_waiting_max;
-        (count as usize > room || store_is_behind)
-            .then_some(ControlError::Overloaded { retry_after: RETRY_AFTER })
+        let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
+        if count as usize > room || store_is_behind {
+            return Some(ControlError::Overloaded { retry_after: RETRY_AFTER });
+        }
+        let what = "starts of this tenant";
+        let too_many = ControlError::TooMany { what, retry_after: RETRY_AFTER };
+        (count as usize > self.room_to_wait(&key.0)).then_some(too_many)
     }
 
     /// Makes ids and brings them to the disk; only then are they starts.
@@ -96,7 +95,7 @@ impl SchedulerCore {
         let rows = StartRows::divide(key, &starts, self.limits.starts_per_row_max);
         let writes = rows.iter().map(records::put_starts).collect();
         self.functions.get_mut(key).expect("callers looked").accepting += count;
-        self.starts_waiting += starts.len();
+        self.count_waiting(&key.0, starts.len() as isize);
         self.persist(writes, Change::Accept { ticket, key: key.clone(), rows, accepted_at: now }, effects);
     }
 
@@ -145,7 +144,6 @@ impl SchedulerCore {
                 self.end(id, EndReason::Stopped, now, effects);
             }
         }
-        self.room_changed = true;
         let answer = Ok(Answer::Started(starts));
         effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer }));
         self.fail_if_image_failed(&key, now, effects);
@@ -164,7 +162,7 @@ impl SchedulerCore {
         effects: &mut Vec<Effect>,
     ) {
         let count: usize = rows.iter().map(|row| row.starts.len()).sum();
-        self.starts_waiting -= count;
+        self.count_waiting(&key.0, -(count as isize));
         if reason.is_uncertain() {
             rows.into_iter().for_each(|row| self.rows.insert_refused(row));
         }
@@ -179,9 +177,8 @@ impl SchedulerCore {
     }
 
     fn wait_for_room(&mut self, id: &StartId, now: Instant) {
-        let key = self.starts[id].key.clone();
-        let function = self.functions.get_mut(&key).expect("only starts of known functions wait");
-        function.unplaced.push_back(id.clone());
+        self.queue(id);
+        let function = &self.functions[&self.starts[id].key];
         // While the image is converted nothing can be placed, and the time does not count.
         let ready = matches!(function.image, Image::Ready(_));
         self.set_timer(id, ready.then_some(now + self.limits.placement_deadline));
@@ -191,7 +188,7 @@ impl SchedulerCore {
         let Some(function) = self.functions.get_mut(key) else { return };
         let Image::Failed(reason) = &function.image else { return };
         let reason = EndReason::ImageUnavailable(reason.clone());
-        for start in std::mem::take(&mut function.unplaced) {
+        for start in std::mem::take(&mut function.unplaced).into_values() {
             self.end(&start, reason.clone(), now, effects);
         }
     }
@@ -212,9 +209,9 @@ impl SchedulerCore {
             // No agent told of it: it was lost with the manager, and is placed again.
             Phase::Recovering => {
                 start.phase = Phase::Waiting;
-                self.starts_waiting += 1;
+                let tenant = start.key.0.clone();
+                self.count_waiting(&tenant, 1);
                 self.wait_for_room(id, now);
-                self.room_changed = true;
             }
             Phase::Waiting => self.end(id, EndReason::NoRoom, now, effects),
             // The order was lost between the actors, one of which was rebuilt.
@@ -229,154 +226,20 @@ impl SchedulerCore {
         }
     }
 
-    /// Places as many starts as find room. Functions take turns by their oldest start.
-    pub(super) fn place_waiting(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let oldest = |function: &Function| Some(self.starts[function.unplaced.front()?].sequence);
-        let mut waiting: Vec<(u64, FunctionKey)> = (self.functions.iter())
-            .filter(|(_, function)| matches!(function.image, Image::Ready(_)))
-            .filter_map(|(key, function)| Some((oldest(function)?, key.clone())))
-            .collect();
-        waiting.sort();
-        for (_, key) in waiting {
-            self.place_function(&key, now, effects);
-        }
-    }
-
-    /// VMs without the function first, then those that hold its image, then the order of the ring.
-    fn place_function(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
-        let order = self.order(key);
-        let function = self.functions.get_mut(key).expect("callers looked");
-        let Image::Ready(image) = &function.image else { return };
-        let image = Arc::clone(image);
-        let tree = TreeId { tenant: key.0.clone(), image: image.id };
-        let memory_bytes = function.spec.memory_mib << 20;
-        let unplaced = std::mem::take(&mut function.unplaced);
-        let functions_max = self.limits.functions_per_vm_max;
-        let rank = |vm: &Vm, place: usize| {
-            let instances = vm.functions.get(key).map_or(0, BTreeSet::len);
-            (instances, !vm.held.contains_key(&tree), place)
-        };
-        let fits = |vm: &Vm| vm.up && vm.has_room(key, memory_bytes, functions_max);
-        let mut candidates: BTreeSet<(usize, bool, usize)> = (order.iter().enumerate())
-            .filter_map(|(place, name)| Some((place, self.vms.get(name)?)))
-            .filter(|(_, vm)| fits(vm))
-            .map(|(place, vm)| rank(vm, place))
-            .collect();
-        let mut left = VecDeque::new();
-        for id in unplaced {
-            let avoid = &self.starts[&id].avoid;
-            let chosen = candidates.iter().find(|(_, _, place)| !avoid.contains(&order[*place])).copied();
-            let Some(candidate) = chosen else {
-                left.push_back(id);
-                continue;
-            };
-            candidates.remove(&candidate);
-            let name = &order[candidate.2];
-            self.choose(&id, name, &image, &tree, now, effects);
-            let vm = &self.vms[name];
-            if fits(vm) {
-                candidates.insert(rank(vm, candidate.2));
-            }
-        }
-        if let Some(function) = self.functions.get_mut(key) {
-            function.unplaced = left;
-        }
-    }
-
-    fn order(&mut self, key: &FunctionKey) -> Arc<[VmId]> {
-        if let Some(order) = self.orders.get(key) {
-            return Arc::clone(order);
-        }
-        let ring = self.ring.get_or_insert_with(|| Ring::new(self.vms.keys().cloned()));
-        let order: Arc<[VmId]> = ring.order(&format!("{}/{}", key.0, key.1)).into();
-        self.orders.insert(key.clone(), Arc::clone(&order));
-        order
-    }
-
-    fn choose(
-        &mut self,
-        id: &StartId,
-        vm: &VmId,
-        image: &Arc<BlockImage>,
-        tree: &TreeId,
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
-        let start = self.starts.get_mut(id).expect("it waits");
-        let function = &self.functions[&start.key];
-        start.phase = Phase::Chosen;
-        start.chosen_at = Some(now);
-        start.revision = function.revision;
-        let draft = StartDraft {
-            start: id.clone(),
-            function: start.key.1.clone(),
-            image: Arc::clone(image),
-            env: function.spec.env.clone(),
-            memory_bytes: function.spec.memory_mib << 20,
-            probe_path: function.spec.probe_path.clone(),
-            ready_deadline_ms: u64::try_from(self.limits.ready_deadline.as_millis()).unwrap_or(u64::MAX),
-        };
-        let memory_bytes = draft.memory_bytes;
-        self.starts_waiting -= 1;
-        self.set_timer(id, Some(now + self.limits.lease));
-        let host = &self.vms[vm];
-        let strangers = host.held.keys().filter(|held| held.tenant != tree.tenant);
-        // A VM that changes its tenant gives up what it holds of the one before.
-        effects.extend(strangers.map(|held| Effect::Leave { tree: held.clone(), vm: vm.clone() }));
-        let contact = host.contact().expect("a VM that is up has said who it is");
-        self.assign(id, vm, tree, memory_bytes);
-        effects.push(Effect::Join { tree: tree.clone(), vm: vm.clone(), contact, start: Box::new(draft) });
-    }
-
-    pub(super) fn assign(&mut self, id: &StartId, name: &VmId, tree: &TreeId, memory_bytes: u64) {
-        let start = self.starts.get_mut(id).expect("callers looked");
-        debug_assert!(start.vm.is_none(), "a start has one VM");
-        start.vm = Some(name.clone());
-        start.image = Some(tree.image);
-        start.memory_bytes = memory_bytes;
-        *self.trees.entry(tree.clone()).or_default() += 1;
-        let vm = self.vms.get_mut(name).expect("callers looked");
-        debug_assert!(vm.has_room(&start.key, memory_bytes, self.limits.functions_per_vm_max), "invariant 8");
-        vm.memory_used += memory_bytes;
-        vm.functions.entry(start.key.clone()).or_default().insert(id.clone());
-    }
-
-    /// Gives back what a start has on its VM.
-    fn unassign(&mut self, id: &StartId, effects: &mut Vec<Effect>) {
-        let start = self.starts.get_mut(id).expect("callers looked");
-        let Some(name) = &start.vm else { return };
-        let tree = TreeId { tenant: start.key.0.clone(), image: start.image.expect("set with the VM") };
-        if let Some(vm) = self.vms.get_mut(name) {
-            vm.memory_used -= start.memory_bytes;
-            if let Some(starts) = vm.functions.get_mut(&start.key) {
-                starts.remove(id);
-                if starts.is_empty() {
-                    vm.functions.remove(&start.key);
-                }
-            }
-        }
-        self.room_changed = true;
-        let users = self.trees.get_mut(&tree).expect("counted when assigned");
-        *users -= 1;
-        if *users == 0 {
-            self.trees.remove(&tree);
-            self.dissolve_if_unused(&tree, effects);
-        }
-    }
-
     /// A start whose order did not reach its VM waits again, for another one.
     pub(super) fn requeue(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
         if self.starts[id].stopping {
             return self.end(id, EndReason::Stopped, now, effects);
         }
-        self.unassign(id, effects);
+        self.unassign(id, now, effects);
         let start = self.starts.get_mut(id).expect("callers looked");
         start.phase = Phase::Waiting;
         start.chosen_at = None;
-        start.memory_bytes = 0;
+        start.needs = Resources::default();
         start.avoid.extend(start.vm.take());
         let place_by = start.accepted_at + self.limits.placement_deadline;
-        self.starts_waiting += 1;
+        let tenant = start.key.0.clone();
+        self.count_waiting(&tenant, 1);
         self.wait_for_room(id, now);
         self.set_timer(id, Some(place_by.max(now)));
         let key = self.starts[id].key.clone();
@@ -426,16 +289,16 @@ impl SchedulerCore {
     pub(super) fn end(&mut self, id: &StartId, reason: EndReason, now: Instant, effects: &mut Vec<Effect>) {
         let Some(start) = self.starts.get(id).filter(|start| start.phase != Phase::Ended) else { return };
         let key = start.key.clone();
-        let was_waiting = start.phase == Phase::Waiting;
+        let (sequence, was_waiting) = (start.sequence, start.phase == Phase::Waiting);
         // What failed by itself would fail again: only what ended for another reason is replaced.
         let innocent =
             start.phase == Phase::Ready || matches!(reason, EndReason::VmLost | EndReason::Stopped);
         let others = matches!(reason, EndReason::VmLost | EndReason::Stopped | EndReason::NoRoom);
         let failed_by_itself = !others && !start.stopping;
-        self.starts_waiting -= usize::from(was_waiting);
+        self.count_waiting(&key.0, -isize::from(was_waiting));
         self.unroute(id);
         self.set_timer(id, None);
-        self.unassign(id, effects);
+        self.unassign(id, now, effects);
         let start = self.starts.get_mut(id).expect("it was just there");
         start.phase = Phase::Ended;
         let failed = ControlError::StartFailed(reason.to_string());
@@ -447,11 +310,7 @@ impl SchedulerCore {
             function.live.remove(id);
             function.unfinished.remove(id);
             function.counted.remove(id);
-            if function.unplaced.front() == Some(id) {
-                function.unplaced.pop_front();
-            } else if was_waiting {
-                function.unplaced.retain(|waiting| waiting != id);
-            }
+            function.unplaced.remove(&sequence);
             if failed_by_itself {
                 self.ended_by_itself(&key, now);
             }
@@ -489,6 +348,9 @@ impl SchedulerCore {
             start.ready_at.get_or_insert(now);
         }
         let key = start.key.clone();
+        if let Some(name) = start.vm.clone() {
+            self.started(&name, id);
+        }
         self.set_timer(id, None);
         if let Some(function) = self.functions.get_mut(&key) {
             function.unfinished.remove(id);
@@ -514,20 +376,5 @@ impl SchedulerCore {
         for id in old {
             self.drain(&id, now, effects);
         }
-    }
-}
-
-impl Vm {
-    /// Who the VM is, once it has said so.
-    fn contact(&self) -> Option<Contact> {
-        Some(Contact { address: self.address?, key_hash: self.key_hash.clone()? })
-    }
-
-    /// Whether one more instance keeps invariant 8.
-    pub(super) fn has_room(&self, key: &FunctionKey, memory_bytes: u64, functions_max: usize) -> bool {
-        let own_tenant = self.functions.keys().all(|(tenant, _)| *tenant == key.0);
-        let function_fits = self.functions.contains_key(key) || self.functions.len() < functions_max;
-        let memory_fits = self.memory_used + memory_bytes <= self.memory_bytes;
-        own_tenant && function_fits && memory_fits
     }
 }

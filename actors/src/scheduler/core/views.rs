@@ -87,8 +87,11 @@ impl SchedulerCore {
             id: name.clone(),
             address: vm.address,
             state: if vm.up { VmState::Up } else { VmState::Lost },
-            memory_bytes: vm.memory_bytes,
-            memory_used_bytes: vm.memory_used,
+            tenant: vm.tenant.clone(),
+            memory_bytes: vm.capacity.memory_bytes,
+            memory_used_bytes: vm.used.memory_bytes,
+            cpu_millis: vm.capacity.cpu_millis,
+            cpu_used_millis: vm.used.cpu_millis,
             instances: vm.functions.values().flatten().cloned().collect(),
             trees: (vm.held.values())
                 .map(|held| HeldImageView {

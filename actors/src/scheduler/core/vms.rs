@@ -1,15 +1,18 @@
 //! What is heard of VMs: they come with all that they run, and go.
 
 use super::{
-    Answer, Change, ControlError, Effect, FunctionKey, Image, Phase, SchedulerCore, Start, Ticket, Vm,
+    Answer, Change, ControlError, Effect, Entry, Function, FunctionKey, Image, Phase, Rest, SchedulerCore,
+    Start, Ticket, Vm,
 };
 use crate::{
+    function_tree::Contact,
     id::{StartId, TreeId, VmId},
+    resources::Resources,
     vm_node::{VmEvent, VmFacts},
     wire::control::{EndReason, HeldTree, RunningInstance, StartReport},
     world::{Table, Write},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 impl SchedulerCore {
@@ -17,8 +20,17 @@ impl SchedulerCore {
         match event {
             VmEvent::Up(facts) => self.vm_up(&vm, *facts, now, effects),
             VmEvent::Held(held) => {
+                let Some(known) = self.vms.get_mut(&vm) else { return };
+                let before = std::mem::replace(&mut known.held, by_tree(held));
+                // Mostly only blocks have come.
+                if !before.keys().eq(known.held.keys()) {
+                    self.settle(&vm, now);
+                }
+            }
+            VmEvent::Member(trees) => {
                 if let Some(known) = self.vms.get_mut(&vm) {
-                    known.held = by_tree(held);
+                    known.member_of = trees;
+                    self.settle(&vm, now);
                 }
             }
             VmEvent::Down => self.vm_down(&vm, now, effects),
@@ -62,21 +74,23 @@ impl SchedulerCore {
     }
 
     fn vm_up(&mut self, name: &VmId, facts: VmFacts, now: Instant, effects: &mut Vec<Effect>) {
-        if !self.vms.contains_key(name) {
-            self.vms.insert(name.clone(), Vm::default());
-            self.forget_orders();
-        }
         let held = by_tree(facts.held);
-        for tree in held.keys().filter(|tree| !self.tree_is_used(tree)) {
-            effects.push(Effect::Leave { tree: tree.clone(), vm: name.clone() });
-        }
+        let capacity = facts.capacity;
+        let before = self.vms.entry(name.clone()).or_default();
+        let said_before = before.address.is_some().then_some(before.capacity);
+        self.count_size(said_before, Some(capacity));
         let vm = self.vms.get_mut(name).expect("it was just made");
         vm.up = true;
         vm.address = Some(facts.address);
         vm.key_hash = Some(facts.key_hash);
-        vm.memory_bytes = facts.memory_bytes;
+        vm.capacity = capacity;
+        vm.member_of = held.keys().cloned().collect();
         vm.held = held;
+        if vm.functions.is_empty() {
+            vm.tenant = None;
+        }
         let placed: Vec<StartId> = vm.functions.values().flatten().cloned().collect();
+        self.set_rest(name, Rest::None);
         let told: BTreeMap<StartId, RunningInstance> =
             facts.instances.into_iter().map(|instance| (instance.start.clone(), instance)).collect();
         for id in placed {
@@ -88,7 +102,128 @@ impl SchedulerCore {
                 self.adopt(name, &id, &instance, now, effects);
             }
         }
-        self.room_changed = true;
+        self.settle(name, now);
+        self.offer(name);
+        self.leave_strangers(name, effects);
+    }
+
+    /// Trees that nobody uses any more, or of another tenant, the VM leaves.
+    fn leave_strangers(&self, name: &VmId, effects: &mut Vec<Effect>) {
+        let vm = &self.vms[name];
+        let is_stranger =
+            |tree: &&TreeId| Some(&tree.tenant) != vm.tenant.as_ref() || !self.tree_is_used(tree);
+        let strangers = vm.held.keys().filter(is_stranger);
+        effects.extend(strangers.map(|tree| Effect::Leave { tree: tree.clone(), vm: name.clone() }));
+    }
+
+    fn count_size(&mut self, before: Option<Resources>, now: Option<Resources>) {
+        if let Some(before) = before
+            && let Some(count) = self.sizes.get_mut(&before)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.sizes.remove(&before);
+            }
+        }
+        if let Some(now) = now {
+            *self.sizes.entry(now).or_default() += 1;
+        }
+    }
+
+    /// Why no start of the function can ever be placed on the VMs that there are. None as long as a VM
+    /// has not said what it has.
+    pub(super) fn too_large(&self, function: &Function) -> Option<ControlError> {
+        let needs = function.spec.needs();
+        let all_known = self.sizes.values().sum::<u32>() as usize == self.vms.len();
+        if self.vms.is_empty() || !all_known || self.sizes.keys().any(|size| size.holds(needs)) {
+            return None;
+        }
+        let memory_bytes = self.sizes.keys().map(|size| size.memory_bytes).max()?;
+        let cpu_millis = self.sizes.keys().map(|size| size.cpu_millis).max()?;
+        Some(ControlError::TooLarge { needs, most: Resources { memory_bytes, cpu_millis } })
+    }
+
+    /// Puts the VM into the pool where it belongs now. True if that is new.
+    pub(super) fn pool(&mut self, name: &VmId) -> bool {
+        let Some(vm) = self.vms.get_mut(name) else { return false };
+        let entry = vm.entry(self.limits.functions_per_vm_max);
+        if vm.entry == entry {
+            return false;
+        }
+        if let Some(before) = std::mem::replace(&mut vm.entry, entry) {
+            self.pools.remove(name, &before);
+        }
+        if let Some(entry) = &vm.entry {
+            self.pools.insert(name, entry);
+        }
+        true
+    }
+
+    /// Decides what becomes of a VM after it may have got less to do or to hold.
+    pub(super) fn settle(&mut self, name: &VmId, now: Instant) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        if vm.up && vm.functions.is_empty() {
+            // It belongs to whose image it holds, until it holds none.
+            let holder_of = vm.held.keys().chain(&vm.member_of).next().map(|tree| tree.tenant.clone());
+            let is_in_a_tree = holder_of.is_some();
+            if vm.tenant.is_none() || !is_in_a_tree {
+                vm.tenant = holder_of;
+            }
+            if !is_in_a_tree {
+                self.set_rest(name, Rest::None);
+            } else if vm.rest == Rest::None {
+                self.set_rest(name, Rest::Idle { until: now + self.limits.vm_idle });
+                // Others that wait may ask for it.
+                self.room_changed = true;
+            }
+        }
+        if self.pool(name) {
+            self.offer(name);
+        }
+    }
+
+    /// Those who wait and may use that VM are tried when this event is over.
+    fn offer(&mut self, name: &VmId) {
+        match self.vms[name].entry.as_ref().map(|entry| entry.tenant.clone()) {
+            None => {}
+            Some(None) => self.room_changed = true,
+            Some(Some(tenant)) => drop(self.tries.tenants.insert(tenant)),
+        }
+    }
+
+    pub(super) fn set_rest(&mut self, name: &VmId, rest: Rest) {
+        let vm = self.vms.get_mut(name).expect("callers looked");
+        let before = std::mem::replace(&mut vm.rest, rest);
+        self.leaving -= usize::from(matches!(before, Rest::Leaving { .. }));
+        self.leaving += usize::from(matches!(rest, Rest::Leaving { .. }));
+        if let Some(at) = before.ends_at() {
+            self.rests.remove(&(at, name.clone()));
+        }
+        self.rests.extend(rest.ends_at().map(|at| (at, name.clone())));
+    }
+
+    /// Tells a VM on which nothing runs to leave its trees; it takes no starts until it has.
+    pub(super) fn leave_trees(&mut self, name: &VmId, now: Instant, effects: &mut Vec<Effect>) {
+        // An order may be lost when an actor between here and the VM is rebuilt.
+        self.set_rest(name, Rest::Leaving { again: now + self.limits.lease });
+        self.pool(name);
+        let vm = &self.vms[name];
+        let trees: BTreeSet<&TreeId> = vm.held.keys().chain(&vm.member_of).collect();
+        effects.extend(trees.into_iter().map(|tree| Effect::Leave { tree: tree.clone(), vm: name.clone() }));
+    }
+
+    pub(super) fn end_rests(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        while let Some((_, name)) = self.rests.first().filter(|(at, _)| *at <= now).cloned() {
+            self.leave_trees(&name, now, effects);
+        }
+    }
+
+    /// A start on that VM is under way no more.
+    pub(super) fn started(&mut self, name: &VmId, id: &StartId) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.starting.remove(id);
+            self.pool(name);
+        }
     }
 
     /// What is known of a start on a VM, against what its agent says.
@@ -114,6 +249,7 @@ impl SchedulerCore {
                 start.phase = Phase::Ordered;
                 let key = start.key.clone();
                 self.unroute(id);
+                self.vms.get_mut(vm).expect("it is up").starting.insert(id.clone());
                 self.set_timer(id, Some(now + self.limits.ready_deadline + self.limits.lease));
                 if let Some(function) = self.functions.get_mut(&key) {
                     function.unfinished.insert(id.clone());
@@ -138,15 +274,17 @@ impl SchedulerCore {
             None => true,
             Some(start) => matches!(start.phase, Phase::Recovering | Phase::Waiting) && start.key == key,
         };
-        let fits = self.vms[vm].has_room(&key, told.memory_bytes, self.limits.functions_per_vm_max);
+        let needs = Resources { memory_bytes: told.memory_bytes, cpu_millis: told.cpu_millis };
+        let fits = self.vms[vm].has_room(&key, needs, self.limits.functions_per_vm_max);
         let Some(function) = self.functions.get_mut(&key).filter(|_| free && fits) else {
             return effects.push(Effect::Stop { vm: vm.clone(), start: id.clone() });
         };
         let is_present = matches!(&function.image, Image::Ready(image) if image.id == told.image);
         let revision = if is_present { function.revision } else { 0 };
-        function.unplaced.retain(|waiting| waiting != id);
         if let Some(start) = self.starts.get(id) {
-            self.starts_waiting -= usize::from(start.phase == Phase::Waiting);
+            function.unplaced.remove(&start.sequence);
+            let was_waiting = start.phase == Phase::Waiting;
+            self.count_waiting(&key.0, -isize::from(was_waiting));
         } else {
             self.sequence += 1;
             let start = Start::new(self.sequence, key.clone(), Phase::Recovering, now);
@@ -158,7 +296,7 @@ impl SchedulerCore {
         start.chosen_at = Some(now);
         start.ordered_at = Some(now);
         let tree = TreeId { tenant: told.tenant.clone(), image: told.image };
-        self.assign(id, vm, &tree, told.memory_bytes);
+        self.assign(id, vm, &tree, needs);
         self.set_timer(id, Some(now + self.limits.ready_deadline + self.limits.lease));
         if told.ready {
             self.became_ready(id, now, effects);
@@ -169,6 +307,9 @@ impl SchedulerCore {
     fn vm_down(&mut self, name: &VmId, now: Instant, effects: &mut Vec<Effect>) {
         let Some(vm) = self.vms.get_mut(name) else { return };
         vm.up = false;
+        self.set_rest(name, Rest::None);
+        self.pool(name);
+        let vm = &self.vms[name];
         let keys: Vec<FunctionKey> = vm.functions.keys().cloned().collect();
         for id in vm.functions.values().flatten().cloned().collect::<Vec<_>>() {
             self.unroute(&id);
@@ -259,15 +400,87 @@ impl SchedulerCore {
         for id in starts {
             self.end(&id, EndReason::VmLost, now, effects);
         }
-        self.vms.remove(name);
-        self.forget_orders();
+        if self.vms.contains_key(name) {
+            // It may have come back meanwhile.
+            self.vm_down(name, now, effects);
+        }
+        if let Some(vm) = self.vms.remove(name) {
+            self.count_size(vm.address.map(|_| vm.capacity), None);
+        }
         effects.push(Effect::Forget { vm: name.clone() });
         effects.push(Effect::Answer { ticket, answer: Ok(Answer::Done) });
     }
+}
 
-    fn forget_orders(&mut self) {
-        self.ring = None;
-        self.orders.clear();
+impl Rest {
+    fn ends_at(self) -> Option<Instant> {
+        match self {
+            Self::None => None,
+            Self::Idle { until } => Some(until),
+            Self::Leaving { again } => Some(again),
+        }
+    }
+}
+
+impl Vm {
+    /// Who the VM is, once it has said so.
+    pub(super) fn contact(&self) -> Option<Contact> {
+        Some(Contact { address: self.address?, key_hash: self.key_hash.clone()? })
+    }
+
+    /// Whether one more instance keeps invariant 8.
+    pub(super) fn has_room(&self, key: &FunctionKey, needs: Resources, functions_max: usize) -> bool {
+        let own_tenant = self.tenant.as_ref().is_none_or(|tenant| *tenant == key.0);
+        let function_fits = self.functions.contains_key(key) || self.functions.len() < functions_max;
+        own_tenant && function_fits && self.capacity.minus(self.used).holds(needs)
+    }
+
+    #[cfg(test)]
+    fn is_in_no_tree(&self) -> bool {
+        self.held.is_empty() && self.member_of.is_empty()
+    }
+
+    /// As the pools are to know it.
+    fn entry(&self, functions_max: usize) -> Option<Entry> {
+        if !self.up || matches!(self.rest, Rest::Leaving { .. }) {
+            return None;
+        }
+        let held = self.held.keys().filter(|tree| Some(&tree.tenant) == self.tenant.as_ref());
+        Some(Entry {
+            tenant: self.tenant.clone(),
+            starting: u32::try_from(self.starting.len()).unwrap_or(u32::MAX),
+            room: self.capacity.minus(self.used),
+            only: (self.functions.len() >= functions_max).then(|| self.functions.keys().cloned().collect()),
+            trees: held.chain(self.trees.keys()).cloned().collect(),
+        })
+    }
+
+    /// Whether it is counted in a pool; for tests.
+    #[cfg(test)]
+    pub(super) fn is_pooled(&self) -> bool {
+        self.entry.as_ref().is_some_and(|entry| entry.only.is_none())
+    }
+}
+
+#[cfg(test)]
+impl SchedulerCore {
+    /// Checks that the VM is in the pool where it belongs.
+    pub(super) fn check_pools(&self, name: &VmId, vm: &Vm) {
+        assert_eq!(
+            vm.entry,
+            vm.entry(self.limits.functions_per_vm_max),
+            "{name} is where it does not belong"
+        );
+        assert_eq!(
+            vm.rest.ends_at().is_some(),
+            vm.rest.ends_at().is_some_and(|at| self.rests.contains(&(at, name.clone())))
+        );
+        if !vm.up {
+            return assert_eq!(vm.rest, Rest::None);
+        }
+        let is_free = vm.functions.is_empty() && vm.is_in_no_tree();
+        assert_eq!(vm.tenant.is_none(), is_free, "free is what runs nothing and is in no tree");
+        assert_eq!(vm.rest != Rest::None, vm.functions.is_empty() && !is_free, "{name} rests");
     }
 }
 
