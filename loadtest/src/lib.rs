@@ -4,4 +4,6 @@ pub mod bed;
 pub mod chaos;
 pub mod compare;
 mod guard;
+pub mod load;
+pub mod overload;
 pub mod rig;

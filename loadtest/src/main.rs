@@ -1,7 +1,7 @@
 //! `faasnet-loadtest`: the test bed and the measurements of this repository.
 
 use clap::{Parser, Subcommand};
-use faasnet_loadtest::{bed::cli::BedVerb, chaos::Chaos, compare::Compare};
+use faasnet_loadtest::{bed::cli::BedVerb, chaos::Chaos, compare::Compare, overload::Overload};
 
 #[derive(Parser)]
 #[command(name = "faasnet-loadtest", version, about = "Test bed and load tests for FaaSNet")]
@@ -19,6 +19,8 @@ enum Verb {
     Compare(Compare),
     /// Kill, stop and cut off parts of a cluster in the middle of a burst, and look at what was promised
     Chaos(Chaos),
+    /// Many times what a function can serve, beside another tenant: what is answered, how fast, and what it takes
+    Overload(Overload),
 }
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
@@ -26,5 +28,6 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Verb::Bed(verb) => verb.run(),
         Verb::Compare(compare) => compare.run(),
         Verb::Chaos(chaos) => chaos.run(),
+        Verb::Overload(overload) => overload.run(),
     }
 }

@@ -10,5 +10,6 @@ mod chaos;
 mod corruption;
 mod listing;
 mod manager_restart;
+mod overload;
 mod sample;
 mod support;

@@ -155,6 +155,11 @@ impl Cluster {
         self.manager.take().context("no manager runs")?.kill()
     }
 
+    /// Resident memory of the manager's process.
+    pub fn manager_rss_bytes(&self) -> anyhow::Result<u64> {
+        self.manager.as_ref().context("no manager runs")?.rss_bytes()
+    }
+
     /// What `GET /v1/vms` says, by VM.
     pub fn vms(&self) -> anyhow::Result<BTreeMap<String, Value>> {
         let answer = self.api.get("/v1/vms")?;

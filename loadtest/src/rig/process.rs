@@ -34,6 +34,14 @@ impl Service {
         self.child.id()
     }
 
+    /// Resident memory.
+    pub fn rss_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib: u64 = line.context("it has ended")?.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib << 10)
+    }
+
     /// How it ended, if it has.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)

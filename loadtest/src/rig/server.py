@@ -130,6 +130,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer([b"ate\n"])
         elif url.path == "/reader":
             self.answer([json.dumps(READER.report("forget" in query)).encode()])
+        elif url.path == "/sleep":
+            time.sleep(int(query["ms"]) / 1000)
+            self.answer([b"slept\n"])
         elif url.path == "/exit":
             os._exit(int(query["code"]))
         else:
