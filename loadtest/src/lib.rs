@@ -1,4 +1,4 @@
-//! Load tests and the test bed they run on: real network namespaces with shaped links.
+//! Load tests and the test bed they run on: real network namespaces with shaped links, and a simulator.
 
 pub mod bed;
 pub mod chaos;
@@ -7,3 +7,4 @@ mod guard;
 pub mod load;
 pub mod overload;
 pub mod rig;
+pub mod simulate;

@@ -1,7 +1,9 @@
 //! `faasnet-loadtest`: the test bed and the measurements of this repository.
 
 use clap::{Parser, Subcommand};
-use faasnet_loadtest::{bed::cli::BedVerb, chaos::Chaos, compare::Compare, overload::Overload};
+use faasnet_loadtest::{
+    bed::cli::BedVerb, chaos::Chaos, compare::Compare, overload::Overload, simulate::cli::SimulateVerb,
+};
 
 #[derive(Parser)]
 #[command(name = "faasnet-loadtest", version, about = "Test bed and load tests for FaaSNet")]
@@ -21,6 +23,9 @@ enum Verb {
     Chaos(Chaos),
     /// Many times what a function can serve, beside another tenant: what is answered, how fast, and what it takes
     Overload(Overload),
+    /// The cores of manager and agents on virtual time
+    #[command(subcommand)]
+    Simulate(SimulateVerb),
 }
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
@@ -29,5 +34,6 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Verb::Compare(compare) => compare.run(),
         Verb::Chaos(chaos) => chaos.run(),
         Verb::Overload(overload) => overload.run(),
+        Verb::Simulate(verb) => verb.run(),
     }
 }

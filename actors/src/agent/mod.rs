@@ -16,7 +16,7 @@ use crate::{
     block_store::{BlockStore, Found},
     block_transfer::{
         Attach, BlockTransfer, Demand, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild, Opened,
-        Placed, StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss,
+        Placed, StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss, micros,
     },
     id::{ImageId, StartId, TreeId, VmId},
     instance::{
@@ -25,10 +25,7 @@ use crate::{
     support::{AfterExit, ChildExited, Children, Life, Observe, Snapshot, supervise},
     wire::{
         PROTOCOL_VERSION,
-        control::{
-            BytesBySource, EndReason, HeldTree, Hello, RunningInstance, StartOrder, StartReport, Step,
-            ToAgent, ToManager,
-        },
+        control::{EndReason, HeldTree, Hello, RunningInstance, StartOrder, StartReport, ToAgent, ToManager},
         holder::{FromHolder, HeldInstance, ToHolder},
         peer::Refusal,
     },
@@ -45,7 +42,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use told::Told;
+pub use told::Told;
 use world::{Disk, Holder, HolderEvent, InstanceRecord, ManagerDialer, Prober, TreeRecord, Upstreams};
 
 /// The bounds of one agent.
@@ -479,7 +476,7 @@ impl Agent {
             }
         };
         ctx.spawn(asking.into_actor(self).map(move |after, agent, _| {
-            let report = start_report(steps_us, &before, &after);
+            let report = before.start_report(steps_us, &after);
             agent.say(match news {
                 InstanceNews::Ready => ToManager::Ready { start, report },
                 InstanceNews::Ended(reason) => ToManager::Ended { start, reason, report },
@@ -498,36 +495,11 @@ impl Agent {
                     Some(asking) => asking.await.unwrap_or_default(),
                     None => TransferReport::default(),
                 };
-                let TransferReport { blocks_present, blocks_total, bytes, stalls } = report;
-                let longest_stall_us = micros(stalls.longest);
-                HeldTree { tree, epoch, blocks_present, blocks_total, bytes, longest_stall_us }
+                report.held(tree, epoch)
             }
         });
         join_all(asking.collect::<Vec<_>>())
     }
-}
-
-fn start_report(
-    steps_us: BTreeMap<Step, u64>,
-    before: &TransferReport,
-    after: &TransferReport,
-) -> StartReport {
-    let bytes = BytesBySource {
-        parent: after.bytes.parent.saturating_sub(before.bytes.parent),
-        ancestor: after.bytes.ancestor.saturating_sub(before.bytes.ancestor),
-        origin: after.bytes.origin.saturating_sub(before.bytes.origin),
-    };
-    StartReport {
-        steps_us,
-        bytes,
-        stalls: after.stalls.count.saturating_sub(before.stalls.count),
-        stalled_us: micros(after.stalls.together.saturating_sub(before.stalls.together)),
-        longest_stall_us: micros(after.stalls.longest),
-    }
-}
-
-fn micros(length: Duration) -> u64 {
-    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Actor for Agent {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 /// How starts became ready and how instances ended, the newest of them: said again on each new session,
 /// because nobody knows what of the one before was heard. The manager takes each of them twice.
-pub(super) struct Told {
+pub struct Told {
     kept: VecDeque<ToManager>,
     kept_max: usize,
 }

@@ -1,17 +1,19 @@
 //! What a transfer can be told. Events of upstreams are `agent::world::FromUpstream`.
 
-use super::core::{ChildId, Stalls};
+use super::core::{ChildId, Stalls, TransferCore};
 use crate::support::{Flow, Hop};
 use crate::{
     agent::world::ChildLink,
     block_store::BlockStore,
-    id::{BlockId, StartId, VmId},
+    id::{BlockId, Epoch, StartId, TreeId, VmId},
     wire::{
-        control::{BytesBySource, Place, Step},
+        control::{BytesBySource, HeldTree, Place, StartReport, Step},
         peer::{Reach, Refusal, Urgency},
     },
 };
 use actix::prelude::*;
+use std::{collections::BTreeMap, time::Duration};
+use tokio::time::Instant;
 
 /// A new place in the tree, or fresh hints for the present one.
 #[derive(Message)]
@@ -72,6 +74,45 @@ pub struct TransferReport {
     pub blocks_total: u32,
     pub bytes: BytesBySource,
     pub stalls: Stalls,
+}
+
+impl TransferReport {
+    pub fn of(core: &TransferCore, now: Instant) -> Self {
+        Self {
+            blocks_present: u32::try_from(core.present().len()).unwrap_or(u32::MAX),
+            blocks_total: core.index().map_or(0, |index| index.block_count()),
+            bytes: core.bytes(),
+            stalls: core.stalls(now),
+        }
+    }
+
+    /// As a member tells the manager.
+    pub fn held(self, tree: TreeId, epoch: Epoch) -> HeldTree {
+        let Self { blocks_present, blocks_total, bytes, stalls } = self;
+        let longest_stall_us = micros(stalls.longest);
+        HeldTree { tree, epoch, blocks_present, blocks_total, bytes, longest_stall_us }
+    }
+
+    /// What one start took, when this was the report before its order.
+    pub fn start_report(&self, steps_us: BTreeMap<Step, u64>, after: &Self) -> StartReport {
+        let before = self;
+        StartReport {
+            steps_us,
+            bytes: BytesBySource {
+                parent: after.bytes.parent.saturating_sub(before.bytes.parent),
+                ancestor: after.bytes.ancestor.saturating_sub(before.bytes.ancestor),
+                origin: after.bytes.origin.saturating_sub(before.bytes.origin),
+            },
+            stalls: after.stalls.count.saturating_sub(before.stalls.count),
+            stalled_us: micros(after.stalls.together.saturating_sub(before.stalls.together)),
+            longest_stall_us: micros(after.stalls.longest),
+        }
+    }
+}
+
+/// In whole microseconds, as durations travel.
+pub(crate) fn micros(length: Duration) -> u64 {
+    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A child has shown a valid capability.

@@ -13,10 +13,11 @@ mod shell;
 mod tests;
 
 pub use self::{
-    core::{ChildId, Stalls, TransferCore, TransferLimits},
+    core::{ChildId, Effect, Event, Stalls, TransferCore, TransferLimits},
     messages::{
         Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
         Opened, Placed, StoreBack, TransferReport,
     },
     shell::{BlockTransfer, TransferWorld, UpstreamLoss},
 };
+pub(crate) use messages::micros;

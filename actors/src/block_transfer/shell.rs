@@ -496,12 +496,7 @@ impl Handler<GetReport> for BlockTransfer {
     type Result = TransferReport;
 
     fn handle(&mut self, GetReport: GetReport, _: &mut Context<Self>) -> TransferReport {
-        TransferReport {
-            blocks_present: u32::try_from(self.core.present().len()).unwrap_or(u32::MAX),
-            blocks_total: self.core.index().map_or(0, |index| index.block_count()),
-            bytes: self.core.bytes(),
-            stalls: self.core.stalls(Instant::now()),
-        }
+        TransferReport::of(&self.core, Instant::now())
     }
 }
 

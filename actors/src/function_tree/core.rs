@@ -686,8 +686,7 @@ impl TreeCore {
         TreeView { image, epoch: self.epoch, height: tree.height(), members: members.collect() }
     }
 
-    /// Checks the invariants over all members; for tests, because it looks at everyone.
-    #[cfg(test)]
+    /// Checks the invariants over all members; for tests and the simulator, because it looks at everyone.
     pub fn check(&self) {
         let tree = self.topology.as_ref();
         for (vm, &node) in &self.nodes {

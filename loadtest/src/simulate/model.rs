@@ -1,0 +1,278 @@
+//! The numbers of a simulated world.
+
+use super::queue::Nanos;
+use bytes::Bytes;
+use faasnet_actors::{
+    block_transfer::TransferLimits,
+    function_tree::TreeLimits,
+    id::{BlockId, Digest},
+    image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, ImageLocation, Index, RuntimeConfig},
+    scheduler::Limits,
+    world::BatchLimits,
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+
+pub const MILLISECOND: Nanos = 1_000_000;
+pub const SECOND: Nanos = 1_000 * MILLISECOND;
+
+/// 1 Gbit/s, in bytes.
+pub const GIGABIT: u64 = 125_000_000;
+
+pub fn nanos(duration: Duration) -> Nanos {
+    Nanos::try_from(duration.as_nanos()).unwrap_or(Nanos::MAX)
+}
+
+/// How long something takes: evenly distributed between both ends.
+pub type Spread = RangeInclusive<Nanos>;
+
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub vms: usize,
+    /// For instances, on each VM.
+    pub memory_bytes: u64,
+    pub images: Vec<ImageModel>,
+    pub functions: Vec<FunctionModel>,
+    /// Bytes in a second out of and into each VM.
+    pub uplink: u64,
+    pub downlink: u64,
+    /// One way between two VMs, or a VM and the manager; each VM adds up to as much again.
+    pub latency: Nanos,
+    /// Bytes in a second that the origin gives to all, and the time to the first of them.
+    pub origin_rate: u64,
+    pub origin_latency: Nanos,
+    /// Writing or reading one block on a VM's disk.
+    pub disk: Nanos,
+    /// One group commit of the metadata store.
+    pub commit: Nanos,
+    pub mount: Spread,
+    /// From the order to run a container to its first instruction.
+    pub run: Spread,
+    /// What a container does itself between two reads.
+    pub think: Nanos,
+    pub probe: Nanos,
+    /// Work of the manager for each order that it sends.
+    pub order_cost: Nanos,
+    pub limits: WorldLimits,
+}
+
+/// The limits of manager and agents.
+#[derive(Debug, Clone)]
+pub struct WorldLimits {
+    pub scheduler: Limits,
+    pub tree: TreeLimits,
+    pub fan_out: usize,
+    pub transfer: TransferLimits,
+    pub heartbeat: Duration,
+    pub instances_max: usize,
+    pub memory_cache_bytes: u64,
+    pub disk_cache_bytes: u64,
+    pub probe_interval: Duration,
+    pub connect: Duration,
+    pub handshake: Duration,
+    pub reconnect_min: Duration,
+    pub reconnect_max: Duration,
+    /// After it a VM notices that the other end of a connection is gone without a word.
+    pub vanished: Duration,
+}
+
+impl Default for WorldLimits {
+    /// Those of `config/default.toml`.
+    fn default() -> Self {
+        let millis = Duration::from_millis;
+        let lease = millis(3000);
+        Self {
+            scheduler: Limits {
+                functions_max: 10_000,
+                functions_per_vm_max: 20,
+                starts_per_request_max: 10_000,
+                starts_per_row_max: 100,
+                batch: BatchLimits { operations_max: 100_000, bytes_max: 64 << 20 },
+                starts_waiting_max: 20_000,
+                starts_kept: 20_000,
+                instances_per_function_max: 10_000,
+                keep_alive: millis(900_000),
+                starts_at_once_per_vm: 1,
+                vm_idle: millis(900_000),
+                keep_alive_max: millis(86_400_000),
+                restart_min: millis(500),
+                restart_max: millis(60_000),
+                requests_waiting_per_function_max: 1000,
+                requests_waiting_max: 10_000,
+                placement_deadline: millis(30_000),
+                ready_deadline: millis(120_000),
+                lease,
+                rejoin_grace: lease + millis(5000),
+            },
+            tree: TreeLimits {
+                ancestors_max: 3,
+                capability_ttl: millis(3_600_000),
+                complaint_life: millis(60_000),
+            },
+            fan_out: 2,
+            transfer: TransferLimits {
+                in_flight_blocks_max: 8,
+                queued_blocks_max: 64,
+                children_max: 16,
+                read_ahead_blocks_max: 8,
+                hops_max: 64,
+                stall: millis(400),
+                early_child: millis(1000),
+                retry_min: millis(50),
+                retry_max: millis(500),
+                read_deadline: millis(30_000),
+            },
+            heartbeat: millis(1000),
+            instances_max: 100,
+            memory_cache_bytes: 16 << 20,
+            disk_cache_bytes: 20 << 30,
+            probe_interval: millis(20),
+            connect: millis(1000),
+            handshake: millis(5000),
+            reconnect_min: millis(100),
+            reconnect_max: millis(5000),
+            vanished: millis(10_000),
+        }
+    }
+}
+
+impl Default for Model {
+    /// VMs on 1 Gbit/s with an image like that of a Python service: 266 blocks of which a start reads 64.
+    fn default() -> Self {
+        Self {
+            vms: 8,
+            memory_bytes: 4 << 30,
+            images: vec![ImageModel::default()],
+            functions: vec![FunctionModel::default()],
+            uplink: GIGABIT,
+            downlink: GIGABIT,
+            latency: MILLISECOND / 4,
+            origin_rate: GIGABIT,
+            origin_latency: 20 * MILLISECOND,
+            disk: MILLISECOND / 2,
+            commit: 2 * MILLISECOND,
+            mount: 5 * MILLISECOND..=20 * MILLISECOND,
+            run: 50 * MILLISECOND..=150 * MILLISECOND,
+            think: MILLISECOND,
+            probe: MILLISECOND / 2,
+            order_cost: 0,
+            limits: WorldLimits::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct ImageModel {
+    pub blocks: u32,
+    /// Of each block.
+    pub stored_bytes: u32,
+    pub metadata_blocks: u32,
+    /// Blocks that a start reads beside the metadata.
+    pub reads: Reads,
+}
+
+impl Default for ImageModel {
+    fn default() -> Self {
+        Self { blocks: 266, stored_bytes: 256 << 10, metadata_blocks: 2, reads: Reads::Random(64) }
+    }
+}
+
+/// Which blocks a container reads before it is ready, always the same for an image.
+#[derive(Debug, Clone, Copy)]
+pub enum Reads {
+    /// That many from the first on.
+    Sequential(u32),
+    /// That many anywhere, in any order.
+    Random(u32),
+}
+
+#[derive(Debug, Clone)]
+pub struct FunctionModel {
+    pub tenant: &'static str,
+    pub name: &'static str,
+    /// The number of its image.
+    pub image: usize,
+    pub memory_mib: u64,
+}
+
+impl Default for FunctionModel {
+    fn default() -> Self {
+        Self { tenant: "acme", name: "web", image: 0, memory_mib: 256 }
+    }
+}
+
+/// A block image with its bytes.
+pub(super) struct Image {
+    pub description: BlockImage,
+    pub index: Arc<Index>,
+    pub index_bytes: u64,
+    blocks: Vec<Bytes>,
+    /// What a container reads, in this order.
+    pub reads: Vec<BlockId>,
+}
+
+impl Image {
+    pub fn new(number: usize, model: &ImageModel, rng: &mut StdRng) -> Self {
+        let plain = model.stored_bytes.clamp(1, BLOCK_BYTES - 1) as usize;
+        let content = |block: u32| {
+            let mut bytes = vec![number as u8; plain];
+            let mark = block.to_le_bytes();
+            let length = mark.len().min(plain);
+            bytes[..length].copy_from_slice(&mark[..length]);
+            Bytes::from(bytes)
+        };
+        let blocks: Vec<Bytes> = (0..model.blocks).map(content).collect();
+        let entry = |(number, stored): (u64, &Bytes)| BlockEntry {
+            offset: number * plain as u64,
+            stored_bytes: plain as u32,
+            codec: Codec::Zstd,
+            hash: *blake3::hash(stored).as_bytes(),
+        };
+        let plain_bytes = u64::from(model.blocks) * u64::from(BLOCK_BYTES);
+        let entries = (0..).zip(&blocks).map(entry).collect();
+        let index =
+            Index::new(plain_bytes, model.metadata_blocks, entries).expect("every block has the same length");
+        let digest =
+            |text: &str| Digest::from_bytes(*blake3::hash(format!("{text} {number}").as_bytes()).as_bytes());
+        let description = BlockImage {
+            id: digest("image"),
+            source: digest("source"),
+            index_digest: digest("index"),
+            index_bytes: Index::encoded_len(model.blocks),
+            blob_digest: digest("blob"),
+            blob_bytes: index.blob_bytes(),
+            plain_bytes,
+            location: ImageLocation::Registry { repository: "registry.example/images".into() },
+            runtime: RuntimeConfig::default(),
+        };
+        let reads = reads(model, rng);
+        let index_bytes = Index::encoded_len(model.blocks);
+        Self { description, index: Arc::new(index), index_bytes, blocks, reads }
+    }
+
+    pub fn stored(&self, block: BlockId) -> Bytes {
+        self.blocks.get(block.0 as usize).cloned().unwrap_or_default()
+    }
+
+    /// The check of a connection against the index; the very bytes of the image need no hashing.
+    pub fn verify(&self, block: BlockId, stored: &Bytes) -> bool {
+        let same = |own: &Bytes| own.as_ptr() == stored.as_ptr() && own.len() == stored.len();
+        self.blocks.get(block.0 as usize).is_some_and(same) || self.index.verify(block, stored)
+    }
+}
+
+fn reads(model: &ImageModel, rng: &mut StdRng) -> Vec<BlockId> {
+    let all = model.metadata_blocks.min(model.blocks)..model.blocks;
+    match model.reads {
+        Reads::Sequential(count) => all.take(count as usize).map(BlockId).collect(),
+        Reads::Random(count) => {
+            let mut left: Vec<BlockId> = all.map(BlockId).collect();
+            let count = (count as usize).min(left.len());
+            (0..count).map(|_| left.swap_remove(rng.random_range(0..left.len()))).collect()
+        }
+    }
+}
+
+pub(super) fn rng(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}

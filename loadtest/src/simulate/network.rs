@@ -1,0 +1,333 @@
+//! Links between VMs, and from the origin: what is sent shares the rates of both ends.
+//!
+//! A connection sends one frame after the other, demand before read-ahead. Its rate is the smaller of
+//! two equal shares: that of its sender's uplink among the connections that send at the moment, and that
+//! of its receiver's downlink. What a share leaves unused is not given to the others (as max-min would).
+
+use super::queue::Nanos;
+use bytes::Bytes;
+use faasnet_actors::{
+    id::TreeId,
+    wire::{
+        control::Upstream,
+        peer::{FromParent, Urgency},
+    },
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// A VM by its number, or one of those behind them.
+pub type Node = usize;
+
+/// Bytes of a frame beside its body.
+const HEADER_BYTES: u64 = 64;
+
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub message: FromParent,
+    pub body: Bytes,
+    pub bytes: u64,
+}
+
+impl Frame {
+    /// `body_bytes` is what the body stands for.
+    pub fn new(message: FromParent, body: Bytes, body_bytes: u64) -> Self {
+        Self { message, body, bytes: HEADER_BYTES + body_bytes }
+    }
+}
+
+struct Sending {
+    frame: Frame,
+    left: u64,
+    rate: u64,
+    since: Nanos,
+}
+
+pub(super) struct Conn {
+    pub tree: TreeId,
+    pub child: Node,
+    pub parent: Node,
+    /// How the child calls the parent.
+    pub upstream: Upstream,
+    /// The parent knows of the child.
+    pub has_arrived: bool,
+    /// The parent has let the child in.
+    pub is_open: bool,
+    /// The child has waited for the connection, and waits for the parent's answer now.
+    pub is_late: bool,
+    demand: VecDeque<Frame>,
+    prefetch: VecDeque<Frame>,
+    sending: Option<Sending>,
+    /// Of the last computed end of what is being sent.
+    version: u32,
+}
+
+impl Conn {
+    pub fn new(tree: TreeId, child: Node, parent: Node, upstream: Upstream) -> Self {
+        let (demand, prefetch) = (VecDeque::new(), VecDeque::new());
+        Self {
+            tree,
+            child,
+            parent,
+            upstream,
+            has_arrived: false,
+            is_open: false,
+            is_late: false,
+            demand,
+            prefetch,
+            sending: None,
+            version: 0,
+        }
+    }
+}
+
+struct End {
+    up: u64,
+    down: u64,
+    sending: BTreeSet<u64>,
+    receiving: BTreeSet<u64>,
+    is_frozen: bool,
+}
+
+/// The moment at which what a connection sends will have been sent, unless the version is an old one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    pub at: Nanos,
+    pub conn: u64,
+    pub version: u32,
+}
+
+pub(super) struct Network {
+    ends: Vec<End>,
+    pub conns: BTreeMap<u64, Conn>,
+    of_node: Vec<BTreeSet<u64>>,
+    /// Pairs of nodes that do not reach each other, the smaller first, and until when.
+    cuts: BTreeMap<(Node, Node), Nanos>,
+    sent: Vec<Sent>,
+}
+
+impl Network {
+    /// Rates out of and into each node, in bytes a second.
+    pub fn new(rates: impl Iterator<Item = (u64, u64)>) -> Self {
+        let end = |(up, down)| End {
+            up,
+            down,
+            sending: BTreeSet::new(),
+            receiving: BTreeSet::new(),
+            is_frozen: false,
+        };
+        let ends: Vec<End> = rates.map(end).collect();
+        let of_node = vec![BTreeSet::new(); ends.len()];
+        Self { ends, conns: BTreeMap::new(), of_node, cuts: BTreeMap::new(), sent: Vec::new() }
+    }
+
+    /// Moments to come back for, told since the last call.
+    pub fn take_sent(&mut self) -> Vec<Sent> {
+        std::mem::take(&mut self.sent)
+    }
+
+    pub fn open(&mut self, id: u64, conn: Conn) {
+        self.of_node[conn.child].insert(id);
+        self.of_node[conn.parent].insert(id);
+        self.conns.insert(id, conn);
+    }
+
+    pub fn close(&mut self, id: u64, now: Nanos) -> Option<Conn> {
+        let conn = self.conns.remove(&id)?;
+        self.of_node[conn.child].remove(&id);
+        self.of_node[conn.parent].remove(&id);
+        if conn.sending.is_some() {
+            self.active(id, conn.parent, conn.child, false, now);
+        }
+        Some(conn)
+    }
+
+    pub fn conns_of(&self, node: Node) -> Vec<u64> {
+        self.of_node[node].iter().copied().collect()
+    }
+
+    /// Frames that wait on a connection.
+    pub fn queued(&self, id: u64) -> usize {
+        self.conns.get(&id).map_or(0, |conn| conn.demand.len() + conn.prefetch.len())
+    }
+
+    pub fn send(&mut self, id: u64, urgency: Urgency, frame: Frame, now: Nanos) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        match urgency {
+            Urgency::Demand => conn.demand.push_back(frame),
+            Urgency::Prefetch => conn.prefetch.push_back(frame),
+        }
+        if conn.sending.is_none() {
+            let (parent, child) = (conn.parent, conn.child);
+            self.next(id, now);
+            self.active(id, parent, child, true, now);
+        }
+    }
+
+    /// What was sent completely, if that moment is still the right one.
+    pub fn sent(&mut self, Sent { conn: id, version, .. }: Sent, now: Nanos) -> Option<Frame> {
+        let conn = self.conns.get_mut(&id).filter(|conn| conn.version == version)?;
+        let Sending { frame, .. } = conn.sending.take()?;
+        let (parent, child) = (conn.parent, conn.child);
+        if self.next(id, now) {
+            self.schedule(id, now);
+        } else {
+            self.active(id, parent, child, false, now);
+        }
+        Some(frame)
+    }
+
+    /// Begins with the next frame, at no rate yet.
+    fn next(&mut self, id: u64, now: Nanos) -> bool {
+        let Some(conn) = self.conns.get_mut(&id) else { return false };
+        let Some(frame) = conn.demand.pop_front().or_else(|| conn.prefetch.pop_front()) else {
+            return false;
+        };
+        conn.sending = Some(Sending { left: frame.bytes, frame, rate: 0, since: now });
+        true
+    }
+
+    /// The connection begins or stops to send: its neighbours' shares change.
+    fn active(&mut self, id: u64, parent: Node, child: Node, is_active: bool, now: Nanos) {
+        if is_active {
+            self.ends[parent].sending.insert(id);
+            self.ends[child].receiving.insert(id);
+        } else {
+            self.ends[parent].sending.remove(&id);
+            self.ends[child].receiving.remove(&id);
+        }
+        self.refresh(parent, now);
+        self.refresh(child, now);
+    }
+
+    /// Computes the rates of all that sends to or from a node anew.
+    fn refresh(&mut self, node: Node, now: Nanos) {
+        let end = &self.ends[node];
+        for id in end.sending.union(&end.receiving).copied().collect::<Vec<_>>() {
+            self.schedule(id, now);
+        }
+    }
+
+    fn schedule(&mut self, id: u64, now: Nanos) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let rate = self.rate(conn);
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(sending) = &mut conn.sending else { return };
+        if sending.rate == rate && rate > 0 {
+            return;
+        }
+        let done = u128::from(sending.rate) * u128::from(now - sending.since) / NANOS_PER_SECOND;
+        sending.left = sending.left.saturating_sub(done as u64);
+        (sending.rate, sending.since) = (rate, now);
+        conn.version += 1;
+        if rate > 0 {
+            let length = (u128::from(sending.left) * NANOS_PER_SECOND).div_ceil(u128::from(rate)) as Nanos;
+            self.sent.push(Sent { at: now + length, conn: id, version: conn.version });
+        }
+    }
+
+    fn rate(&self, conn: &Conn) -> u64 {
+        let (from, to) = (&self.ends[conn.parent], &self.ends[conn.child]);
+        if from.is_frozen || to.is_frozen || self.cuts.contains_key(&pair(conn.parent, conn.child)) {
+            return 0;
+        }
+        let share = |rate: u64, among: usize| rate / among.max(1) as u64;
+        share(from.up, from.sending.len()).min(share(to.down, to.receiving.len())).max(1)
+    }
+
+    /// A node that is frozen sends and takes nothing.
+    pub fn freeze(&mut self, node: Node, is_frozen: bool, now: Nanos) {
+        self.ends[node].is_frozen = is_frozen;
+        self.refresh(node, now);
+    }
+
+    pub fn cut(&mut self, a: Node, b: Node, until: Nanos, now: Nanos) {
+        let end = self.cuts.entry(pair(a, b)).or_default();
+        *end = until.max(*end);
+        self.refresh(a, now);
+    }
+
+    /// Until when two nodes do not reach each other.
+    pub fn cut_until(&self, a: Node, b: Node) -> Option<Nanos> {
+        self.cuts.get(&pair(a, b)).copied()
+    }
+
+    /// Heals what was cut until now.
+    pub fn heal(&mut self, a: Node, b: Node, now: Nanos) {
+        if self.cut_until(a, b).is_some_and(|until| until <= now) {
+            self.cuts.remove(&pair(a, b));
+            self.refresh(a, now);
+        }
+    }
+}
+
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
+
+fn pair(a: Node, b: Node) -> (Node, Node) {
+    (a.min(b), a.max(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faasnet_actors::id::Digest;
+
+    const MEBIBYTE: u64 = 1 << 20;
+
+    /// A parent (node 0) with two children, all of them at one MiB a second.
+    fn network() -> Network {
+        let mut network = Network::new((0..3).map(|_| (MEBIBYTE, MEBIBYTE)));
+        for child in [1, 2] {
+            let tree = TreeId { tenant: "acme".parse().unwrap(), image: Digest::from_bytes([1; 32]) };
+            network.open(child as u64, Conn::new(tree, child, 0, Upstream::Origin));
+        }
+        network
+    }
+
+    fn frame(bytes: u64) -> Frame {
+        Frame { message: FromParent::Opened, body: Bytes::new(), bytes }
+    }
+
+    /// When each connection has sent its frame, in milliseconds.
+    fn run(network: &mut Network) -> Vec<(u64, u64)> {
+        let mut waiting: Vec<Sent> = Vec::new();
+        let mut done = Vec::new();
+        loop {
+            waiting.extend(network.take_sent());
+            waiting.sort_by_key(|sent| std::cmp::Reverse(sent.at));
+            let Some(next) = waiting.pop() else { return done };
+            if network.sent(next, next.at).is_some() {
+                done.push((next.conn, next.at / 1_000_000));
+            }
+        }
+    }
+
+    #[test]
+    fn two_children_share_their_parents_uplink_and_the_longer_one_gets_it_all_at_the_end() {
+        let mut network = network();
+        network.send(1, Urgency::Demand, frame(MEBIBYTE), 0);
+        network.send(2, Urgency::Demand, frame(2 * MEBIBYTE), 0);
+        assert_eq!(run(&mut network), [(1, 2000), (2, 3000)]);
+    }
+
+    #[test]
+    fn a_frozen_end_stops_a_transfer_where_it_is() {
+        let mut network = network();
+        network.send(1, Urgency::Demand, frame(MEBIBYTE), 0);
+        network.freeze(1, true, 500_000_000);
+        network.freeze(1, false, 1_500_000_000);
+        assert_eq!(run(&mut network), [(1, 2000)]);
+    }
+
+    #[test]
+    fn demand_overtakes_read_ahead_that_waits() {
+        let mut network = network();
+        for (urgency, bytes) in [(Urgency::Prefetch, 1), (Urgency::Prefetch, 2), (Urgency::Demand, 3)] {
+            network.send(1, urgency, frame(bytes), 0);
+        }
+        let mut order = Vec::new();
+        while let Some(sent) = network.take_sent().pop() {
+            order.extend(network.sent(sent, sent.at).map(|frame| frame.bytes));
+        }
+        assert_eq!(order, [1, 3, 2]);
+    }
+}

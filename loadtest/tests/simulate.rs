@@ -1,0 +1,55 @@
+//! The cores of manager and agents on virtual time: `faasnet_loadtest::simulate`.
+
+use faasnet_loadtest::simulate::{History, ImageModel, Reads, Report, Scenario};
+
+/// An image that a debug build moves a thousand times within seconds.
+fn image() -> ImageModel {
+    ImageModel { blocks: 24, stored_bytes: 512 << 10, metadata_blocks: 1, reads: Reads::Random(12) }
+}
+
+fn play(scenario: Scenario, vms: usize) -> Report {
+    let report = scenario.play(vms, image(), 1);
+    assert_eq!(report.violation, None, "{report:?}");
+    report
+}
+
+#[test]
+fn a_burst_onto_many_vms_reads_the_origin_once() {
+    let report = play(Scenario::Burst, 300);
+    assert_eq!((report.starts, report.ready), (750, 750));
+    assert!(report.origin_per_image <= 1.0, "{report:?}");
+}
+
+#[test]
+fn a_root_that_stands_still_sends_nobody_else_to_the_origin_twice() {
+    let report = play(Scenario::RootPause, 300);
+    assert!(report.origin_per_image <= 2.0, "{report:?}");
+}
+
+#[test]
+fn every_start_ends_when_a_third_of_the_vms_vanish_at_once() {
+    let report = play(Scenario::Vanish, 300);
+    assert_eq!(report.ready + report.ended.values().sum::<usize>(), report.starts, "{report:?}");
+}
+
+#[test]
+fn every_start_ends_when_the_manager_dies_in_the_middle_of_a_burst() {
+    let report = play(Scenario::ManagerRestart, 300);
+    assert_eq!(report.ready, report.starts, "{report:?}");
+}
+
+#[test]
+fn one_seed_is_one_history() {
+    let outcomes: Vec<_> = (0..2).map(|_| History::new(3).play(false).ok()).collect();
+    assert!(outcomes[0].is_some());
+    assert_eq!(outcomes[0], outcomes[1]);
+}
+
+#[test]
+fn invariants_hold_after_every_event_of_random_histories() {
+    for seed in 1..=6 {
+        if let Err(failure) = History::new(seed).play(false) {
+            panic!("{}", History::shrink(failure, 100));
+        }
+    }
+}
