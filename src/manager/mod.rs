@@ -248,6 +248,8 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
             },
             heartbeat: millis(manager.heartbeat_ms),
             lease,
+            orders_in_flight_max: manager.orders_in_flight_max,
+            orders_queued_max: manager.orders_queued_max,
             mailbox_permits: scheduler.mailbox_permits,
             tree_threads: manager.tree_threads,
             journal_bytes_max: settings.metadata.journal_bytes_max,

@@ -74,6 +74,7 @@ pub struct ManagerSettings {
     pub heartbeat_ms: u64,
     pub lease_ms: u64,
     pub handshake_ms: u64,
+    pub orders_in_flight_max: usize,
     pub orders_queued_max: usize,
     pub tree_threads: usize,
     pub observe_ms: u64,
@@ -313,6 +314,11 @@ impl Settings {
                 "use 1 to tree.fan_out, or there is no room in each stripe's tree for all VMs",
             ),
             ("tree.ancestors_max", (1..=8).contains(&self.tree.ancestors_max), "use 1 to 8"),
+            (
+                "manager.orders_in_flight_max",
+                self.manager.orders_in_flight_max >= 1,
+                "use at least 1, or nothing is ever started",
+            ),
             (
                 "manager.lease_ms",
                 self.manager.lease_ms >= 2 * self.manager.heartbeat_ms,

@@ -20,7 +20,7 @@ use crate::{
         supervise,
     },
     tree::Topology,
-    vm_node::{Fleet, FleetSettings, ToFleet, ToVm, VmMessage, VmNews},
+    vm_node::{Fleet, FleetSettings, NodeLimits, ToFleet, ToVm, VmMessage, VmNews},
     world::{CapabilityIssuer, Converter, Metadata},
 };
 use actix::{WeakRecipient, prelude::*};
@@ -59,6 +59,10 @@ pub struct ManagerLimits {
     pub tree: TreeLimits,
     pub heartbeat: Duration,
     pub lease: Duration,
+    /// Starts under way on one VM; further ones wait for that.
+    pub orders_in_flight_max: usize,
+    /// Starts that wait for that on one VM.
+    pub orders_queued_max: usize,
     /// Messages that may wait for the scheduler.
     pub mailbox_permits: usize,
     /// Threads for function trees and VM nodes; with none they share that of the services.
@@ -158,7 +162,12 @@ impl Manager {
 
     fn start_fleet(&mut self, ctx: &mut Context<Self>) {
         let settings = FleetSettings {
-            lease: self.world.limits.lease,
+            limits: NodeLimits {
+                lease: self.world.limits.lease,
+                in_flight_max: self.world.limits.orders_in_flight_max,
+                queued_max: self.world.limits.orders_queued_max,
+                functions_max: self.world.limits.scheduler.functions_per_vm_max,
+            },
             heartbeat: self.world.limits.heartbeat,
             capability_key: self.world.capability_key.clone(),
             // A silent VM is noticed within a lease and a third of it.

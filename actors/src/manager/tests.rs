@@ -153,6 +153,8 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
             },
             heartbeat: Duration::from_secs(1),
             lease,
+            orders_in_flight_max: 16,
+            orders_queued_max: 16,
             mailbox_permits: 100,
             tree_threads: 0,
             journal_bytes_max: 1 << 20,
@@ -300,6 +302,33 @@ fn a_start_walks_from_the_api_through_the_tree_to_the_agent_and_back() {
         manager.vms.send(ToVm { vm: root.vm.clone(), message: VmMessage::Closed { session: root.session } });
         assert_eq!(child.next().await, "place 7.3 at origin");
         assert_eq!(root.next().await, "closed");
+    });
+}
+
+#[test]
+fn a_start_above_the_limit_of_its_vm_waits_in_the_node_and_is_ordered_when_the_one_before_is_ready() {
+    simulate(async {
+        let mut world = world(&Arc::default());
+        world.limits.orders_in_flight_max = 1;
+        let manager = Manager::start(world);
+        let mut agent = TestAgent::open(&manager, 1).await.expect("vm-1");
+        assert_eq!(agent.next().await, "welcome 1000");
+        deploy(&manager, "api", "app:1").await;
+        let first = start(&manager, "api").await;
+        assert_eq!(agent.next().await, "start api from origin");
+        let second = start(&manager, "api").await;
+        // Longer than an order may be on its way: it is in its node, and nobody looks for another VM.
+        for _ in 0..6 {
+            agent.say(ToManager::Heartbeat { held: Vec::new() });
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(agent.orders.is_empty());
+        agent.ready(&first);
+        assert_eq!(agent.next().await, "start api from origin");
+        agent.ready(&second);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let view = manager.scheduler.start_view(tenant(), second).await.expect("known");
+        assert_eq!(view.state, StartState::Ready);
     });
 }
 

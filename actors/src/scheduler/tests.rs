@@ -983,6 +983,7 @@ enum Deed {
     Down(u8),
     LeaseOver(u8),
     Remove(u8),
+    Queued(u8),
     Ordered(u8),
     Undeliverable(u8),
     Ready(u8),
@@ -1009,6 +1010,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         2 => small.clone().prop_map(Deed::Down),
         2 => small.clone().prop_map(Deed::LeaseOver),
         1 => small.prop_map(Deed::Remove),
+        3 => any::<u8>().prop_map(Deed::Queued),
         8 => any::<u8>().prop_map(Deed::Ordered),
         2 => any::<u8>().prop_map(Deed::Undeliverable),
         6 => any::<u8>().prop_map(Deed::Ready),
@@ -1097,6 +1099,11 @@ impl World {
             Deed::LeaseOver(number) => self.news(vm(number.into()), VmEvent::LeaseOver),
             Deed::Remove(number) => {
                 self.ask(|ticket| Event::RemoveVm { ticket, vm: vm(number.into()) });
+            }
+            Deed::Queued(number) => {
+                if let Some((vm, start)) = self.pick(number) {
+                    self.news(vm, VmEvent::Queued { start });
+                }
             }
             Deed::Ordered(number) => {
                 if let Some((vm, start)) = self.pick(number) {

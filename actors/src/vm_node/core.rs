@@ -9,14 +9,17 @@
 //!   lost (said once)
 //! ```
 
-use super::messages::{Order, SessionId, VmEvent, VmFacts};
+use super::{
+    messages::{Order, SessionId, VmEvent, VmFacts},
+    starts::Waiting,
+};
 use crate::{
     function_tree::{Contact, Event as TreeEvent},
     id::{StartId, TreeId, VmId},
     resources::Resources,
     wire::{
         PROTOCOL_VERSION,
-        control::{HeldTree, Hello, JoinRefusal, RunningInstance, StartOrder, ToAgent, ToManager},
+        control::{BytesBySource, HeldTree, Hello, JoinRefusal, Place, RunningInstance, ToAgent, ToManager},
     },
     world::KeyHash,
 };
@@ -80,29 +83,58 @@ pub enum Effect {
 const HELD_MAX: usize = 4096;
 const INSTANCES_MAX: usize = 4096;
 
-struct Session {
+#[derive(Debug, Clone, Copy)]
+pub struct NodeLimits {
+    /// Silence after which the VM counts as lost.
+    pub lease: Duration,
+    /// Starts handed to the agent that are neither ready nor ended, at least 1; further ones wait.
+    pub in_flight_max: usize,
+    /// Starts that wait for that.
+    pub queued_max: usize,
+    /// Functions on the VM.
+    pub functions_max: usize,
+}
+
+pub(super) struct Session {
     id: SessionId,
     heard_at: Instant,
-    facts: VmFacts,
+    /// Instances are those that were ordered and have not ended.
+    pub facts: VmFacts,
 }
 
 pub struct VmCore {
     vm: VmId,
-    lease: Duration,
-    session: Option<Session>,
+    pub(super) limits: NodeLimits,
+    pub(super) session: Option<Session>,
     /// While down: when the lease is over. None once that was said.
     lost_at: Option<Instant>,
     /// Trees that count the VM as a member.
-    trees: BTreeSet<TreeId>,
+    pub(super) trees: BTreeSet<TreeId>,
     /// The tree of each start that was ordered on this session or that the agent told of.
-    starts: BTreeMap<StartId, TreeId>,
+    pub(super) starts: BTreeMap<StartId, TreeId>,
+    pub(super) waiting: Waiting,
+    /// Trees that were told that the VM is gone while it was up, and have not sent it a start since.
+    pub(super) left: BTreeSet<TreeId>,
 }
 
 impl VmCore {
     /// A VM that nobody has heard of yet; a lease from now it is lost.
-    pub fn new(vm: VmId, lease: Duration, now: Instant) -> Self {
-        let lost_at = Some(now + lease);
-        Self { vm, lease, session: None, lost_at, trees: BTreeSet::new(), starts: BTreeMap::new() }
+    pub fn new(vm: VmId, limits: NodeLimits, now: Instant) -> Self {
+        assert!(limits.in_flight_max >= 1, "starts would wait for ever");
+        Self {
+            vm,
+            limits,
+            session: None,
+            lost_at: Some(now + limits.lease),
+            trees: BTreeSet::new(),
+            starts: BTreeMap::new(),
+            waiting: Waiting::default(),
+            left: BTreeSet::new(),
+        }
+    }
+
+    pub fn limits(&self) -> NodeLimits {
+        self.limits
     }
 
     pub fn is_up(&self) -> bool {
@@ -132,7 +164,11 @@ impl VmCore {
                 self.down(now, effects);
             }
             Event::Rejoin(tree) => self.rejoin(tree.as_ref(), effects),
-            Event::Report => self.report(effects),
+            Event::Report => {
+                // The scheduler that chose this VM for them is gone.
+                self.refuse_waiting(|_| true, effects);
+                self.report(effects);
+            }
             Event::Forgotten => self.down(now, effects),
             Event::Tick => self.tick(now, effects),
         }
@@ -172,7 +208,7 @@ impl VmCore {
         if hello.held.len() > HELD_MAX || hello.instances.len() > INSTANCES_MAX {
             return Some(JoinRefusal::Request);
         }
-        let alive = self.session.as_ref().is_some_and(|session| now < session.heard_at + self.lease);
+        let alive = self.session.as_ref().is_some_and(|session| now < session.heard_at + self.limits.lease);
         alive.then_some(JoinRefusal::NameTaken)
     }
 
@@ -182,23 +218,37 @@ impl VmCore {
         effects.push(self.member());
     }
 
-    fn member(&self) -> Effect {
+    pub(super) fn member(&self) -> Effect {
         Effect::News(VmEvent::Member(self.trees.clone()))
     }
 
     /// Tells trees that the VM holds them.
     fn rejoin(&mut self, only: Option<&TreeId>, effects: &mut Vec<Effect>) {
         let Some(session) = &self.session else { return };
-        let contact = Contact { address: session.facts.address, key_hash: session.facts.key_hash.clone() };
         for held in &session.facts.held {
             if only.is_some_and(|tree| *tree != held.tree) {
                 continue;
             }
             self.trees.insert(held.tree.clone());
-            let event =
-                TreeEvent::Reported { vm: self.vm.clone(), contact: contact.clone(), held: held.clone() };
-            effects.push(Effect::Tree { tree: held.tree.clone(), event });
+            effects.push(reported(&self.vm, &session.facts, held.clone()));
         }
+    }
+
+    /// The VM becomes a member of the tree, which has sent it a start.
+    pub(super) fn join(&mut self, place: &Place, effects: &mut Vec<Effect>) -> bool {
+        let Some(session) = &self.session else { return false };
+        if !self.trees.insert(place.tree.clone()) {
+            return false;
+        }
+        if self.left.remove(&place.tree) {
+            // The tree may have sent it before it heard that the VM is gone.
+            let (tree, epoch, bytes) = (place.tree.clone(), place.epoch, BytesBySource::default());
+            let held =
+                HeldTree { tree, epoch, blocks_present: 0, blocks_total: 0, bytes, longest_stall_us: 0 };
+            effects.push(reported(&self.vm, &session.facts, held));
+        }
+        effects.push(self.member());
+        true
     }
 
     fn heard(&mut self, message: ToManager, effects: &mut Vec<Effect>) {
@@ -226,11 +276,13 @@ impl VmCore {
                         .for_each(|one| one.ready = true);
                 });
                 effects.push(Effect::News(VmEvent::Ready { start, report }));
+                self.send_waiting(effects);
             }
             ToManager::Ended { start, reason, report } => {
                 self.starts.remove(&start);
                 self.keep(|facts| facts.instances.retain(|one| one.start != start));
                 effects.push(Effect::News(VmEvent::Ended { start, reason, report }));
+                self.send_waiting(effects);
             }
             ToManager::UpstreamLost { tree, epoch, vm } => {
                 let event = TreeEvent::UpstreamLost { by: self.vm.clone(), epoch, vm };
@@ -239,7 +291,7 @@ impl VmCore {
         }
     }
 
-    fn keep(&mut self, change: impl FnOnce(&mut VmFacts)) {
+    pub(super) fn keep(&mut self, change: impl FnOnce(&mut VmFacts)) {
         if let Some(session) = &mut self.session {
             change(&mut session.facts);
         }
@@ -267,9 +319,14 @@ impl VmCore {
                 effects.push(Effect::Tree { tree: now.tree.clone(), event });
             }
         }
-        session.facts.held = held.clone();
+        let before = std::mem::replace(&mut session.facts.held, held.clone());
         if any_gone {
             effects.push(self.member());
+            let is_gone = |tree: &TreeId| {
+                let of = |held: &[HeldTree]| held.iter().any(|one| one.tree == *tree);
+                of(&before) && !of(&held)
+            };
+            self.refuse_waiting(|order| is_gone(&order.place.tree), effects);
         }
         effects.push(Effect::News(VmEvent::Held(held)));
     }
@@ -289,19 +346,19 @@ impl VmCore {
             return;
         }
         match order {
-            Order::Start(order) => {
-                if self.trees.insert(order.place.tree.clone()) {
-                    effects.push(self.member());
+            Order::Start(order) => self.start(order, effects),
+            Order::Stop { start } => {
+                if !self.stop_waiting(&start, effects) {
+                    effects.push(Effect::Send(ToAgent::Stop { start }));
                 }
-                self.starts.insert(order.start.clone(), order.place.tree.clone());
-                self.keep(|facts| facts.instances.push(running(&order)));
-                effects
-                    .push(Effect::SendStart { start: order.start.clone(), message: ToAgent::Start(order) });
             }
-            Order::Stop { start } => effects.push(Effect::Send(ToAgent::Stop { start })),
-            Order::Place(place) => effects.push(Effect::Send(ToAgent::Place(place))),
+            Order::Place(place) => {
+                self.renew(&place);
+                effects.push(Effect::Send(ToAgent::Place(place)));
+            }
             Order::Leave { tree, epoch } => {
                 let was_member = self.trees.remove(&tree);
+                self.refuse_waiting(|order| order.place.tree == tree, effects);
                 effects.push(Effect::Send(ToAgent::Leave { tree, epoch }));
                 if was_member {
                     effects.push(self.member());
@@ -310,23 +367,28 @@ impl VmCore {
         }
     }
 
-    fn leave(&self, tree: TreeId, effects: &mut Vec<Effect>) {
+    pub(super) fn leave(&mut self, tree: TreeId, effects: &mut Vec<Effect>) {
+        if self.session.is_some() {
+            self.left.insert(tree.clone());
+        }
         effects.push(Effect::Tree { tree, event: TreeEvent::Gone { vm: self.vm.clone() } });
     }
 
     fn down(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let Some(session) = self.session.take() else { return };
-        self.lost_at = Some((session.heard_at + self.lease).max(now));
+        self.lost_at = Some((session.heard_at + self.limits.lease).max(now));
         effects.push(Effect::CloseSession);
         effects.push(Effect::News(VmEvent::Down));
         for tree in std::mem::take(&mut self.trees) {
             self.leave(tree, effects);
         }
         self.starts.clear();
+        self.left.clear();
+        self.refuse_waiting(|_| true, effects);
     }
 
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        if self.session.as_ref().is_some_and(|session| now >= session.heard_at + self.lease) {
+        if self.session.as_ref().is_some_and(|session| now >= session.heard_at + self.limits.lease) {
             self.down(now, effects);
         }
         if self.lost_at.is_some_and(|at| now >= at) {
@@ -336,15 +398,8 @@ impl VmCore {
     }
 }
 
-/// An instance as the agent would tell of it right after the order.
-fn running(order: &StartOrder) -> RunningInstance {
-    RunningInstance {
-        start: order.start.clone(),
-        tenant: order.place.tree.tenant.clone(),
-        function: order.function.clone(),
-        image: order.place.tree.image,
-        memory_bytes: order.memory_bytes,
-        cpu_millis: order.cpu_millis,
-        ready: false,
-    }
+fn reported(vm: &VmId, facts: &VmFacts, held: HeldTree) -> Effect {
+    let contact = Contact { address: facts.address, key_hash: facts.key_hash.clone() };
+    let tree = held.tree.clone();
+    Effect::Tree { tree, event: TreeEvent::Reported { vm: vm.clone(), contact, held } }
 }

@@ -1,7 +1,7 @@
 //! The parent of all VM nodes: who is registered, which node is whose, and how nodes are rebuilt.
 
 use super::{
-    Asked, Order, SessionId, ToFleet, ToVm, VmCore, VmEvent, VmMessage, VmNews, VmNode,
+    Asked, NodeLimits, Order, SessionId, ToFleet, ToVm, VmCore, VmEvent, VmMessage, VmNews, VmNode,
     messages::{Forgotten, Opened, Opening, Rejoin, Report, ToNode},
     undeliverable, welcome,
 };
@@ -21,8 +21,8 @@ use tokio::{sync::oneshot, time::Instant};
 /// What all VM nodes have in common.
 #[derive(Clone)]
 pub struct FleetSettings {
-    /// Silence after which a VM counts as lost.
-    pub lease: Duration,
+    /// Of each node.
+    pub limits: NodeLimits,
     pub heartbeat: Duration,
     /// Ed25519, as agents check capabilities with it.
     pub capability_key: Vec<u8>,
@@ -95,7 +95,7 @@ impl Fleet {
         let (name, settings, welcome) = (vm.clone(), self.settings.clone(), self.welcome.clone());
         self.nodes.start(vm, ctx.address().downgrade().recipient(), |life| {
             settings.threads.clone().start(vm.as_str(), move || VmNode {
-                core: VmCore::new(name.clone(), settings.lease, Instant::now()),
+                core: VmCore::new(name.clone(), settings.limits, Instant::now()),
                 vm: name,
                 orders: None,
                 asked: Asked::default(),

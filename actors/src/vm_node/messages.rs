@@ -128,11 +128,16 @@ pub enum VmEvent {
     Down,
     /// It has been down for longer than a lease.
     LeaseOver,
+    /// The order for that start waits in the node, because many are under way on the VM. It is ordered,
+    /// undeliverable or ended later.
+    Queued {
+        start: StartId,
+    },
     /// The order for that start was handed to its session.
     Ordered {
         start: StartId,
     },
-    /// The order could not be handed over and will not be.
+    /// The order could not be handed over and will not be: the VM is away, or has no room.
     Undeliverable {
         start: StartId,
     },
@@ -159,6 +164,7 @@ impl Flow for VmNews {
             VmEvent::Up(_) => ("Up", &self.vm, slot),
             VmEvent::Down => ("Down", &self.vm, slot),
             VmEvent::LeaseOver => ("LeaseOver", &self.vm, slot),
+            VmEvent::Queued { start } => ("Queued", start, slot),
             VmEvent::Ordered { start } => ("Ordered", start, slot),
             VmEvent::Undeliverable { start } => ("Undeliverable", start, slot),
             VmEvent::Ready { start, .. } => ("Ready", start, slot),

@@ -6,10 +6,11 @@
 mod core;
 mod fleet;
 mod messages;
+mod starts;
 #[cfg(test)]
 mod tests;
 
-pub use self::core::{Effect, Event, VmCore};
+pub use self::core::{Effect, Event, NodeLimits, VmCore};
 pub use fleet::{Fleet, FleetSettings, VmRecord};
 pub use messages::{Opening, Order, SessionId, ToFleet, ToVm, VmEvent, VmFacts, VmMessage, VmNews};
 
@@ -223,7 +224,11 @@ impl Handler<Observe> for VmNode {
             return Snapshot::new("down");
         };
         let length = orders.max_capacity() - orders.capacity();
-        Snapshot::new("up").queue("orders", length, orders.max_capacity())
+        let ((waiting, in_flight), limits) = (self.core.starts(), self.core.limits());
+        Snapshot::new("up")
+            .queue("orders", length, orders.max_capacity())
+            .queue("starts under way", in_flight, limits.in_flight_max)
+            .queue("starts waiting for that", waiting, limits.queued_max)
     }
 }
 

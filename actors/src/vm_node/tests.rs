@@ -1,19 +1,26 @@
 use super::{
-    core::{Effect, Event, VmCore},
+    core::{Effect, Event, NodeLimits, VmCore},
     messages::{Order, SessionId, VmEvent},
 };
 use crate::{
     function_tree::Event as TreeEvent,
-    id::{Digest, Epoch, TreeId, VmId},
+    id::{Digest, Epoch, StartId, TreeId, VmId},
+    image::BlockImage,
     wire::{
         PROTOCOL_VERSION,
-        control::{BytesBySource, HeldTree, Hello, JoinRefusal, ToAgent, ToManager},
+        control::{
+            BytesBySource, Capability, EndReason, HeldTree, Hello, JoinRefusal, Place, Seat, StartOrder,
+            StartReport, ToAgent, ToManager,
+        },
     },
 };
-use std::time::Duration;
+use proptest::prelude::*;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 const LEASE: Duration = Duration::from_secs(3);
+
+const LIMITS: NodeLimits = NodeLimits { lease: LEASE, in_flight_max: 2, queued_max: 3, functions_max: 2 };
 
 fn vm() -> VmId {
     "vm-1".parse().expect("name")
@@ -49,12 +56,13 @@ struct World {
 impl World {
     fn new() -> Self {
         let now = Instant::now();
-        Self { core: VmCore::new(vm(), LEASE, now), now }
+        Self { core: VmCore::new(vm(), LIMITS, now), now }
     }
 
     fn apply(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.core.apply(event, self.now, &mut effects);
+        self.core.check();
         effects
     }
 
@@ -134,4 +142,281 @@ fn an_agent_that_does_not_read_loses_its_session_and_its_start_goes_elsewhere() 
         world.apply(Event::Order(Order::Stop { start: start.clone() })),
         [Effect::Send(ToAgent::Stop { start })]
     );
+}
+
+fn start_id(number: u16) -> StartId {
+    format!("start-{number}").parse().expect("name")
+}
+
+fn place(tree: TreeId, counter: u64) -> Place {
+    let capability = Capability { claims: Vec::new(), signature: Vec::new() };
+    let epoch = Epoch { term: 1, counter };
+    Place { tree, epoch, stripes: vec![vec![]], seat: Seat::default(), capability }
+}
+
+fn order(number: u16, place: Place) -> Box<StartOrder> {
+    Box::new(StartOrder {
+        start: start_id(number),
+        function: "api".parse().expect("name"),
+        image: BlockImage::of_test(place.tree.image),
+        place,
+        env: BTreeMap::new(),
+        memory_bytes: 1 << 20,
+        cpu_millis: 1,
+        probe_path: "/".into(),
+        ready_deadline_ms: 1000,
+    })
+}
+
+fn undeliverable(number: u16) -> Effect {
+    Effect::News(VmEvent::Undeliverable { start: start_id(number) })
+}
+
+fn ended(number: u16, reason: EndReason) -> Effect {
+    Effect::News(VmEvent::Ended { start: start_id(number), reason, report: StartReport::default() })
+}
+
+/// What became of starts, in short.
+fn starts(effects: &[Effect]) -> Vec<String> {
+    let word = |effect: &Effect| match effect {
+        Effect::SendStart { start, message: ToAgent::Start(order) } => {
+            Some(format!("{start} sent {}", order.place.epoch.counter))
+        }
+        Effect::News(VmEvent::Queued { start }) => Some(format!("{start} waits")),
+        Effect::News(VmEvent::Undeliverable { start }) => Some(format!("{start} undeliverable")),
+        Effect::News(VmEvent::Ended { start, .. }) => Some(format!("{start} ended")),
+        _ => None,
+    };
+    effects.iter().filter_map(word).collect()
+}
+
+impl World {
+    fn up() -> Self {
+        let mut world = Self::new();
+        world.open(1, hello(Vec::new()));
+        world
+    }
+
+    fn order(&mut self, order: Order) -> Vec<Effect> {
+        self.apply(Event::Order(order))
+    }
+
+    fn start(&mut self, number: u16, place: Place) -> Vec<String> {
+        starts(&self.order(Order::Start(order(number, place))))
+    }
+
+    fn ready(&mut self, number: u16) -> Vec<Effect> {
+        self.say(1, ToManager::Ready { start: start_id(number), report: StartReport::default() })
+    }
+}
+
+#[test]
+fn starts_above_the_limit_wait_in_their_order_until_one_is_ready_or_has_ended_and_a_full_queue_refuses() {
+    let mut world = World::up();
+    let sent: Vec<String> = (0..6).flat_map(|number| world.start(number, place(tree(1), 1))).collect();
+    let expected = ["start-0 sent 1", "start-1 sent 1", "start-2 waits", "start-3 waits", "start-4 waits"];
+    assert_eq!(sent[..5], expected);
+    assert_eq!(sent[5], "start-5 undeliverable");
+    assert_eq!(starts(&world.ready(1)), ["start-2 sent 1"]);
+    let (start, reason, report) = (start_id(0), EndReason::NotReady, StartReport::default());
+    let effects = world.say(1, ToManager::Ended { start, reason, report });
+    assert_eq!(starts(&effects), ["start-0 ended", "start-3 sent 1"]);
+    let stop = world.order(Order::Stop { start: start_id(3) });
+    assert_eq!(stop, [Effect::Send(ToAgent::Stop { start: start_id(3) })], "overtakes those who wait");
+}
+
+#[test]
+fn a_new_place_is_what_a_start_that_waited_is_sent_with() {
+    let mut world = World::up();
+    (0..4).for_each(|number| drop(world.start(number, place(tree(1), 1))));
+    world.order(Order::Place(place(tree(1), 7)));
+    world.order(Order::Place(place(tree(2), 9)));
+    assert_eq!(starts(&world.ready(0)), ["start-2 sent 7"]);
+    assert_eq!(world.start(4, place(tree(1), 8)), ["start-4 waits"]);
+    assert_eq!(starts(&world.ready(1)), ["start-3 sent 8"]);
+}
+
+#[test]
+fn a_start_that_waits_is_dropped_with_a_word_when_it_is_stopped_or_its_tree_is_left() {
+    let mut world = World::up();
+    (0..3).for_each(|number| drop(world.start(number, place(tree(1), 1))));
+    world.start(3, place(tree(2), 1));
+    let stopped = world.order(Order::Stop { start: start_id(3) });
+    let member = |byte| Effect::News(VmEvent::Member([tree(byte)].into()));
+    assert_eq!(stopped, [gone(2), member(1), ended(3, EndReason::Stopped)], "the agent never held that tree");
+    let epoch = Epoch { term: 1, counter: 2 };
+    let left = world.order(Order::Leave { tree: tree(1), epoch });
+    let leave = Effect::Send(ToAgent::Leave { tree: tree(1), epoch });
+    assert_eq!(left, [undeliverable(2), leave, Effect::News(VmEvent::Member(Default::default()))]);
+}
+
+#[test]
+fn a_tree_that_sends_a_start_before_it_hears_that_the_vm_is_gone_gets_it_back() {
+    let mut world = World::up();
+    (0..2).for_each(|number| drop(world.start(number, place(tree(1), 1))));
+    world.start(2, place(tree(2), 1));
+    assert!(world.order(Order::Stop { start: start_id(2) }).contains(&gone(2)));
+    let again = world.order(Order::Start(order(3, place(tree(2), 1))));
+    let reported = |effect: &Effect| matches!(effect, Effect::Tree { tree: of, event: TreeEvent::Reported { .. } } if *of == tree(2));
+    assert_eq!(again.iter().filter(|effect| reported(effect)).count(), 1);
+}
+
+#[test]
+fn starts_that_wait_go_elsewhere_when_the_session_ends() {
+    let mut world = World::up();
+    (0..3).for_each(|number| drop(world.start(number, place(tree(1), 1))));
+    let closed = world.apply(Event::Closed { session: SessionId(1) });
+    assert_eq!(closed, [Effect::CloseSession, Effect::News(VmEvent::Down), gone(1), undeliverable(2)]);
+}
+
+#[test]
+fn a_start_for_which_the_vm_has_no_room_is_refused_whatever_the_scheduler_thinks() {
+    let refused = |change: fn(&mut StartOrder)| {
+        let mut world = World::up();
+        world.start(0, place(tree(1), 1));
+        let mut other = order(1, place(tree(1), 1));
+        change(&mut other);
+        starts(&world.order(Order::Start(other))) == ["start-1 undeliverable"]
+    };
+    assert!(!refused(|order| order.memory_bytes = (1 << 30) - (1 << 20)));
+    assert!(refused(|order| order.memory_bytes = (1 << 30) - (1 << 20) + 1));
+    assert!(!refused(|order| order.cpu_millis = 999));
+    assert!(refused(|order| order.cpu_millis = 1000));
+    assert!(refused(|order| order.place.tree.tenant = "other".parse().expect("name")));
+    let mut world = World::up();
+    let functions = ["api", "web", "job"].map(|name| name.parse().expect("name"));
+    let said = (0..).zip(functions).flat_map(|(number, function)| {
+        let order = StartOrder { function, ..*order(number, place(tree(1), 1)) };
+        starts(&world.order(Order::Start(Box::new(order))))
+    });
+    assert_eq!(said.collect::<Vec<_>>()[2], "start-2 undeliverable", "functions_max");
+}
+
+#[derive(Debug, Clone)]
+enum Deed {
+    Start(u8),
+    Place(u8),
+    Leave(u8),
+    Stop(u8),
+    Ready(u8),
+    Ended(u8),
+    QueueFull,
+    Report,
+    Closed,
+    Forgets,
+    Pass(u8),
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    prop_oneof![
+        8 => (0_u8..3).prop_map(Deed::Start),
+        2 => (0_u8..3).prop_map(Deed::Place),
+        1 => (0_u8..3).prop_map(Deed::Leave),
+        2 => any::<u8>().prop_map(Deed::Stop),
+        4 => any::<u8>().prop_map(Deed::Ready),
+        3 => any::<u8>().prop_map(Deed::Ended),
+        1 => Just(Deed::QueueFull),
+        1 => Just(Deed::Report),
+        1 => Just(Deed::Closed),
+        1 => Just(Deed::Forgets),
+        1 => (0_u8..4).prop_map(Deed::Pass),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_happens_no_more_starts_are_under_way_than_may_be_and_none_that_waits_is_lost(
+        history in proptest::collection::vec(deed(), 1..200),
+    ) {
+        let mut world = World::new();
+        let (mut session, mut is_up, mut orders) = (0, false, 0_u16);
+        let mut epochs = [1_u64; 3];
+        // Those that wait, and those that were sent and are neither ready nor ended.
+        let (mut waiting, mut in_flight) = (Vec::<StartId>::new(), Vec::<StartId>::new());
+        for deed in history {
+            if !is_up {
+                session += 1;
+                is_up = true;
+                world.now += LEASE;
+                let _ = world.open(session, hello(Vec::new()));
+            }
+            let pick = |from: &[StartId], number: u8| from.get(usize::from(number) % from.len().max(1)).cloned();
+            let mut ordered = None;
+            let event = match deed {
+                Deed::Start(of) => {
+                    let epoch = &mut epochs[usize::from(of)];
+                    *epoch += 1;
+                    orders += 1;
+                    ordered = Some(start_id(orders));
+                    Event::Order(Order::Start(order(orders, place(tree(of), *epoch))))
+                }
+                Deed::Place(of) => {
+                    let epoch = &mut epochs[usize::from(of)];
+                    *epoch += 1;
+                    Event::Order(Order::Place(place(tree(of), *epoch)))
+                }
+                Deed::Leave(of) => {
+                    Event::Order(Order::Leave { tree: tree(of), epoch: Epoch { term: 1, counter: epochs[usize::from(of)] } })
+                }
+                Deed::Stop(number) => {
+                    let all: Vec<StartId> = waiting.iter().chain(&in_flight).cloned().collect();
+                    let Some(start) = pick(&all, number) else { continue };
+                    Event::Order(Order::Stop { start })
+                }
+                Deed::Ready(number) => {
+                    let Some(start) = pick(&in_flight, number) else { continue };
+                    in_flight.retain(|other| *other != start);
+                    let message = ToManager::Ready { start, report: StartReport::default() };
+                    Event::Heard { session: SessionId(session), message }
+                }
+                Deed::Ended(number) => {
+                    let Some(start) = pick(&in_flight, number) else { continue };
+                    let (reason, report) = (EndReason::NotReady, StartReport::default());
+                    Event::Heard { session: SessionId(session), message: ToManager::Ended { start, reason, report } }
+                }
+                Deed::QueueFull => Event::QueueFull { start: None },
+                Deed::Report => Event::Report,
+                Deed::Closed => Event::Closed { session: SessionId(session) },
+                Deed::Forgets => {
+                    Event::Heard { session: SessionId(session), message: ToManager::Heartbeat { held: Vec::new() } }
+                }
+                Deed::Pass(seconds) => {
+                    world.now += Duration::from_secs(seconds.into());
+                    Event::Tick
+                }
+            };
+            let mut words = 0;
+            for effect in world.apply(event) {
+                match effect {
+                    Effect::SendStart { start, message: ToAgent::Start(order) } => {
+                        words += usize::from(ordered.as_ref() == Some(&start));
+                        let first = waiting.first().cloned();
+                        prop_assert!(first.is_none_or(|first| first == start), "first in, first out");
+                        waiting.retain(|other| *other != start);
+                        let of = (0..3).find(|byte| tree(*byte) == order.place.tree).expect("one of them");
+                        prop_assert_eq!(order.place.epoch.counter, epochs[usize::from(of)], "a stale place");
+                        in_flight.push(start);
+                    }
+                    Effect::News(VmEvent::Queued { start }) => {
+                        words += 1;
+                        waiting.push(start);
+                    }
+                    Effect::News(VmEvent::Undeliverable { start } | VmEvent::Ended { start, .. }) => {
+                        words += usize::from(ordered.as_ref() == Some(&start));
+                        waiting.retain(|other| *other != start);
+                        in_flight.retain(|other| *other != start);
+                    }
+                    Effect::News(VmEvent::Down) => {
+                        is_up = false;
+                        in_flight.clear();
+                    }
+                    _ => {}
+                }
+            }
+            prop_assert_eq!(words, usize::from(ordered.is_some()), "an order is answered once");
+            prop_assert!(in_flight.len() <= LIMITS.in_flight_max);
+            prop_assert_eq!(world.core.starts(), (waiting.len(), in_flight.len()), "one is lost");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use faasnet_actors::{
     model::TreeView,
     scheduler::{self, Answer, ControlError, Loaded, SchedulerCore, StartRow, Ticket, WriteId},
     tree::Complete,
-    vm_node::{self, Order, SessionId, VmCore, VmEvent},
+    vm_node::{self, NodeLimits, Order, SessionId, VmCore, VmEvent},
     wire::{
         PROTOCOL_VERSION,
         control::{Capability, Hello, Place, StartOrder, ToAgent, ToManager},
@@ -251,8 +251,13 @@ impl Manager {
         if !rows.rows.contains_key(&(Table::Vms, vm.as_str().to_owned())) {
             return outputs.push(Output::Close { vm, link });
         }
-        let lease = self.limits.scheduler.lease;
-        let node = self.nodes.entry(vm.clone()).or_insert_with(|| VmCore::new(vm.clone(), lease, now));
+        let limits = NodeLimits {
+            lease: self.limits.scheduler.lease,
+            in_flight_max: self.limits.orders_in_flight_max,
+            queued_max: self.limits.orders_queued_max,
+            functions_max: self.limits.scheduler.functions_per_vm_max,
+        };
+        let node = self.nodes.entry(vm.clone()).or_insert_with(|| VmCore::new(vm.clone(), limits, now));
         self.sessions_made += 1;
         let session = SessionId(self.sessions_made);
         let key_hash = vm.as_str().as_bytes().into();

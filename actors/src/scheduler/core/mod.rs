@@ -261,6 +261,8 @@ struct Start {
     needs: Resources,
     /// VMs that could not be given the order.
     avoid: BTreeSet<VmId>,
+    /// Its order waits in the node of its VM.
+    queued: bool,
     /// It was asked to end.
     stopping: bool,
     /// It takes no more requests, because a newer one of its function is ready or there are too many.

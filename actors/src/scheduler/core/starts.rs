@@ -26,6 +26,7 @@ impl Start {
             revision: 0,
             needs: Resources::default(),
             avoid: BTreeSet::new(),
+            queued: false,
             stopping: false,
             draining: false,
             is_lost: false,
@@ -214,6 +215,11 @@ impl SchedulerCore {
                 self.wait_for_room(id, now);
             }
             Phase::Waiting => self.end(id, EndReason::NoRoom, now, effects),
+            Phase::Chosen if start.queued => {
+                let vm = start.vm.clone().expect("an order waits for a VM");
+                effects.push(Effect::Stop { vm, start: id.clone() });
+                self.end(id, EndReason::NoRoom, now, effects);
+            }
             // The order was lost between the actors, one of which was rebuilt.
             Phase::Chosen => self.requeue(id, now, effects),
             Phase::Ordered => {
@@ -234,6 +240,7 @@ impl SchedulerCore {
         self.unassign(id, now, effects);
         let start = self.starts.get_mut(id).expect("callers looked");
         start.phase = Phase::Waiting;
+        start.queued = false;
         start.chosen_at = None;
         start.needs = Resources::default();
         start.avoid.extend(start.vm.take());
@@ -270,8 +277,8 @@ impl SchedulerCore {
             Phase::Recovering | Phase::Waiting => return self.end(id, EndReason::Stopped, now, effects),
             Phase::Ended => return,
             // Told to stop when it is there: the order may still be on its way.
-            Phase::Chosen => start.stopping = true,
-            Phase::Ordered | Phase::Ready => {
+            Phase::Chosen if !start.queued => start.stopping = true,
+            Phase::Chosen | Phase::Ordered | Phase::Ready => {
                 start.stopping = true;
                 let vm = start.vm.clone().expect("an order went to a VM");
                 effects.push(Effect::Stop { vm, start: id.clone() });

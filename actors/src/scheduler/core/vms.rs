@@ -35,6 +35,7 @@ impl SchedulerCore {
             }
             VmEvent::Down => self.vm_down(&vm, now, effects),
             VmEvent::LeaseOver => self.lease_over(&vm, now, effects),
+            VmEvent::Queued { start } => self.queued(&vm, &start, now, effects),
             VmEvent::Ordered { start } => self.ordered(&vm, &start, now, effects),
             VmEvent::Undeliverable { start } => {
                 if self.is_at(&start, &vm) && self.starts[&start].phase == Phase::Chosen {
@@ -237,6 +238,8 @@ impl SchedulerCore {
     ) {
         let start = self.starts.get_mut(id).expect("VMs have known starts");
         match (start.phase, told) {
+            // The node in which it waited was rebuilt.
+            (Phase::Chosen, None) if start.queued => self.requeue(id, now, effects),
             // The order may still be on its way; if it is not, its time ends.
             (Phase::Chosen, None) => {}
             (Phase::Chosen, Some(_)) => self.ordered(vm, id, now, effects),
@@ -337,22 +340,38 @@ impl SchedulerCore {
     }
 
     fn ordered(&mut self, vm: &VmId, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
-        if !self.is_at(id, vm) || self.starts[id].phase != Phase::Chosen {
-            // The start has ended, or is somewhere else, while its order was on its way.
-            if !self.is_at(id, vm) {
-                effects.push(Effect::Stop { vm: vm.clone(), start: id.clone() });
-            }
-            return;
+        if let Some(start) = self.arrived(vm, id, now, effects) {
+            start.phase = Phase::Ordered;
+            start.ordered_at = Some(now);
         }
-        let start = self.starts.get_mut(id).expect("it was just there");
-        start.phase = Phase::Ordered;
-        start.ordered_at = Some(now);
-        let stopping = start.stopping;
-        // The agent says when it is too late; a lease later it has not, and that is the end.
-        self.set_timer(id, Some(now + self.limits.ready_deadline + self.limits.lease));
-        if stopping {
+    }
+
+    fn queued(&mut self, vm: &VmId, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
+        if let Some(start) = self.arrived(vm, id, now, effects) {
+            start.queued = true;
+        }
+    }
+
+    /// The order has reached its VM, or the node in front of it.
+    fn arrived(
+        &mut self,
+        vm: &VmId,
+        id: &StartId,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) -> Option<&mut Start> {
+        let is_at = self.is_at(id, vm);
+        let is_awaited = is_at && self.starts[id].phase == Phase::Chosen;
+        // The start has ended, or is somewhere else, while its order was on its way; or it is to end.
+        if !is_at || (is_awaited && self.starts[id].stopping) {
             effects.push(Effect::Stop { vm: vm.clone(), start: id.clone() });
         }
+        if !is_awaited {
+            return None;
+        }
+        // Those under way have ended by then: the agent says when it is too late, or has not a lease later.
+        self.set_timer(id, Some(now + self.limits.ready_deadline + self.limits.lease));
+        self.starts.get_mut(id)
     }
 
     fn ready(

@@ -236,3 +236,39 @@ fn a_vm_with_as_many_functions_as_it_may_takes_more_of_these_also_with_a_new_ima
     world.deploy(api(), "app:2");
     assert_eq!(world.joins.len(), 3, "the new image replaces the old one on the same VM");
 }
+
+#[test]
+fn a_start_that_waits_in_its_node_is_left_there_and_a_stop_reaches_it() {
+    let mut world = World::with_vms(2);
+    let start = world.start_one(api());
+    let first = world.vm_of(&start);
+    world.news(first.clone(), VmEvent::Queued { start: start.clone() });
+    world.pass(LIMITS.lease * 2);
+    assert_eq!((world.vm_of(&start), world.state(&start).0), (first.clone(), StartState::Starting));
+    world.ask(|ticket| Event::Stop { ticket, tenant: api().0, start: start.clone() });
+    assert_eq!(world.stops, [(first, start.clone())]);
+    world.end(&start, EndReason::Stopped);
+    assert_eq!(world.state(&start), (StartState::Ended, Some(EndReason::Stopped)));
+}
+
+#[test]
+fn a_start_whose_node_was_rebuilt_while_it_waited_there_goes_elsewhere() {
+    let mut world = World::with_vms(2);
+    let start = world.start_one(api());
+    let first = world.vm_of(&start);
+    world.news(first.clone(), VmEvent::Queued { start: start.clone() });
+    world.news(first.clone(), VmEvent::Down);
+    world.news(first.clone(), VmEvent::Up(Box::new(facts(if first == vm(0) { 0 } else { 1 }, GIB))));
+    assert_ne!(world.vm_of(&start), first);
+}
+
+#[test]
+fn a_start_that_waits_too_long_in_its_node_ends_there() {
+    let mut world = World::with_vms(2);
+    let start = world.start_one(api());
+    let first = world.vm_of(&start);
+    world.news(first.clone(), VmEvent::Queued { start: start.clone() });
+    world.pass(LIMITS.ready_deadline + LIMITS.lease);
+    assert_eq!(world.stops, [(first, start.clone())]);
+    assert_eq!(world.state(&start), (StartState::Ended, Some(EndReason::NoRoom)));
+}
