@@ -10,13 +10,18 @@ use std::{
     time::Duration,
 };
 
-pub(super) const FUNCTION: &str = "burst";
+/// What the burst is made of. A VM has room for one instance: starts go to VMs without the image.
+const BURST: &str = "burst";
+/// The same image in small instances, which find room where the others are.
+const MORE: &str = "more";
 /// Pages of as many blocks, 12 MiB, that a container reads before it answers: the length of the burst.
 const READS_AT_START: usize = 24;
 /// Between two reads of a running container. One new block for each is 2.6 MB/s, a fifth of a link of
 /// 100 Mbit/s for each child.
 const READER_PAUSE_MS: usize = 200;
-const MEMORY_MIB: u64 = 128;
+const BURST_MIB: u64 = 384;
+const MORE_MIB: u64 = 128;
+const VM_MIB: u64 = BURST_MIB + 2 * MORE_MIB;
 /// For one start without any fault, on a machine that does much else.
 const READY: Duration = Duration::from_secs(120);
 
@@ -63,18 +68,18 @@ impl Burst {
         ensure!(spec.vms >= 4, "a tree with inner VMs needs at least 4");
         let cluster = Cluster::up(ClusterSpec {
             rate: Some(spec.rate),
-            settings: [("AGENT__MEMORY_BYTES".to_owned(), ((4 * MEMORY_MIB) << 20).to_string())].into(),
+            settings: [("AGENT__MEMORY_BYTES".to_owned(), (VM_MIB << 20).to_string())].into(),
             ..ClusterSpec::new(&spec.program, spec.vms)
         })?;
         let reference = cluster.registry.push(&spec.image, "library/ballast")?;
-        let memory = MEMORY_MIB.to_string();
         let (reads, pause) =
             (format!("READS_AT_START={READS_AT_START}"), format!("READER_PAUSE_MS={READER_PAUSE_MS}"));
-        cluster.cli(&[
-            "function", "deploy", FUNCTION, "--image", &reference, "--memory", &memory, "--env", &reads,
-            "--env", &pause,
-        ])?;
-        let function = cluster.api.get(&format!("/v1/functions/{FUNCTION}"))?;
+        for (function, memory_mib) in [(BURST, BURST_MIB), (MORE, MORE_MIB)] {
+            let memory = memory_mib.to_string();
+            let what = ["function", "deploy", function, "--image", &reference, "--memory", &memory];
+            cluster.cli(&[&what[..], &["--env", &reads, "--env", &pause]].concat())?;
+        }
+        let function = cluster.api.get(&format!("/v1/functions/{BURST}"))?;
         let image_bytes = function
             .pointer("/image_state/stored_bytes")
             .and_then(Value::as_u64)
@@ -109,25 +114,34 @@ impl Burst {
     }
 
     fn start(&mut self, count: usize) -> anyhow::Result<()> {
-        let starts = self.cluster.api.start(FUNCTION, count)?;
+        let starts = self.cluster.api.start(BURST, count)?;
         ensure!(starts.len() == count, "asked for {count} starts, got {}", starts.len());
         self.acknowledged.extend(starts);
         Ok(())
     }
 
+    /// Asks for another start while much else goes on.
+    pub fn acknowledge(api: &Api) -> anyhow::Result<Vec<String>> {
+        api.start(MORE, 1)
+    }
+
     /// One more start, which must become ready.
     pub fn start_one_more(&mut self) -> anyhow::Result<()> {
-        let start = self.cluster.api.start(FUNCTION, 1)?.remove(0);
+        let start = self.cluster.api.start(MORE, 1)?.remove(0);
         self.cluster.api.ready(&start, READY)?;
         Ok(())
     }
 
     /// What the API says of all starts, by id.
     pub fn starts(&self) -> anyhow::Result<BTreeMap<String, Value>> {
-        let answer = self.cluster.api.get(&format!("/v1/functions/{FUNCTION}/starts"))?;
-        let starts = answer["starts"].as_array().context("the answer names no starts")?;
-        let id = |start: &Value| start["id"].as_str().map(|id| (id.to_owned(), start.clone()));
-        Ok(starts.iter().filter_map(id).collect())
+        let mut all = BTreeMap::new();
+        for function in [BURST, MORE] {
+            let answer = self.cluster.api.get(&format!("/v1/functions/{function}/starts"))?;
+            let starts = answer["starts"].as_array().context("the answer names no starts")?;
+            let id = |start: &Value| start["id"].as_str().map(|id| (id.to_owned(), start.clone()));
+            all.extend(starts.iter().filter_map(id));
+        }
+        Ok(all)
     }
 
     pub fn vms(&self) -> Vec<String> {
@@ -141,7 +155,7 @@ impl Burst {
     }
 
     pub fn members(&self) -> anyhow::Result<Vec<Member>> {
-        let tree = self.cluster.api.get(&format!("/v1/functions/{FUNCTION}/tree"))?;
+        let tree = self.cluster.api.get(&format!("/v1/functions/{BURST}/tree"))?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let member = |member: &Value| {
             let children = member["children"].as_array()?.iter().filter_map(text).collect();
@@ -159,9 +173,11 @@ impl Burst {
     }
 
     /// The container of a ready start, asked through the gateway for its port.
-    pub fn container(&self, start: &str, vm: &str) -> anyhow::Result<Container> {
-        let answer = self.cluster.api.invoke(FUNCTION, "/", start)?;
-        ensure!(answer.status.is_success(), "start {start} on {vm}: {} {}", answer.status, answer.text());
+    pub fn container(&self, start: &Value) -> anyhow::Result<Container> {
+        let text = |key: &str| start[key].as_str().with_context(|| format!("no {key} in {start}"));
+        let vm = text("vm")?;
+        let answer = self.cluster.api.invoke(text("function")?, "/", text("id")?)?;
+        ensure!(answer.status.is_success(), "{start}: {} {}", answer.status, answer.text());
         let hello = answer.json()?;
         let port = hello["port"].as_u64().and_then(|port| u16::try_from(port).ok());
         let port = port.with_context(|| format!("no port in {hello}"))?;

@@ -161,11 +161,11 @@ fn pause(
 fn kill_manager(burst: &mut Burst, times: usize) -> anyhow::Result<Harm> {
     let acknowledged = Mutex::new(BTreeSet::new());
     let known = || acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
-    let (api, function) = (burst.cluster.api.clone(), super::burst::FUNCTION);
+    let api = burst.cluster.api.clone();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while known().len() < ACKNOWLEDGED_MAX {
-                let Ok(starts) = api.start(function, 1) else { return };
+                let Ok(starts) = Burst::acknowledge(&api) else { return };
                 known().extend(starts);
             }
         });

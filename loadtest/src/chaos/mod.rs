@@ -137,7 +137,7 @@ fn watch(burst: &Burst, report: &mut Report) -> anyhow::Result<BTreeMap<String, 
     let mut watched = BTreeMap::new();
     for (start, seen) in burst.starts()? {
         if let ("ready", Some(vm)) = (state(&seen), seen["vm"].as_str()) {
-            let container = burst.container(&start, vm)?;
+            let container = burst.container(&seen)?;
             let reads = container.reads_until_now()?;
             report.reads_before.add(vm, &reads);
             watched.insert(start, container);
@@ -210,7 +210,7 @@ fn check_containers(
     for (id, start) in starts {
         let vm = start["vm"].as_str().unwrap_or_default();
         let is_new = state(start) == "ready" && !containers.contains_key(id) && !harm.lost.contains(vm);
-        if is_new && let Some(container) = report.check("a new container answers", burst.container(id, vm)) {
+        if is_new && let Some(container) = report.check("a new container answers", burst.container(start)) {
             containers.insert(id.clone(), container);
         }
     }
