@@ -47,7 +47,7 @@ impl Drop for Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{collections::HashSet, thread::ThreadId};
+    use std::collections::BTreeSet;
 
     struct Where;
 
@@ -56,18 +56,23 @@ mod tests {
     }
 
     #[derive(Message)]
-    #[rtype(result = "ThreadId")]
+    #[rtype(result = "String")]
     struct Ask;
+
+    /// The current thread's id, as text because ids have no order.
+    fn current() -> String {
+        format!("{:?}", std::thread::current().id())
+    }
 
     impl Handler<Ask> for Where {
         type Result = MessageResult<Ask>;
 
         fn handle(&mut self, _: Ask, _: &mut Context<Self>) -> Self::Result {
-            MessageResult(std::thread::current().id())
+            MessageResult(current())
         }
     }
 
-    async fn threads_of(threads: &Threads) -> Vec<ThreadId> {
+    async fn threads_of(threads: &Threads) -> Vec<String> {
         let mut of = Vec::new();
         for number in 0..40 {
             let actor = threads.start(&format!("acme/{number}"), || Where);
@@ -81,11 +86,11 @@ mod tests {
         System::new().block_on(async {
             let threads = Threads::new(3);
             let first = threads_of(&threads).await;
-            assert_eq!(first.iter().collect::<HashSet<_>>().len(), 3);
-            assert!(!first.contains(&std::thread::current().id()));
+            assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 3);
+            assert!(!first.contains(&current()));
             assert_eq!(threads_of(&threads).await, first);
             let own = threads_of(&Threads::new(0)).await;
-            assert!(own.iter().all(|thread| *thread == std::thread::current().id()));
+            assert!(own.iter().all(|thread| *thread == current()));
         });
     }
 }
