@@ -38,7 +38,8 @@ pub(super) struct EtcdClient {
 pub(super) enum Trouble {
     /// It may have been carried out or not, and may be tried again.
     Unknown(String),
-    /// It was not carried out, and will not be the next time.
+    /// It will not be carried out the next time either. The write that finds etcd's space exceeded is applied
+    /// all the same, if the space ended between its two checks.
     Refused(MetadataError),
     /// The token has expired, or etcd was restarted.
     Token,
