@@ -150,6 +150,8 @@ impl Actor for Forest {
     fn started(&mut self, _ctx: &mut Context<Self>) {
         if self.life.is_rebuilt() {
             self.settings.fleet.send(ToFleet::Rejoin { tree: None });
+            // The scheduler compares what they hold with what is used: orders to leave were lost.
+            self.settings.fleet.send(ToFleet::ReportAll);
         }
     }
 }

@@ -766,6 +766,8 @@ fn an_instance_ends_when_it_had_no_request_for_its_keep_alive() {
     assert!(world.stops.is_empty());
     world.pass(Duration::from_millis(1));
     assert_eq!(world.stops.len(), 1);
+    world.run_all();
+    assert_eq!(world.state(&used), ended(EndReason::Idle));
 }
 
 #[test]

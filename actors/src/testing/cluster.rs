@@ -180,6 +180,14 @@ impl Cluster {
         self.manager.scheduler.tree(tenant(), name.parse().expect("name")).await
     }
 
+    /// The container of that start ends with code 3, wherever it runs.
+    pub fn exit(&self, start: &StartId) {
+        for agent in self.agents.values() {
+            let exited = FromHolder::Exited { start: start.clone(), exit: Exit::Code(3) };
+            agent.do_send(HolderEvent::Says(exited));
+        }
+    }
+
     /// Cuts a VM off from everybody.
     pub fn unplug(&self, vm: &VmId) {
         self.cut(vm);

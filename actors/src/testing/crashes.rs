@@ -12,6 +12,7 @@ use crate::{
     model::StartState,
     scheduler::ControlError,
     support::{ActorView, Observe, crash},
+    wire::{control::EndReason, holder::Exit},
     world::{MetadataError, Table},
 };
 use std::{collections::BTreeSet, time::Duration};
@@ -102,6 +103,43 @@ fn a_scheduler_may_crash_and_finds_again_what_was_acknowledged() {
         // A start whose caller was interrupted may run: it was durable.
         let views = cluster.ends(&called).await;
         assert!(views.iter().all(|view| view.state == StartState::Ready), "{views:?}");
+    });
+}
+
+#[test]
+fn an_instance_that_ends_while_the_scheduler_is_away_is_not_run_again() {
+    simulate(async {
+        let cluster = Cluster::new(2).await;
+        cluster.deploy("api", "api:1").await;
+        let called = cluster.burst("api", 2).await;
+        cluster.ends(&called).await;
+        crash::arm("scheduler", "", 0, 1);
+        assert!(cluster.manager.scheduler.vms().await.is_err());
+        let ended = called[0].as_ref().expect("accepted");
+        cluster.exit(ended);
+        sleep(Duration::from_secs(60)).await;
+        let view = cluster.manager.scheduler.start_view(tenant(), ended.clone()).await.expect("known");
+        assert_eq!((view.state, view.reason), (StartState::Ended, Some(EndReason::Exited(Exit::Code(3)))));
+        let api = cluster.manager.scheduler.function(tenant(), "api".parse().expect("name")).await;
+        assert_eq!(api.map(|view| (view.ready, view.starting)), Ok((1, 0)));
+    });
+}
+
+#[test]
+fn an_order_to_leave_that_a_forest_lost_is_given_again() {
+    simulate(async {
+        let cluster = Cluster::new(2).await;
+        cluster.deploy("api", "api:1").await;
+        let called = cluster.burst("api", 2).await;
+        cluster.ends(&called).await;
+        sleep(Duration::from_secs(5)).await;
+        crash::arm("forest", "", 0, 1);
+        let name = "api".parse().expect("name");
+        cluster.manager.scheduler.delete_function(tenant(), name).await.expect("deleted");
+        sleep(Duration::from_secs(30)).await;
+        assert_eq!(crash::disarm(), 0, "the forest crashed");
+        let vms = cluster.manager.scheduler.vms().await.expect("up");
+        assert!(vms.iter().all(|vm| vm.trees.is_empty()), "{vms:?}");
     });
 }
 

@@ -24,7 +24,7 @@ use crate::{
     world::KeyHash,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -82,6 +82,8 @@ pub enum Effect {
 /// What one VM may hold and run at most, as it says itself; more is a broken or hostile agent.
 const HELD_MAX: usize = 4096;
 const INSTANCES_MAX: usize = 4096;
+/// Far more than end on one VM within the second that a scheduler takes to be rebuilt.
+const ENDED_KEPT: usize = 256;
 
 #[derive(Debug, Clone, Copy)]
 pub struct NodeLimits {
@@ -115,6 +117,8 @@ pub struct VmCore {
     pub(super) waiting: Waiting,
     /// Trees that were told that the VM is gone while it was up, and have not sent it a start since.
     pub(super) left: BTreeSet<TreeId>,
+    /// How instances ended lately, for a scheduler that was away.
+    ended: VecDeque<VmEvent>,
 }
 
 impl VmCore {
@@ -130,6 +134,7 @@ impl VmCore {
             starts: BTreeMap::new(),
             waiting: Waiting::default(),
             left: BTreeSet::new(),
+            ended: VecDeque::new(),
         }
     }
 
@@ -165,7 +170,7 @@ impl VmCore {
             }
             Event::Rejoin(tree) => self.rejoin(tree.as_ref(), effects),
             Event::Report => {
-                // The scheduler that chose this VM for them is gone.
+                // The scheduler that chose this VM for them, or the tree that placed it, is gone.
                 self.refuse_waiting(|_| true, effects);
                 self.report(effects);
             }
@@ -216,6 +221,8 @@ impl VmCore {
         let Some(session) = &self.session else { return effects.push(Effect::News(VmEvent::Down)) };
         effects.push(Effect::News(VmEvent::Up(Box::new(session.facts.clone()))));
         effects.push(self.member());
+        // The facts do not tell of what is over.
+        effects.extend(self.ended.iter().cloned().map(Effect::News));
     }
 
     pub(super) fn member(&self) -> Effect {
@@ -281,7 +288,12 @@ impl VmCore {
             ToManager::Ended { start, reason, report } => {
                 self.starts.remove(&start);
                 self.keep(|facts| facts.instances.retain(|one| one.start != start));
-                effects.push(Effect::News(VmEvent::Ended { start, reason, report }));
+                let ended = VmEvent::Ended { start, reason, report };
+                if self.ended.len() == ENDED_KEPT {
+                    self.ended.pop_front();
+                }
+                self.ended.push_back(ended.clone());
+                effects.push(Effect::News(ended));
                 self.send_waiting(effects);
             }
             ToManager::UpstreamLost { tree, epoch, vm } => {

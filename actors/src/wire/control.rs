@@ -162,6 +162,8 @@ pub struct BytesBySource {
 pub enum EndReason {
     /// Stopped because it was asked for.
     Stopped,
+    /// Stopped because it had no request for its keep-alive.
+    Idle,
     /// The index or the first blocks could not be had.
     ImageUnavailable(String),
     MountFailed(String),
@@ -181,6 +183,7 @@ impl fmt::Display for EndReason {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stopped => out.write_str("stopped on request"),
+            Self::Idle => out.write_str("it had no request for its keep-alive"),
             Self::ImageUnavailable(detail) => write!(out, "the image could not be read: {detail}"),
             Self::MountFailed(detail) => write!(out, "the image could not be mounted: {detail}"),
             Self::RunFailed(detail) => write!(out, "the container could not be run: {detail}"),

@@ -279,6 +279,8 @@ struct Start {
     timer: Option<Instant>,
     report: StartReport,
     reason: Option<EndReason>,
+    /// Why it ends, if that is known before it has: it was idle, or ended while the scheduler was away.
+    ends_as: Option<EndReason>,
 }
 
 #[derive(Default)]

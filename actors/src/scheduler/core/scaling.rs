@@ -6,7 +6,7 @@
 //! of the one before are not counted; they serve until a newer one is ready, and then end.
 
 use super::{ControlError, Effect, Function, FunctionKey, Image, Limits, Phase, SchedulerCore, Start};
-use crate::{id::StartId, model::FunctionSpec};
+use crate::{id::StartId, model::FunctionSpec, wire::control::EndReason};
 use std::{cmp::Reverse, mem, time::Duration};
 use tokio::time::Instant;
 
@@ -298,6 +298,7 @@ impl SchedulerCore {
         if since + keep_alive > now {
             self.set_timer(id, Some(since + keep_alive));
         } else if function.routable.len() > min {
+            self.starts.get_mut(id).expect("callers looked").ends_as = Some(EndReason::Idle);
             self.stop(id, now, effects);
         } else {
             function.kept.insert(id.clone());

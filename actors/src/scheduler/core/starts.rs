@@ -39,6 +39,7 @@ impl Start {
             timer: None,
             report: StartReport::default(),
             reason: None,
+            ends_as: None,
         }
     }
 }
@@ -207,8 +208,11 @@ impl SchedulerCore {
         let start = self.starts.get_mut(id).expect("timers are of known starts");
         start.timer = None;
         match start.phase {
-            // No agent told of it: it was lost with the manager, and is placed again.
+            // No agent runs it: it was lost with the manager, and is placed again.
             Phase::Recovering => {
+                if let Some(reason) = start.ends_as.take() {
+                    return self.end(id, reason, now, effects);
+                }
                 start.phase = Phase::Waiting;
                 let tenant = start.key.0.clone();
                 self.count_waiting(&tenant, 1);
@@ -309,7 +313,8 @@ impl SchedulerCore {
         let start = self.starts.get_mut(id).expect("it was just there");
         start.phase = Phase::Ended;
         let failed = ControlError::StartFailed(reason.to_string());
-        start.reason = Some(if start.stopping { EndReason::Stopped } else { reason });
+        let told = start.ends_as.take();
+        start.reason = Some(if start.stopping { told.unwrap_or(EndReason::Stopped) } else { reason });
         let no_room = start.reason == Some(EndReason::NoRoom);
         self.ended.push_back(id.clone());
         self.rows.ended(id);

@@ -49,6 +49,12 @@ impl SchedulerCore {
                 }
             }
             VmEvent::Ready { start, report } => self.ready(&vm, start, report, now, effects),
+            VmEvent::Ended { start, reason, report } if self.may_have_run(&start, &vm) => {
+                // It ended while the scheduler was away. It is not placed again, unless another VM runs it.
+                let start = self.starts.get_mut(&start).expect("it recovers");
+                start.report = report;
+                start.ends_as = Some(reason);
+            }
             VmEvent::Ended { start, reason, report } => {
                 let is_here = self.is_at(&start, &vm);
                 if let Some(known) =
@@ -65,6 +71,15 @@ impl SchedulerCore {
                 }
             }
         }
+    }
+
+    /// Whether a start that was found accepted may have been on that VM. A VM is believed about the tenant
+    /// of whose trees it is a member.
+    fn may_have_run(&self, start: &StartId, vm: &VmId) -> bool {
+        let found = self.starts.get(start).filter(|start| start.phase == Phase::Recovering);
+        found.zip(self.vms.get(vm)).is_some_and(|(start, vm)| {
+            vm.held.keys().chain(&vm.member_of).any(|tree| tree.tenant == start.key.0)
+        })
     }
 
     /// Whether the start is on that VM and has not ended.
@@ -295,6 +310,7 @@ impl SchedulerCore {
         }
         let start = self.starts.get_mut(id).expect("it was just made");
         start.phase = Phase::Ordered;
+        start.ends_as = None;
         start.revision = revision;
         start.chosen_at = Some(now);
         start.ordered_at = Some(now);

@@ -206,6 +206,31 @@ fn a_function_that_no_vm_could_ever_hold_is_refused_at_once() {
 }
 
 #[test]
+fn what_ended_while_the_scheduler_was_away_is_not_placed_again_if_a_vm_of_its_tenant_says_so() {
+    let starts: Vec<StartId> = ["over", "moved", "stranger"].map(|id| id.parse().expect("name")).into();
+    let row = StartRow { id: starts[0].clone(), key: api(), starts: starts.clone() };
+    let mut world = World::new();
+    let functions = BTreeMap::from([(api(), (spec("app:1"), Some(block_image("app:1").into())))]);
+    let vms = (0..3).map(vm).collect();
+    world.apply(Event::Loaded(Box::new(Loaded { functions, vms, starts: vec![row] })));
+    let of_tenant = |number| VmFacts { held: vec![held(tree(&api(), "app:1"))], ..facts(number, GIB) };
+    world.up(0, of_tenant(0));
+    world.up(1, facts(1, GIB));
+    let over = |start: &StartId| {
+        let reason = EndReason::NotReady;
+        VmEvent::Ended { start: start.clone(), reason, report: StartReport::default() }
+    };
+    world.news(vm(0), over(&starts[0]));
+    world.news(vm(0), over(&starts[1]));
+    world.news(vm(1), over(&starts[2]));
+    world.up(2, VmFacts { instances: vec![instance(&starts[1], "app:1", true)], ..of_tenant(2) });
+    world.pass(LIMITS.rejoin_grace);
+    assert_eq!(world.state(&starts[0]), ended(EndReason::NotReady));
+    assert_eq!(world.state(&starts[1]).0, StartState::Ready, "another VM runs it");
+    assert_eq!(world.joins.iter().map(|(_, start)| start).collect::<Vec<_>>(), [&starts[2]]);
+}
+
+#[test]
 fn news_of_vms_that_nobody_knows_change_nothing() {
     let mut world = World::with_vms(1);
     let start: StartId = "stray".parse().expect("name");
