@@ -139,6 +139,10 @@ impl SchedulerCore {
         if !matches!(function.image, Image::Ready(_)) || function.failures.retry_at.is_some() {
             return;
         }
+        // Its starts could only wait in vain; a VM of another size is a reason to look again.
+        if !self.may_hold(function) {
+            return;
+        }
         let has = function.counted.len() + function.accepting as usize;
         let missing = self.limits.scaling(function).min.saturating_sub(has);
         let more = missing.min(self.room_to_start(key));
@@ -147,6 +151,13 @@ impl SchedulerCore {
         }
         if more < missing {
             self.retry_at(key, now + self.limits.restart_min);
+        }
+    }
+
+    pub(super) fn keep_each_min(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let wanted = self.functions.iter().filter(|(_, function)| function.spec.min_instances > 0);
+        for key in wanted.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.keep_min(&key, now, effects);
         }
     }
 
@@ -317,7 +328,8 @@ impl SchedulerCore {
             let has = function.counted.len() + function.accepting as usize;
             let retry = function.failures.retry_at.map(|at| (at, key.clone()));
             assert!(retry.as_ref().is_none_or(|retry| self.retries.contains(retry)));
-            let may_miss = retry.is_some() || !matches!(function.image, Image::Ready(_));
+            let is_ready = matches!(function.image, Image::Ready(_));
+            let may_miss = retry.is_some() || !is_ready || !self.may_hold(function);
             assert!(has >= min || may_miss, "{key:?} has fewer than min_instances, and does nothing");
             let is_kept = function.kept.len() <= function.routable.len() && function.routable.len() <= min;
             assert!(function.kept.is_empty() || is_kept, "{key:?} keeps more than it needs");

@@ -94,6 +94,7 @@ impl SchedulerCore {
         let capacity = facts.capacity;
         let before = self.vms.entry(name.clone()).or_default();
         let said_before = before.address.is_some().then_some(before.capacity);
+        let is_new_size = !self.sizes.contains_key(&capacity);
         self.count_size(said_before, Some(capacity));
         let vm = self.vms.get_mut(name).expect("it was just made");
         vm.up = true;
@@ -121,6 +122,9 @@ impl SchedulerCore {
         self.settle(name, now);
         self.offer(name);
         self.leave_strangers(name, effects);
+        if is_new_size {
+            self.keep_each_min(now, effects);
+        }
     }
 
     /// Trees that nobody uses any more, or of another tenant, the VM leaves.
@@ -144,6 +148,12 @@ impl SchedulerCore {
         if let Some(now) = now {
             *self.sizes.entry(now).or_default() += 1;
         }
+    }
+
+    /// Whether a VM is as large as an instance of the function needs, as far as VMs have said how large they are.
+    pub(super) fn may_hold(&self, function: &Function) -> bool {
+        let needs = function.spec.needs();
+        self.sizes.is_empty() || self.sizes.keys().any(|size| size.holds(needs))
     }
 
     /// Why no start of the function can ever be placed on the VMs that there are. None as long as a VM
@@ -441,6 +451,9 @@ impl SchedulerCore {
         }
         if let Some(vm) = self.vms.remove(name) {
             self.count_size(vm.address.map(|_| vm.capacity), None);
+        }
+        if self.sizes.is_empty() {
+            self.keep_each_min(now, effects);
         }
         effects.push(Effect::Forget { vm: name.clone() });
         effects.push(Effect::Answer { ticket, answer: Ok(Answer::Done) });

@@ -231,6 +231,19 @@ fn what_ended_while_the_scheduler_was_away_is_not_placed_again_if_a_vm_of_its_te
 }
 
 #[test]
+fn a_min_that_no_vm_is_large_enough_for_waits_until_one_is() {
+    let mut world = World::with_vms(1);
+    let large = || key("acme", "large");
+    let scaling = limited(1, 2, LIMITS.keep_alive);
+    world.describe(large(), FunctionSpec { memory_mib: 2048, ..scaling });
+    (0..5).for_each(|_| world.pass(LIMITS.placement_deadline));
+    assert_eq!(world.core.start_views(&large(), 9).expect("known").len(), 0);
+    world.up(1, facts(1, 2 * GIB));
+    world.run_all();
+    assert_eq!(world.ready(&large()), 1);
+}
+
+#[test]
 fn news_of_vms_that_nobody_knows_change_nothing() {
     let mut world = World::with_vms(1);
     let start: StartId = "stray".parse().expect("name");
