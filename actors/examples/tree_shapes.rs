@@ -7,7 +7,7 @@
 //! ```
 
 use faasnet_actors::{
-    function_tree::{Contact, Event, TreeCore, TreeLimits},
+    function_tree::{Contact, Event, OriginLimits, TreeCore, TreeLimits},
     id::{Digest, Epoch, TreeId},
     tree::{Avl, Complete, Node, Striped, Topology},
     wire::control::{BytesBySource, HeldTree},
@@ -86,6 +86,12 @@ fn memory(name: &str) {
         ancestors_max: 3,
         capability_ttl: Duration::from_secs(3600),
         complaint_life: Duration::from_secs(3),
+        origin: OriginLimits {
+            budget_percent: 50,
+            window: Duration::from_secs(600),
+            grant_blocks: 8,
+            grant_ttl: Duration::from_secs(5),
+        },
     };
     let tree = TreeId { tenant: "acme".parse().expect("a name"), image: Digest::from_bytes([1; 32]) };
     let now = Instant::now();
@@ -99,6 +105,7 @@ fn memory(name: &str) {
         let held = HeldTree {
             tree: tree.clone(),
             epoch: Epoch::default(),
+            place: 0,
             blocks_present: 9,
             blocks_total: 9,
             bytes: BytesBySource::default(),

@@ -247,6 +247,7 @@ fn limits(settings: &Settings) -> AgentLimits {
             hops_max: transfer.hops_max,
             stall: millis(transfer.stall_ms),
             early_child: millis(transfer.early_child_ms),
+            origin_share_blocks: transfer.origin_share_blocks,
             retry_min: millis(transfer.retry_min_ms),
             retry_max: millis(transfer.retry_max_ms),
             read_deadline: millis(holder.read_deadline_ms),

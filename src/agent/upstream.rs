@@ -25,10 +25,16 @@ use faasnet_actors::{
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use sha2::{Digest as _, Sha256};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 /// Blocks in one message to the transfer: at 512 KiB each, a batch is there within a few milliseconds.
 const BATCH_BLOCKS_MAX: usize = 8;
+
+/// Pause between two words that a parent waits: a transfer looks at silent upstreams that often.
+const WAITS_PAUSE: Duration = Duration::from_millis(50);
 
 /// Most stored bytes read from the origin by one request.
 const RANGE_BYTES_MAX: u64 = 4 << 20;
@@ -107,18 +113,54 @@ async fn talk(
         FromParent::Refused { reason } => return Err(reason.to_string()),
         other => return Err(format!("it answered {other:?} to the opening")),
     }
+    let mut owed = Owed::default();
     loop {
         tokio::select! {
             biased;
             frame = frames.next() => match frame.map_err(|error| error.to_string())? {
                 None => return Ok(()),
-                Some(frame) => receive(frame.header, frame.body, &mut frames, target, reporter)?,
+                Some(frame) => receive(frame.header, frame.body, &mut frames, &mut owed, target, reporter)?,
             },
             order = orders.recv() => match order {
                 None => return Ok(()),
-                Some(order) => framed::write(&mut writing, &order, &[]).await.map_err(|error| error.to_string())?,
+                Some(order) => {
+                    owed.asked(&order);
+                    framed::write(&mut writing, &order, &[]).await.map_err(|error| error.to_string())?;
+                }
             },
         }
+    }
+}
+
+/// What a parent may still say: it gets nothing into the transfer's mailbox that was not asked for.
+#[derive(Default)]
+struct Owed {
+    blocks: usize,
+    indexes: usize,
+    waits_told_at: Option<Instant>,
+}
+
+impl Owed {
+    fn asked(&mut self, order: &ToParent) {
+        match order {
+            ToParent::Want { blocks, .. } => self.blocks += blocks.len(),
+            ToParent::WantIndex { .. } => self.indexes += 1,
+            ToParent::Open { .. } | ToParent::Corrupt { .. } => {}
+        }
+    }
+
+    fn answered(owed: &mut usize) -> Result<(), String> {
+        *owed = owed.checked_sub(1).ok_or("it answers what it was not asked")?;
+        Ok(())
+    }
+
+    /// True if the transfer is to hear that the parent waits.
+    fn waits(&mut self, now: Instant) -> bool {
+        let is_due = self.waits_told_at.is_none_or(|at| now.duration_since(at) >= WAITS_PAUSE);
+        if is_due {
+            self.waits_told_at = Some(now);
+        }
+        is_due
     }
 }
 
@@ -127,12 +169,18 @@ fn receive<R: tokio::io::AsyncRead + Unpin>(
     header: FromParent,
     body: Bytes,
     frames: &mut FrameReader<R, FromParent>,
+    owed: &mut Owed,
     target: &UpstreamTarget,
     reporter: &Reporter,
 ) -> Result<(), String> {
     let mut batch = Vec::new();
     let mut next = Some((header, body));
     while let Some((header, body)) = next {
+        match &header {
+            FromParent::Block { .. } | FromParent::NotServed { .. } => Owed::answered(&mut owed.blocks)?,
+            FromParent::Index => Owed::answered(&mut owed.indexes)?,
+            FromParent::Waiting { .. } | FromParent::Refused { .. } | FromParent::Opened => {}
+        }
         match header {
             FromParent::Block { block } => match verified(target.index.get(), block, body) {
                 Ok(stored) => batch.push((block, stored)),
@@ -145,7 +193,11 @@ fn receive<R: tokio::io::AsyncRead + Unpin>(
             FromParent::NotServed { block, reason } => {
                 reporter.tell(UpstreamEvent::NotServed { block, reason });
             }
-            FromParent::Waiting { silent_ms: _ } => reporter.tell(UpstreamEvent::Waits),
+            FromParent::Waiting { silent_ms: _ } => {
+                if owed.waits(Instant::now()) {
+                    reporter.tell(UpstreamEvent::Waits);
+                }
+            }
             FromParent::Refused { reason } => return Err(reason.to_string()),
             FromParent::Opened => return Err("it opened the connection twice".into()),
         }
@@ -485,6 +537,25 @@ mod tests {
             panic!("the parent was believed");
         };
         assert!(reason.contains("digest"), "{reason}");
+    }
+
+    #[test]
+    fn a_parent_that_says_over_and_over_that_it_waits_is_heard_now_and_then() {
+        let (mut owed, now) = (Owed::default(), Instant::now());
+        let heard = (0..1000).filter(|milli| owed.waits(now + Duration::from_millis(*milli))).count();
+        assert_eq!(heard, 20);
+    }
+
+    #[actix::test]
+    async fn a_parent_that_answers_what_it_was_not_asked_is_left() {
+        let refuse =
+            |block| (FromParent::NotServed { block: BlockId(block), reason: NotServed::Busy }, Bytes::new());
+        let parent = move |command: ToParent| match command {
+            ToParent::Open { .. } => vec![(FromParent::Opened, Bytes::new())],
+            _ => vec![refuse(1), refuse(1)],
+        };
+        let events = hear(Some(index()), want(1), parent, 3).await;
+        assert!(matches!(&events[2], UpstreamEvent::Closed { reason } if reason.contains("not asked")));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use anyhow::{Context, bail};
 use convert::ImageConverter;
 use dial::AgentDialer;
 use faasnet_actors::{
-    function_tree::TreeLimits,
+    function_tree::{OriginLimits, TreeLimits},
     manager::{Manager, ManagerHandle, ManagerLimits, ManagerWorld},
     scheduler::Limits,
     tree::{Avl, Complete, Striped},
@@ -245,11 +245,18 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
                 ancestors_max: tree.ancestors_max,
                 capability_ttl: millis(manager.capability_ttl_ms),
                 complaint_life: millis(settings.tree.complaint_life_ms),
+                origin: OriginLimits {
+                    budget_percent: settings.tree.origin_budget_percent,
+                    window: millis(settings.tree.origin_budget_window_ms),
+                    grant_blocks: settings.tree.origin_grant_blocks,
+                    grant_ttl: millis(settings.tree.origin_grant_ttl_ms),
+                },
             },
             heartbeat: millis(manager.heartbeat_ms),
             lease,
             orders_in_flight_max: manager.orders_in_flight_max,
             orders_queued_max: manager.orders_queued_max,
+            rejoin_grace: millis(settings.tree.rejoin_grace_ms),
             mailbox_permits: scheduler.mailbox_permits,
             tree_threads: manager.tree_threads,
             journal_bytes_max: settings.metadata.journal_bytes_max,

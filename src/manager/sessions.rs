@@ -308,6 +308,7 @@ mod tests {
         let held = |tree| HeldTree {
             tree,
             epoch: Epoch::default(),
+            place: 0,
             blocks_present: 9,
             blocks_total: 9,
             bytes: BytesBySource::default(),

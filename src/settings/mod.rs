@@ -141,6 +141,11 @@ pub struct TreeSettings {
     pub stripes: usize,
     pub ancestors_max: usize,
     pub complaint_life_ms: u64,
+    pub rejoin_grace_ms: u64,
+    pub origin_budget_percent: u32,
+    pub origin_budget_window_ms: u64,
+    pub origin_grant_blocks: u32,
+    pub origin_grant_ttl_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +186,7 @@ pub struct TransferSettings {
     pub hops_max: usize,
     pub stall_ms: u64,
     pub early_child_ms: u64,
+    pub origin_share_blocks: u32,
     pub retry_min_ms: u64,
     pub retry_max_ms: u64,
     pub memory_cache_bytes: u64,
@@ -323,6 +329,16 @@ impl Settings {
                 "manager.lease_ms",
                 self.manager.lease_ms >= 2 * self.manager.heartbeat_ms,
                 "use at least two heartbeats",
+            ),
+            (
+                "tree.rejoin_grace_ms",
+                self.tree.rejoin_grace_ms < self.manager.lease_ms,
+                "use less than manager.lease_ms, after which starts that wait for it are placed anew",
+            ),
+            (
+                "agent.reconnect_max_ms",
+                self.agent.reconnect_max_ms <= self.tree.rejoin_grace_ms,
+                "use at most tree.rejoin_grace_ms, or agents come too late to keep their places",
             ),
             (
                 "manager.capability_ttl_ms",

@@ -26,6 +26,11 @@ impl Handler<Order> for Agent {
                     self.leave(&tree, ctx);
                 }
             }
+            ToAgent::Origin { tree, answer } => {
+                if let Some(transfer) = self.transfers.get(&tree) {
+                    transfer.do_send(OriginAnswered(answer));
+                }
+            }
             ToAgent::Renewed { certificate } => {
                 if self.world.certificates.try_send(certificate).is_err() {
                     tracing::warn!("a new certificate was not taken; it is asked for again");
@@ -113,14 +118,16 @@ impl Handler<InstanceReport> for Agent {
     }
 }
 
-impl Handler<UpstreamLoss> for Agent {
+impl Handler<TransferNews> for Agent {
     type Result = ();
 
-    fn handle(&mut self, UpstreamLoss { tree, vm }: UpstreamLoss, _: &mut Context<Self>) {
-        if let Some(known) = self.trees.get(&tree) {
-            let epoch = known.record.place.epoch;
-            self.say(ToManager::UpstreamLost { tree, epoch, vm });
-        }
+    fn handle(&mut self, TransferNews { tree, complaint }: TransferNews, _: &mut Context<Self>) {
+        let Some(known) = self.trees.get(&tree) else { return };
+        let epoch = known.record.place.epoch;
+        self.say(match complaint {
+            Complaint::UpstreamLost(vm) => ToManager::UpstreamLost { tree, epoch, vm },
+            Complaint::OriginWanted { blocks } => ToManager::OriginWanted { tree, blocks },
+        });
     }
 }
 

@@ -25,6 +25,7 @@ impl Flow for Order {
             ToAgent::Stop { start } => ("Stop", start),
             ToAgent::Place(place) => ("Place", &place.tree),
             ToAgent::Leave { tree, .. } => ("Leave", tree),
+            ToAgent::Origin { tree, .. } => ("Origin", tree),
             ToAgent::Welcome { .. }
             | ToAgent::Refused { .. }
             | ToAgent::Renewed { .. }

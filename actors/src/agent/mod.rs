@@ -15,8 +15,9 @@ use crate::{
     agent_session::{AgentSession, Say, SessionCore},
     block_store::{BlockStore, Found},
     block_transfer::{
-        Attach, BlockTransfer, Demand, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild, Opened,
-        Placed, StoreBack, TransferLimits, TransferReport, TransferWorld, UpstreamLoss, micros,
+        Attach, BlockTransfer, Complaint, Demand, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
+        Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews, TransferReport,
+        TransferWorld, micros,
     },
     id::{ImageId, StartId, TreeId, VmId},
     instance::{
@@ -107,6 +108,8 @@ pub struct Agent {
     transfers: Children<TreeId, BlockTransfer>,
     instances: Children<StartId, Instance>,
     trees: BTreeMap<TreeId, Tree>,
+    /// Starts whose report is on its way: the next one of the same start waits for it.
+    reporting: BTreeMap<StartId, oneshot::Receiver<()>>,
     /// Trees whose place in the cache is being opened.
     opening: BTreeSet<TreeId>,
     ordered: BTreeMap<StartId, Ordered>,
@@ -140,6 +143,7 @@ impl Agent {
             transfers: Children::many(AGENT, "block_transfer"),
             instances: Children::many(AGENT, "instance"),
             trees,
+            reporting: BTreeMap::new(),
             opening: BTreeSet::new(),
             ordered: BTreeMap::new(),
             former: instances,
@@ -231,7 +235,7 @@ impl Agent {
             disk: Arc::clone(&self.world.disk),
             holder: Arc::clone(&self.world.holder),
             store: store.clone(),
-            losses: ctx.address().recipient(),
+            news: ctx.address().recipient(),
         };
         let (record, place) = (known.record.clone(), known.record.place.clone());
         let is_mounted = known.is_mounted;
@@ -280,7 +284,10 @@ impl Agent {
         }
         let tree = order.place.tree.clone();
         let record = TreeRecord { image: order.image.clone(), place: order.place.clone() };
-        let refusal = if self.ordered.len() >= self.world.limits.instances_max {
+        let known = self.trees.get(&tree);
+        let refusal = if known.is_some_and(|known| order.place.epoch < known.record.place.epoch) {
+            Some("the order is older than its place in the tree") // invariant 4
+        } else if self.ordered.len() >= self.world.limits.instances_max {
             Some("it has as many instances as it may")
         } else if self.ordered.values().any(|other| other.record.order.place.tree.tenant != tree.tenant) {
             Some("it serves another tenant") // invariant 8
@@ -469,7 +476,16 @@ impl Agent {
         if self.trees.get(&tree).is_some_and(|known| known.is_left) {
             self.leave(&tree, ctx);
         }
+        // What is told of one start is told in order.
+        let (told, next) = oneshot::channel::<()>();
+        let previous = match news {
+            InstanceNews::Ended(_) => self.reporting.remove(&start),
+            InstanceNews::Ready | InstanceNews::Progress { .. } => self.reporting.insert(start.clone(), next),
+        };
         let asking = async move {
+            if let Some(previous) = previous {
+                let _told = previous.await;
+            }
             match answer {
                 Some(answer) => answer.await.unwrap_or_default(),
                 None => TransferReport::default(),
@@ -477,6 +493,7 @@ impl Agent {
         };
         ctx.spawn(asking.into_actor(self).map(move |after, agent, _| {
             let report = before.start_report(steps_us, &after);
+            drop(told);
             agent.say(match news {
                 InstanceNews::Ready => ToManager::Ready { start, report },
                 InstanceNews::Ended(reason) => ToManager::Ended { start, reason, report },
@@ -487,7 +504,8 @@ impl Agent {
 
     fn held(&self) -> impl Future<Output = Vec<HeldTree>> + use<> {
         let asking = self.trees.iter().map(|(tree, known)| {
-            let (tree, epoch) = (tree.clone(), known.record.place.epoch);
+            let (tree, epoch, place) =
+                (tree.clone(), known.record.place.epoch, known.record.place.seat.place);
             let asking = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
             async move {
                 // While its cache is being opened the VM is a member all the same.
@@ -495,7 +513,7 @@ impl Agent {
                     Some(asking) => asking.await.unwrap_or_default(),
                     None => TransferReport::default(),
                 };
-                report.held(tree, epoch)
+                report.held(tree, epoch, place)
             }
         });
         join_all(asking.collect::<Vec<_>>())

@@ -38,6 +38,7 @@ fn start_of(message: &ToManager) -> Option<&StartId> {
         | ToManager::Progress { .. }
         | ToManager::Renew { .. }
         | ToManager::UpstreamLost { .. }
+        | ToManager::OriginWanted { .. }
         | ToManager::Observed { .. } => None,
     }
 }

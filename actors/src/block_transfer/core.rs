@@ -13,6 +13,7 @@
 
 use super::{
     links::{Choice, Link, LinkState, Links, Query},
+    origin::OriginPass,
     read_ahead::ReadAhead,
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     image::{BLOCKS_MAX, Index},
     support::Snapshot,
     wire::{
-        control::{BytesBySource, Seat, Step, Upstream},
+        control::{BytesBySource, OriginAnswer, Seat, Step, Upstream},
         peer::{NotServed, Reach, Urgency},
     },
 };
@@ -47,11 +48,16 @@ pub struct TransferLimits {
     pub stall: Duration,
     /// How long a child waits for the place that makes this VM its parent.
     pub early_child: Duration,
+    /// Blocks that a child of the root may read from the origin when the manager does not answer.
+    pub origin_share_blocks: u32,
     pub retry_min: Duration,
     pub retry_max: Duration,
     /// After it a want is given up.
     pub read_deadline: Duration,
 }
+
+/// Times that a block is refused by everyone before leave is asked to read the origin: a fraction of a second.
+const ROUNDS_BEFORE_ORIGIN: u32 = 2;
 
 /// A child's connection. A child that comes back gets a new number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +101,10 @@ pub enum Event {
     /// The upstream lives, but waits itself.
     UpstreamWaits {
         upstream: Upstream,
+    },
+    /// The manager's answer to `OriginWanted`.
+    OriginAnswered {
+        answer: OriginAnswer,
     },
     /// Plain and stored bytes are in the cache.
     Kept {
@@ -190,6 +200,10 @@ pub enum Effect {
     Step(Step),
     /// Everything that a mount reads is there.
     Mount,
+    /// Nobody serves this VM, which is no root: the manager is asked whether it may read the origin.
+    WantOrigin {
+        blocks: u32,
+    },
     /// The manager is told that an upstream does not serve.
     ReportLost {
         vm: VmId,
@@ -227,6 +241,7 @@ pub struct TransferCore {
     limits: TransferLimits,
     epoch: Option<Epoch>,
     links: Links,
+    origin: OriginPass,
     index: Option<Arc<Index>>,
     /// Set once `Mount` was asked for.
     is_mountable: bool,
@@ -273,6 +288,7 @@ impl TransferCore {
         now: Instant,
     ) -> Self {
         Self {
+            origin: OriginPass::new(&own, limits.stall, limits.origin_share_blocks),
             own,
             limits,
             epoch: None,
@@ -352,6 +368,10 @@ impl TransferCore {
             }
             Event::NotServed { upstream, block, reason: _ } => self.refused(&upstream, block, now),
             Event::UpstreamWaits { upstream } => self.links.heard(&upstream, now),
+            Event::OriginAnswered { answer } => {
+                self.origin.answered(answer, now);
+                self.wake(now);
+            }
             Event::Kept { block } => self.kept(block, now, effects),
             Event::NotKept { block } => self.not_kept(block, now, effects),
             Event::Dropped { block } => {
@@ -380,6 +400,9 @@ impl TransferCore {
     ) {
         if self.epoch.is_some_and(|accepted| epoch < accepted) {
             return; // invariant 4
+        }
+        if self.epoch != Some(epoch) {
+            self.origin.placed(self.limits.origin_share_blocks);
         }
         self.epoch = Some(epoch);
         let has_risen = self.links.rises_to(&seat.depths);
@@ -621,7 +644,9 @@ impl TransferCore {
             let Some(want) = self.wanted.get_mut(&block) else {
                 continue;
             };
-            let query = Query { block, refused: &want.refused, path: &want.path, now, stall };
+            let may_read_origin = self.origin.may_read(now);
+            let query =
+                Query { block, refused: &want.refused, path: &want.path, may_read_origin, now, stall };
             let upstream = match self.links.choose(query, self.limits.in_flight_blocks_max) {
                 Choice::Ask(upstream) => upstream,
                 Choice::Wait => continue,
@@ -634,6 +659,9 @@ impl TransferCore {
                     continue;
                 }
             };
+            if upstream == Upstream::Origin && !self.links.is_root_of(block) {
+                self.origin.spend();
+            }
             self.links.ask(&upstream, block, now);
             want.asked = Some(upstream.clone());
             chosen.push(block);
@@ -643,6 +671,12 @@ impl TransferCore {
         }
         for block in chosen {
             self.dequeue(block);
+        }
+        // Refusals are common while places are on their way; only who is refused again asks for leave.
+        let is_stuck = |block: &&BlockId| self.wanted[*block].rounds >= ROUNDS_BEFORE_ORIGIN;
+        let stuck = exhausted.iter().filter(is_stuck).filter(|block| !self.links.is_root_of(**block)).count();
+        if stuck > 0 && self.origin.ask(now) {
+            effects.push(Effect::WantOrigin { blocks: u32::try_from(stuck).unwrap_or(u32::MAX) });
         }
         for block in exhausted {
             self.exhausted(block, now, effects);
@@ -735,6 +769,9 @@ impl TransferCore {
         want.not_before = Some(now + pause.min(self.limits.retry_max));
         let is_own =
             want.is_read || self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
+        if !self.links.is_root_of(block) && self.origin.may_come(now) {
+            return; // children wait for what the manager says
+        }
         for child in std::mem::take(&mut want.children) {
             self.child_answered(child, block);
             effects.push(Effect::NotServed { child, block, reason: NotServed::NoSource });
@@ -803,11 +840,13 @@ impl TransferCore {
                 effects.push(Effect::Serve { child, block, urgency, stored });
                 continue;
             }
-            // A demand that has been here, or is waited for from the very child, would wait on itself.
-            let asks_child = self
-                .wanted
-                .get(&block)
-                .is_some_and(|want| matches!(&want.asked, Some(Upstream::Vm { vm, .. }) if *vm == state.vm));
+            // A demand that has been here, or is waited for from the very child, would wait on itself; a child
+            // that was only asked for what it holds answers at once.
+            let asks_child =
+                self.wanted.get(&block).and_then(|want| want.asked.as_ref()).is_some_and(|asked| {
+                    let is_child = matches!(asked, Upstream::Vm { vm, .. } if *vm == state.vm);
+                    is_child && self.links.reach(asked, block) != Reach::Held
+                });
             let is_above = self.links.is_above(block, reach);
             let waits_already = state.waits_for.contains_key(&block);
             if reach == Reach::Held {
@@ -861,6 +900,7 @@ impl TransferCore {
     }
 
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.origin.tick(now, self.links.is_below_a_root());
         for upstream in self.links.stalled(now, self.limits.stall) {
             effects.push(Effect::Disconnect(upstream.clone()));
             self.lost(&upstream, now, effects);

@@ -59,6 +59,8 @@ pub(super) struct Query<'a> {
     pub refused: &'a BTreeSet<Upstream>,
     /// VMs that the demand has passed: they would say no.
     pub path: &'a BTreeSet<VmId>,
+    /// Also if this VM is no root.
+    pub may_read_origin: bool,
     pub now: Instant,
     pub stall: Duration,
 }
@@ -102,8 +104,14 @@ impl Links {
     /// Takes over a new place. Returns the links that have no part in it.
     pub fn place(&mut self, stripes: Vec<Vec<Upstream>>, seat: &Seat) -> Vec<(Upstream, Link)> {
         let named: BTreeSet<&Upstream> = stripes.iter().flatten().chain(&seat.beside).collect();
-        let gone: Vec<_> = self.links.keys().filter(|upstream| !named.contains(upstream)).cloned().collect();
-        for upstream in named {
+        let gone: Vec<_> = self
+            .links
+            .keys()
+            .filter(|upstream| !named.contains(upstream) && **upstream != Upstream::Origin)
+            .cloned()
+            .collect();
+        // The origin may be needed by everyone.
+        for upstream in named.into_iter().chain([&Upstream::Origin]) {
             self.links.entry(upstream.clone()).or_default();
         }
         self.stripes = stripes;
@@ -216,7 +224,8 @@ impl Links {
     /// stripe, so that of several roots only one reads it from the origin.
     pub fn choose_for_index(&mut self, now: Instant, stall: Duration) -> Choice {
         let nobody = (BTreeSet::new(), BTreeSet::new());
-        let query = Query { block: BlockId(0), refused: &nobody.0, path: &nobody.1, now, stall };
+        let (refused, path) = (&nobody.0, &nobody.1);
+        let query = Query { block: BlockId(0), refused, path, may_read_origin: false, now, stall };
         let choice = self.choose(query, usize::MAX);
         if let Choice::Ask(upstream) = &choice {
             let link = self.links.get_mut(upstream).expect("chosen among the links");
@@ -230,12 +239,12 @@ impl Links {
     /// Whom to ask for a block: an upstream that may ask on, else a VM beside this one, else, for a root,
     /// the origin. A connection that is to be made counts as under way from now on.
     pub fn choose(&mut self, query: Query<'_>, in_flight_max: usize) -> Choice {
-        if self.links.is_empty() {
+        if self.stripes.is_empty() {
             return Choice::Wait; // there is no place yet
         }
         let suits = |upstream: &&Upstream| **upstream != Upstream::Origin && query.suits(upstream);
         let own = self.stripe(query.block).into_iter().flatten();
-        let is_root = own.clone().any(|upstream| *upstream == Upstream::Origin);
+        let is_root = self.is_root_of(query.block);
         let own: Vec<&Upstream> = own.filter(suits).collect();
         let others = self.stripes.iter().flatten().filter(|upstream| !is_root && suits(upstream));
         let upward: Vec<&Upstream> = own.iter().copied().chain(others).collect();
@@ -253,7 +262,8 @@ impl Links {
                 return Choice::Wait;
             }
         }
-        let origin = is_root.then_some(&Upstream::Origin).filter(|upstream| query.suits(upstream));
+        let may_read = is_root || query.may_read_origin;
+        let origin = may_read.then_some(&Upstream::Origin).filter(|upstream| query.suits(upstream));
         let beside = self.beside.iter().filter(|upstream| query.suits(upstream));
         let idle = upward.into_iter().filter(|upstream| state(upstream) == LinkState::Idle);
         for upstream in idle.chain(beside).chain(origin) {
@@ -269,6 +279,14 @@ impl Links {
             }
         }
         Choice::Nobody
+    }
+
+    pub fn is_root_of(&self, block: BlockId) -> bool {
+        self.stripe(block).is_some_and(|upstreams| upstreams.contains(&Upstream::Origin))
+    }
+
+    pub fn is_below_a_root(&self) -> bool {
+        self.depths.contains(&1)
     }
 
     fn connecting(&mut self, upstream: &Upstream, now: Instant) {

@@ -7,7 +7,7 @@ use crate::{
     block_store::BlockStore,
     id::{BlockId, Epoch, StartId, TreeId, VmId},
     wire::{
-        control::{BytesBySource, HeldTree, Place, StartReport, Step},
+        control::{BytesBySource, HeldTree, OriginAnswer, Place, StartReport, Step},
         peer::{Reach, Refusal, Urgency},
     },
 };
@@ -19,6 +19,11 @@ use tokio::time::Instant;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Placed(pub Place);
+
+/// The manager says whether this VM may read the origin.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct OriginAnswered(pub OriginAnswer);
 
 /// Reads on this VM wait for these blocks.
 #[derive(Message)]
@@ -87,10 +92,10 @@ impl TransferReport {
     }
 
     /// As a member tells the manager.
-    pub fn held(self, tree: TreeId, epoch: Epoch) -> HeldTree {
+    pub fn held(self, tree: TreeId, epoch: Epoch, place: u64) -> HeldTree {
         let Self { blocks_present, blocks_total, bytes, stalls } = self;
         let longest_stall_us = micros(stalls.longest);
-        HeldTree { tree, epoch, blocks_present, blocks_total, bytes, longest_stall_us }
+        HeldTree { tree, epoch, place, blocks_present, blocks_total, bytes, longest_stall_us }
     }
 
     /// What one start took, when this was the report before its order.

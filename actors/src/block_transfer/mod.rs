@@ -7,7 +7,10 @@
 mod core;
 mod links;
 mod messages;
+mod origin;
 mod read_ahead;
+#[cfg(test)]
+mod repair_tests;
 mod shell;
 #[cfg(test)]
 mod tests;
@@ -16,8 +19,8 @@ pub use self::{
     core::{ChildId, Effect, Event, Stalls, TransferCore, TransferLimits},
     messages::{
         Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
-        Opened, Placed, StoreBack, TransferReport,
+        Opened, OriginAnswered, Placed, StoreBack, TransferReport,
     },
-    shell::{BlockTransfer, TransferWorld, UpstreamLoss},
+    shell::{BlockTransfer, Complaint, TransferNews, TransferWorld},
 };
 pub(crate) use messages::micros;

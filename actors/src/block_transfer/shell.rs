@@ -4,7 +4,7 @@ use super::{
     core::{ChildId, Effect, Event, TransferCore, TransferLimits},
     messages::{
         Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
-        Opened, Placed, StoreBack, TransferReport,
+        Opened, OriginAnswered, Placed, StoreBack, TransferReport,
     },
 };
 use crate::{
@@ -44,21 +44,32 @@ pub struct TransferWorld {
     pub disk: Arc<dyn Disk>,
     pub holder: Arc<dyn Holder>,
     pub store: Addr<BlockStore>,
-    /// An upstream VM does not serve.
-    pub losses: Recipient<UpstreamLoss>,
+    /// What the manager is to know.
+    pub news: Recipient<TransferNews>,
 }
 
 /// Told to the agent, for the manager.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct UpstreamLoss {
+pub struct TransferNews {
     pub tree: TreeId,
-    pub vm: VmId,
+    pub complaint: Complaint,
 }
 
-impl Flow for UpstreamLoss {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Complaint {
+    /// An upstream VM does not serve.
+    UpstreamLost(VmId),
+    /// Nobody serves this VM, which waits for so many blocks.
+    OriginWanted { blocks: u32 },
+}
+
+impl Flow for TransferNews {
     fn hop(&self) -> Option<Hop<'_>> {
-        Some(Hop { message: "UpstreamLoss", about: &self.vm, permit: "" })
+        Some(match &self.complaint {
+            Complaint::UpstreamLost(vm) => Hop { message: "UpstreamLost", about: vm, permit: "" },
+            Complaint::OriginWanted { .. } => Hop { message: "OriginWanted", about: &self.tree, permit: "" },
+        })
     }
 }
 
@@ -192,12 +203,15 @@ impl BlockTransfer {
                 }
             }
             Effect::Mount => self.mount(),
-            Effect::ReportLost { vm } => {
-                let loss = UpstreamLoss { tree: self.tree.clone(), vm };
-                flow::record(self.life.kind(), "agent", &loss);
-                self.world.losses.do_send(loss);
-            }
+            Effect::ReportLost { vm } => self.complain(Complaint::UpstreamLost(vm)),
+            Effect::WantOrigin { blocks } => self.complain(Complaint::OriginWanted { blocks }),
         }
+    }
+
+    fn complain(&self, complaint: Complaint) {
+        let news = TransferNews { tree: self.tree.clone(), complaint };
+        flow::record(self.life.kind(), "agent", &news);
+        self.world.news.do_send(news);
     }
 
     fn encoded_index(&mut self) -> Bytes {
@@ -412,6 +426,14 @@ impl Handler<Placed> for BlockTransfer {
             }
         }));
         self.apply(Event::Placed { epoch, stripes, seat }, ctx);
+    }
+}
+
+impl Handler<OriginAnswered> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, OriginAnswered(answer): OriginAnswered, ctx: &mut Context<Self>) {
+        self.apply(Event::OriginAnswered { answer }, ctx);
     }
 }
 

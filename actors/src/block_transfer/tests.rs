@@ -30,6 +30,7 @@ const LIMITS: TransferLimits = TransferLimits {
     hops_max: 32,
     stall: Duration::from_millis(400),
     early_child: Duration::from_secs(1),
+    origin_share_blocks: 4,
     retry_min: Duration::from_millis(50),
     retry_max: Duration::from_millis(400),
     read_deadline: Duration::from_secs(20),
@@ -274,7 +275,11 @@ impl World {
             }
             Effect::Present { blocks } => self.answered[number].extend(blocks),
             Effect::Unavailable { blocks } => self.failed[number].extend(blocks),
-            Effect::TellCorrupt { .. } | Effect::Step(_) | Effect::Mount | Effect::ReportLost { .. } => {}
+            Effect::TellCorrupt { .. }
+            | Effect::Step(_)
+            | Effect::Mount
+            | Effect::ReportLost { .. }
+            | Effect::WantOrigin { .. } => {}
         }
     }
 }
@@ -382,7 +387,8 @@ fn a_demand_that_comes_back_is_refused() {
     let mut core = TransferCore::new(vm(1), LIMITS, Some(index(4)), BTreeSet::new(), Instant::now());
     let (now, child) = (Instant::now(), ChildId(1));
     let mut effects = Vec::new();
-    core.apply(placed(1, Vec::new()), now, &mut effects);
+    core.apply(placed(1, vec![upstream(0)]), now, &mut effects);
+    effects.clear();
     core.apply(Event::ChildOpened { child, vm: vm(2) }, now, &mut effects);
     let event = Event::ChildWanted {
         child,

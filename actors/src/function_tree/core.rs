@@ -3,12 +3,18 @@
 //! Invariants: 1 (each member once, one root, everyone reaches it), 4 (a report about an older epoch
 //! changes nothing), and of 6 the part that the tree decides: nobody but a root is sent to the origin.
 
-use super::{complaints::Complaints, messages::StartDraft};
+use super::{
+    complaints::Complaints,
+    messages::StartDraft,
+    origin::{OriginBudget, OriginLimits},
+    rejoin::Rejoin,
+};
 use crate::{
     id::{Epoch, ImageId, VmId},
+    image::BLOCK_BYTES,
     model::{MemberView, TreeView},
     tree::{Node, Topology, ancestors, breadth_first},
-    wire::control::{HeldTree, Seat, Upstream},
+    wire::control::{HeldTree, OriginAnswer, Seat, Upstream},
     world::KeyHash,
 };
 use slab::Slab;
@@ -27,6 +33,7 @@ pub struct TreeLimits {
     pub capability_ttl: Duration,
     /// How long a VM is not sent to an upstream that did not serve it.
     pub complaint_life: Duration,
+    pub origin: OriginLimits,
 }
 
 /// How a member is reached and recognised.
@@ -52,6 +59,10 @@ pub enum Event {
     Leave { vm: VmId },
     /// `by` is not served by its upstream `vm`.
     UpstreamLost { by: VmId, epoch: Epoch, vm: VmId },
+    /// Nobody serves the VM, which waits for so many blocks.
+    OriginWanted { vm: VmId, blocks: u32 },
+    /// All who may be members have reported, or the time for that is over.
+    Gathered,
     /// No function uses the tree any more.
     Dissolve,
     /// Time goes on.
@@ -63,6 +74,7 @@ pub enum Effect {
     Start { vm: VmId, key_hash: KeyHash, placing: Placing, start: Box<StartDraft> },
     Place { vm: VmId, key_hash: KeyHash, placing: Placing },
     Leave { vm: VmId, epoch: Epoch },
+    Origin { vm: VmId, answer: OriginAnswer },
 }
 
 /// A place without the capability, which the shell adds.
@@ -94,6 +106,7 @@ pub(super) struct Member {
 /// Whom a member is sent to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Names {
+    place: u64,
     /// For each stripe.
     pub stripes: Vec<Named>,
     /// Asked only for what they hold.
@@ -141,7 +154,7 @@ const LOOKS_PER_TICK: usize = 1024;
 const RENEWAL_TICKS: usize = 8;
 
 pub struct TreeCore {
-    limits: TreeLimits,
+    pub(super) limits: TreeLimits,
     pub(super) topology: Box<dyn Topology>,
     epoch: Epoch,
     members: Slab<Member>,
@@ -150,6 +163,9 @@ pub struct TreeCore {
     issued: BTreeSet<(Instant, Node)>,
     pub(super) helpers: Helpers,
     pub(super) complaints: Complaints,
+    pub(super) origin: OriginBudget,
+    /// While members report to a tree that is rebuilt.
+    pub(super) rejoin: Option<Rejoin>,
 }
 
 /// Who may be named as helper, who is, and who lacks one.
@@ -183,7 +199,14 @@ impl TreeCore {
             issued: BTreeSet::new(),
             helpers: Helpers::default(),
             complaints: Complaints::default(),
+            origin: OriginBudget::default(),
+            rejoin: None,
         }
+    }
+
+    /// A tree that may have members already, who report until `Event::Gathered`.
+    pub fn rejoining(limits: TreeLimits, topology: Box<dyn Topology>, epoch: Epoch) -> Self {
+        Self { rejoin: Some(Rejoin::default()), ..Self::new(limits, topology, epoch) }
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -200,6 +223,7 @@ impl TreeCore {
     }
 
     pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(event) = self.keep_for_later(event, effects) else { return };
         match event {
             Event::Join { vm, contact, start } => self.join(vm, contact, start, now, effects),
             Event::Reported { vm, contact, held } => self.reported(vm, contact, &held, now, effects),
@@ -214,13 +238,47 @@ impl TreeCore {
                 effects.push(Effect::Leave { vm, epoch: self.epoch });
             }
             Event::UpstreamLost { by, epoch, vm } => self.upstream_lost(&by, epoch, &vm, now, effects),
+            Event::OriginWanted { vm, blocks } => self.origin_wanted(vm, blocks, now, effects),
+            Event::Gathered => self.gathered(now, effects),
             Event::Dissolve => self.dissolve(effects),
             Event::Tick => self.tick(now, effects),
         }
         debug_assert_eq!(self.members.len(), self.topology.len(), "invariant 1");
     }
 
-    fn join(
+    /// While members report nobody is placed. Returns what is to be done all the same.
+    fn keep_for_later(&mut self, event: Event, effects: &mut Vec<Effect>) -> Option<Event> {
+        let Some(rejoin) = &mut self.rejoin else { return Some(event) };
+        match event {
+            Event::Join { vm, contact, start } => rejoin.join(vm, contact, start),
+            Event::Reported { vm, contact, held } => rejoin.reported(vm, contact, held),
+            Event::Held { vm, held } => rejoin.held(&vm, held),
+            Event::Ready { vm } => rejoin.ready(vm),
+            Event::Gone { vm } => {
+                rejoin.gone(&vm);
+            }
+            Event::Leave { vm } => {
+                if rejoin.gone(&vm) {
+                    self.epoch.counter += 1;
+                    effects.push(Effect::Leave { vm, epoch: self.epoch });
+                }
+            }
+            Event::OriginWanted { vm, blocks: _ } => {
+                let answer = OriginAnswer::Refused { retry_after_ms: 1000 };
+                effects.push(Effect::Origin { vm, answer });
+            }
+            Event::Dissolve => {
+                self.epoch.counter += 1;
+                let vms = std::mem::take(rejoin).into_vms();
+                effects.extend(vms.map(|vm| Effect::Leave { vm, epoch: self.epoch }));
+            }
+            Event::UpstreamLost { .. } | Event::Tick => {}
+            Event::Gathered => return Some(event),
+        }
+        None
+    }
+
+    pub(super) fn join(
         &mut self,
         vm: VmId,
         contact: Contact,
@@ -228,6 +286,8 @@ impl TreeCore {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
+        let blocks = start.image.plain_bytes.div_ceil(u64::from(BLOCK_BYTES));
+        self.origin.image_has(u32::try_from(blocks).unwrap_or(u32::MAX));
         let (node, mut affected) = self.admit(&vm, contact, now);
         affected.retain(|other| *other != node);
         let names = self.names(node);
@@ -275,6 +335,13 @@ impl TreeCore {
             return (node, affected);
         }
         self.epoch.counter += 1;
+        let node = self.enroll(vm, contact, now);
+        let moved = self.topology.join(node);
+        (node, self.affected(moved))
+    }
+
+    /// Makes the VM a member without a place.
+    pub(super) fn enroll(&mut self, vm: &VmId, contact: Contact, now: Instant) -> Node {
         let member = Member {
             vm: vm.clone(),
             contact,
@@ -290,12 +357,24 @@ impl TreeCore {
         let node = Node(u32::try_from(self.members.insert(member)).expect("far fewer VMs exist"));
         self.nodes.insert(vm.clone(), node);
         self.issued.insert((now, node));
-        let moved = self.topology.join(node);
-        (node, self.affected(moved))
+        node
     }
 
-    fn held(&mut self, vm: &VmId, held: &HeldTree) {
+    pub(super) fn has_member(&self, vm: &VmId) -> bool {
+        self.nodes.contains_key(vm)
+    }
+
+    pub(super) fn raise_epoch(&mut self) {
+        self.epoch.counter += 1;
+    }
+
+    pub(super) fn helpers_are_outdated(&mut self) {
+        self.helpers.outdated = true;
+    }
+
+    pub(super) fn held(&mut self, vm: &VmId, held: &HeldTree) {
         let Some(&node) = self.nodes.get(vm) else { return };
+        self.origin.image_has(held.blocks_total);
         let member = self.member_mut(node);
         member.blocks_present = held.blocks_present;
         member.blocks_total = held.blocks_total;
@@ -304,7 +383,7 @@ impl TreeCore {
         }
     }
 
-    fn ready(&mut self, vm: &VmId) {
+    pub(super) fn ready(&mut self, vm: &VmId) {
         let Some(&node) = self.nodes.get(vm) else { return };
         let member = self.member_mut(node);
         if !std::mem::replace(&mut member.ready, true) {
@@ -516,7 +595,7 @@ impl TreeCore {
         }
     }
 
-    fn push_place(&mut self, node: Node, names: Names, now: Instant, effects: &mut Vec<Effect>) {
+    pub(super) fn push_place(&mut self, node: Node, names: Names, now: Instant, effects: &mut Vec<Effect>) {
         self.place(node, names, now);
         let member = self.member(node);
         let (vm, key_hash) = (member.vm.clone(), member.contact.key_hash.clone());
@@ -582,6 +661,7 @@ impl TreeCore {
         };
         let names = &member.names;
         let seat = Seat {
+            place: names.place,
             depths: names.stripes.iter().map(|named| named.depth).collect(),
             beside: names.beside.iter().map(|node| upstream(*node)).collect(),
         };
@@ -589,11 +669,14 @@ impl TreeCore {
     }
 
     /// Whom a member is to ask: for each stripe its nearest ancestors and a helper, nobody for a root.
-    fn names(&mut self, node: Node) -> Names {
+    pub(super) fn names(&mut self, node: Node) -> Names {
         self.find_helpers();
         let stripes: Vec<_> = (0..self.topology.stripes()).map(|stripe| self.named(node, stripe)).collect();
         let beside = self.beside(node, &stripes);
-        Names { stripes, beside }
+        // Without places the order is that of the levels.
+        let depth = stripes.first().map_or(0, |named| u64::from(named.depth));
+        let place = self.topology.place(node).unwrap_or(depth);
+        Names { place, stripes, beside }
     }
 
     fn named(&self, node: Node, stripe: usize) -> Named {

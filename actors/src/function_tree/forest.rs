@@ -31,6 +31,8 @@ pub struct ForestSettings {
     pub news: Link<VmNews>,
     /// How often trees look at what is due.
     pub tick: Duration,
+    /// How long a tree that is rebuilt waits for its members.
+    pub rejoin_grace: Duration,
     /// The manager's term.
     pub term: u64,
     /// Where trees run.
@@ -47,6 +49,8 @@ pub struct Forest {
     counters: BTreeMap<TreeId, u64>,
     /// No tree that is gone had a higher epoch; new ones begin behind it.
     floor: u64,
+    /// Trees may have members that this forest does not know of.
+    gathers: bool,
     /// Starts for trees that are being rebuilt.
     waiting: VecDeque<ToTree>,
     life: Life<&'static str>,
@@ -62,19 +66,48 @@ impl Forest {
             trees: Children::many("forest", "function_tree"),
             counters: BTreeMap::new(),
             floor: u64::from(life.generation()) * EPOCHS_PER_FOREST,
+            gathers: true,
             waiting: VecDeque::new(),
             life,
         }
     }
 
     fn start_tree(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
+        if self.gathers {
+            self.start_tree_with(tree, TreeCore::rejoining, ctx);
+        } else {
+            self.start_tree_with(tree, TreeCore::new, ctx);
+        }
+    }
+
+    /// The members, or some of them, are still to report.
+    fn start_tree_again(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
+        self.start_tree_with(tree, TreeCore::rejoining, ctx);
+        let rebuilt = tree.clone();
+        ctx.run_later(self.settings.rejoin_grace, move |forest, _| forest.gathered(Some(&rebuilt)));
+    }
+
+    /// Everyone has reported, or their time is over.
+    fn gathered(&mut self, only: Option<&TreeId>) {
+        self.gathers &= only.is_some();
+        for (tree, _) in self.trees.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
+            self.trees.send(tree, Happened { event: Event::Gathered, slot: None });
+        }
+    }
+
+    fn start_tree_with(
+        &mut self,
+        tree: &TreeId,
+        make: fn(TreeLimits, Box<dyn Topology>, Epoch) -> TreeCore,
+        ctx: &mut Context<Self>,
+    ) {
         let counter = *self.counters.entry(tree.clone()).or_insert(self.floor);
         let epoch = Epoch { term: self.settings.term, counter };
         let (name, settings) = (tree.clone(), self.settings.clone());
         let parent = ctx.address().downgrade().recipient();
         self.trees.start(tree, ctx.address().downgrade().recipient(), |life| {
             settings.threads.clone().start(&tree.to_string(), move || FunctionTree {
-                core: TreeCore::new(settings.limits, (settings.topology)(), epoch),
+                core: make(settings.limits, (settings.topology)(), epoch),
                 tree: name,
                 capabilities: settings.capabilities,
                 issued: BTreeMap::new(),
@@ -118,6 +151,8 @@ impl Forest {
                 | Event::Gone { .. }
                 | Event::Leave { .. }
                 | Event::UpstreamLost { .. }
+                | Event::OriginWanted { .. }
+                | Event::Gathered
                 | Event::Dissolve
                 | Event::Tick => return,
             }
@@ -147,7 +182,8 @@ impl Forest {
 impl Actor for Forest {
     type Context = Context<Self>;
 
-    fn started(&mut self, _ctx: &mut Context<Self>) {
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_later(self.settings.rejoin_grace, |forest, _| forest.gathered(None));
         if self.life.is_rebuilt() {
             self.settings.fleet.send(ToFleet::Rejoin { tree: None });
             // The scheduler compares what they hold with what is used: orders to leave were lost.
@@ -182,6 +218,7 @@ impl Handler<ToForest> for Forest {
                     let _gone = reply.send(Err(ControlError::NotFound("tree")));
                 }
             },
+            ToForest::Gathered { tree } => self.gathered(tree.as_ref()),
             ToForest::VmGone { vm } => {
                 for (tree, _) in self.trees.iter() {
                     self.trees.send(tree, Happened { event: Event::Gone { vm: vm.clone() }, slot: None });
@@ -206,7 +243,7 @@ impl Handler<ChildExited<TreeId>> for Forest {
 
     fn handle(&mut self, exit: ChildExited<TreeId>, ctx: &mut Context<Self>) {
         let rebuild = |forest: &mut Self, tree: &TreeId, ctx: &mut Context<Self>| {
-            forest.start_tree(tree, ctx);
+            forest.start_tree_again(tree, ctx);
             forest.resend(tree, ctx);
         };
         match supervise(self, &exit, |forest| &mut forest.trees, rebuild, ctx) {

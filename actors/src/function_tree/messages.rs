@@ -32,9 +32,10 @@ impl Flow for ToTree {
             Event::Gone { vm } => ("Gone", vm, slot),
             Event::Leave { vm } => ("Leave", vm, ""),
             Event::UpstreamLost { by, .. } => ("UpstreamLost", by, slot),
+            Event::OriginWanted { vm, .. } => ("OriginWanted", vm, slot),
             Event::Dissolve => ("Dissolve", &self.tree, ""),
             // Heartbeats and time.
-            Event::Held { .. } | Event::Tick => return None,
+            Event::Held { .. } | Event::Gathered | Event::Tick => return None,
         };
         Some(Hop { message, about, permit })
     }
@@ -48,12 +49,14 @@ pub enum ToForest {
     View { tree: TreeId, reply: Reply<TreeView> },
     /// The VM is gone from all trees, and nobody knows from which.
     VmGone { vm: VmId },
+    /// All who may be members of that tree, or of any, have reported.
+    Gathered { tree: Option<TreeId> },
 }
 
 impl Flow for ToForest {
     fn hop(&self) -> Option<Hop<'_>> {
         match self {
-            Self::View { .. } => None,
+            Self::View { .. } | Self::Gathered { .. } => None,
             Self::VmGone { vm } => Some(Hop { message: "VmGone", about: vm, permit: "" }),
         }
     }

@@ -9,12 +9,16 @@ mod complaints;
 mod core;
 mod forest;
 mod messages;
+mod origin;
+mod rejoin;
 #[cfg(test)]
 mod tests;
 
 pub use self::core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits};
 pub use forest::{Forest, ForestSettings};
 pub use messages::{StartDraft, ToForest, ToTree};
+pub use origin::OriginLimits;
+pub use rejoin::Gathering;
 
 use crate::{
     id::{Epoch, TreeId, VmId},
@@ -96,6 +100,7 @@ impl FunctionTree {
                 (vm, Order::Place(place))
             }
             Effect::Leave { vm, epoch } => (vm, Order::Leave { tree: self.tree.clone(), epoch }),
+            Effect::Origin { vm, answer } => (vm, Order::Origin { tree: self.tree.clone(), answer }),
         };
         self.vms.send(ToVm { vm, message: VmMessage::Order(order) });
     }

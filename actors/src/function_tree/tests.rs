@@ -1,4 +1,5 @@
 use super::{
+    OriginLimits,
     core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits},
     messages::StartDraft,
 };
@@ -21,6 +22,12 @@ const LIMITS: TreeLimits = TreeLimits {
     ancestors_max: 3,
     capability_ttl: Duration::from_secs(3600),
     complaint_life: Duration::from_secs(60),
+    origin: OriginLimits {
+        budget_percent: 50,
+        window: Duration::from_secs(600),
+        grant_blocks: 8,
+        grant_ttl: Duration::from_secs(5),
+    },
 };
 
 fn vm(number: u16) -> VmId {
@@ -58,7 +65,15 @@ fn join(number: u16) -> Event {
 
 fn held(epoch: Epoch, blocks_present: u32) -> HeldTree {
     let bytes = BytesBySource::default();
-    HeldTree { tree: tree_id(), epoch, blocks_present, blocks_total: 10, bytes, longest_stall_us: 0 }
+    HeldTree {
+        tree: tree_id(),
+        epoch,
+        place: 0,
+        blocks_present,
+        blocks_total: 10,
+        bytes,
+        longest_stall_us: 0,
+    }
 }
 
 fn name(upstream: &Upstream) -> String {
@@ -123,6 +138,7 @@ impl World {
                     }
                     self.sent.push(vm);
                 }
+                Effect::Origin { .. } => {}
                 Effect::Leave { vm, epoch } => {
                     let before = self.places.remove(&vm);
                     assert!(before.is_none_or(|before| epoch > before.epoch), "invariant 4");
@@ -306,6 +322,67 @@ fn a_tree_that_dissolves_tells_everyone_to_leave() {
     let mut world = World::with(5);
     world.apply(Event::Dissolve);
     assert!(world.places.is_empty() && world.core.is_empty());
+}
+
+/// A tree of a new manager, which members report to as the one before had placed them.
+fn reported(world: &World, missing: &[u16]) -> World {
+    let mut next = World::new();
+    let epoch = Epoch { term: 2, counter: 0 };
+    next.core = TreeCore::rejoining(LIMITS, Box::new(Complete::new(2)), epoch);
+    for name in world.places.keys().rev() {
+        let number: u16 = name.as_str()[3..].parse().expect("made here");
+        if !missing.contains(&number) {
+            let place = &world.places[name];
+            let held = HeldTree { place: place.seat.place, ..held(place.epoch, 3) };
+            next.apply(Event::Reported { vm: name.clone(), contact: contact(number), held });
+        }
+    }
+    next
+}
+
+fn parents(world: &World) -> BTreeMap<VmId, Option<VmId>> {
+    let view = world.core.view(tree_id().image);
+    view.members.into_iter().map(|member| (member.vm, member.parent)).collect()
+}
+
+#[test]
+fn a_tree_that_is_put_together_again_leaves_everyone_in_place() {
+    let mut world = World::with(20);
+    for number in [3, 0, 11] {
+        world.apply(Event::Gone { vm: vm(number) });
+        world.places.remove(&vm(number));
+    }
+    let mut next = reported(&world, &[]);
+    next.apply(Event::Tick);
+    next.apply(join(30));
+    assert!(next.places.is_empty() && next.starts == 0, "nobody is placed before all have reported");
+    next.apply(Event::Gathered);
+    let mut after = parents(&next);
+    assert_eq!((next.starts, after.remove(&vm(30)).is_some()), (1, true), "starts go on");
+    assert_eq!(after, parents(&world));
+}
+
+#[test]
+fn only_the_places_of_those_who_are_missing_are_filled_anew() {
+    let world = World::with(31);
+    let mut next = reported(&world, &[2, 7]);
+    next.apply(Event::Gathered);
+    let (before, after) = (parents(&world), parents(&next));
+    let moved: Vec<_> =
+        after.iter().filter(|(vm, parent)| before[*vm] != **parent).map(|(vm, _)| vm).collect();
+    // Two of the last level take their places; the children of those have new parents.
+    assert_eq!(after.len(), 29);
+    assert!(moved.len() <= 2 + 2 * 2, "{moved:?}");
+}
+
+#[test]
+fn a_vm_that_reports_late_joins_as_any_other() {
+    let world = World::with(7);
+    let mut next = reported(&world, &[2]);
+    next.apply(Event::Gathered);
+    let held = held(Epoch { term: 1, counter: 7 }, 3);
+    next.apply(Event::Reported { vm: vm(2), contact: contact(2), held });
+    assert_eq!(parents(&next).len(), 7);
 }
 
 proptest! {

@@ -63,6 +63,8 @@ pub struct ManagerLimits {
     pub orders_in_flight_max: usize,
     /// Starts that wait for that on one VM.
     pub orders_queued_max: usize,
+    /// How long trees of a new manager wait for their members to report.
+    pub rejoin_grace: Duration,
     /// Messages that may wait for the scheduler.
     pub mailbox_permits: usize,
     /// Threads for function trees and VM nodes; with none they share that of the services.
@@ -193,6 +195,7 @@ impl Manager {
             fleet: self.fleet.link(FUNCTION_TREE),
             news: self.news.link(FOREST),
             tick: self.world.limits.heartbeat,
+            rejoin_grace: self.world.limits.rejoin_grace,
             term: self.world.term,
             threads: self.threads.clone(),
             waiting_max: self.world.limits.scheduler.starts_waiting_max,

@@ -2,7 +2,7 @@
 
 use super::{Manager, ManagerHandle, ManagerLimits, ManagerWorld};
 use crate::{
-    function_tree::TreeLimits,
+    function_tree::{OriginLimits, TreeLimits},
     id::{Digest, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     model::{FunctionSpec, ImageState, StartState},
@@ -150,11 +150,18 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
                 ancestors_max: 3,
                 capability_ttl: Duration::from_secs(3600),
                 complaint_life: Duration::from_secs(60),
+                origin: OriginLimits {
+                    budget_percent: 50,
+                    window: Duration::from_secs(600),
+                    grant_blocks: 8,
+                    grant_ttl: Duration::from_secs(5),
+                },
             },
             heartbeat: Duration::from_secs(1),
             lease,
             orders_in_flight_max: 16,
             orders_queued_max: 16,
+            rejoin_grace: lease / 2,
             mailbox_permits: 100,
             tree_threads: 0,
             journal_bytes_max: 1 << 20,
@@ -239,6 +246,7 @@ impl TestAgent {
             Some(ToAgent::Renewed { .. }) => "renewed".into(),
             Some(ToAgent::Leave { .. }) => "leave".into(),
             Some(ToAgent::Observe { number, .. }) => format!("observe {number}"),
+            Some(ToAgent::Origin { answer, .. }) => format!("origin {answer:?}"),
             Some(ToAgent::Refused { reason }) => format!("refused {reason}"),
         }
     }

@@ -109,6 +109,7 @@ impl Cluster {
                     read_ahead_blocks_max: 4,
                     hops_max: 64,
                     early_child: millis(1000),
+                    origin_share_blocks: 16,
                     stall: millis(1000),
                     retry_min: millis(50),
                     retry_max: millis(400),

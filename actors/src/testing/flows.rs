@@ -106,7 +106,7 @@ fn a_repair_begins_with_children_that_are_not_served_and_ends_with_their_new_pla
         let lines = told(&recorded, &[]);
         let of = |part: &str| lines.iter().filter(|line| line.contains(part)).cloned().collect::<Vec<_>>();
         let hops = [
-            format!("block_transfer -> agent: UpstreamLoss {root} []"),
+            format!("block_transfer -> agent: UpstreamLost {root} []"),
             format!("agent -> agent_session: UpstreamLost {root} []"),
             format!("session -> fleet: UpstreamLost {root} [session slot]"),
         ];

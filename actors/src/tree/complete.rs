@@ -173,4 +173,45 @@ impl Topology for Complete {
     fn height(&self) -> u32 {
         self.last.depth
     }
+
+    fn place(&self, node: Node) -> Option<u64> {
+        Some(self.seats.get(node)?.place)
+    }
+
+    /// Everyone stays who had a place that the shape has now; places above the last level whose VM is
+    /// missing are filled by those who have none, then by those of the last level.
+    fn restore(&mut self, mut members: Vec<(u64, Node)>) {
+        members.sort_unstable();
+        let mut last = TOP;
+        while last.first + last.width < members.len() as u64 {
+            let Level { depth, first, width, .. } = last;
+            last = Level { depth: depth + 1, first: first + width, width: width * self.fan_out, taken: 0 };
+        }
+        let mut seated: BTreeMap<u64, Node> = BTreeMap::new();
+        let mut without = Vec::new();
+        for (place, node) in members {
+            if place >= last.first + last.width || seated.contains_key(&place) {
+                without.push(node);
+            } else {
+                seated.insert(place, node);
+            }
+        }
+        for place in 0..last.first {
+            if !seated.contains_key(&place) {
+                let heir = without.pop().or_else(|| Some(seated.pop_last()?.1));
+                seated.insert(place, heir.expect("there are members enough for all levels above the last"));
+            }
+        }
+        last.taken = seated.len() as u64 - last.first;
+        self.last = last;
+        for (place, node) in seated {
+            self.put(node, place, false);
+        }
+        for place in self.members.keys().copied().collect::<Vec<_>>() {
+            self.note_room(place);
+        }
+        for node in without {
+            self.join(node);
+        }
+    }
 }

@@ -44,6 +44,17 @@ pub trait Topology: Send {
     fn depth(&self, node: Node, stripe: usize) -> u32;
     /// Edges on the longest way from a root.
     fn height(&self) -> u32;
+    /// Where a member is, for `restore`; None for shapes that only know the order.
+    fn place(&self, _node: Node) -> Option<u64> {
+        None
+    }
+    /// Puts members into the empty tree, each at the place that it had if that is possible.
+    fn restore(&mut self, mut members: Vec<(u64, Node)>) {
+        members.sort_unstable();
+        for (_, node) in members {
+            self.join(node);
+        }
+    }
 }
 
 /// The members between a node and the root of a stripe, the parent first.

@@ -249,9 +249,15 @@ impl VmCore {
         }
         if self.left.remove(&place.tree) {
             // The tree may have sent it before it heard that the VM is gone.
-            let (tree, epoch, bytes) = (place.tree.clone(), place.epoch, BytesBySource::default());
-            let held =
-                HeldTree { tree, epoch, blocks_present: 0, blocks_total: 0, bytes, longest_stall_us: 0 };
+            let held = HeldTree {
+                tree: place.tree.clone(),
+                epoch: place.epoch,
+                place: place.seat.place,
+                blocks_present: 0,
+                blocks_total: 0,
+                bytes: BytesBySource::default(),
+                longest_stall_us: 0,
+            };
             effects.push(reported(&self.vm, &session.facts, held));
         }
         effects.push(self.member());
@@ -295,6 +301,12 @@ impl VmCore {
                 self.ended.push_back(ended.clone());
                 effects.push(Effect::News(ended));
                 self.send_waiting(effects);
+            }
+            ToManager::OriginWanted { tree, blocks } => {
+                if self.trees.contains(&tree) {
+                    let event = TreeEvent::OriginWanted { vm: self.vm.clone(), blocks };
+                    effects.push(Effect::Tree { tree, event });
+                }
             }
             ToManager::UpstreamLost { tree, epoch, vm } => {
                 let event = TreeEvent::UpstreamLost { by: self.vm.clone(), epoch, vm };
@@ -353,7 +365,7 @@ impl VmCore {
                 }
                 Order::Place(place) => self.leave(place.tree, effects),
                 // A VM that comes back tells what it runs and holds.
-                Order::Stop { .. } | Order::Leave { .. } => {}
+                Order::Stop { .. } | Order::Leave { .. } | Order::Origin { .. } => {}
             }
             return;
         }
@@ -368,6 +380,7 @@ impl VmCore {
                 self.renew(&place);
                 effects.push(Effect::Send(ToAgent::Place(place)));
             }
+            Order::Origin { tree, answer } => effects.push(Effect::Send(ToAgent::Origin { tree, answer })),
             Order::Leave { tree, epoch } => {
                 let was_member = self.trees.remove(&tree);
                 self.refuse_waiting(|order| order.place.tree == tree, effects);

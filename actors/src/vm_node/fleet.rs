@@ -6,7 +6,7 @@ use super::{
     undeliverable, welcome,
 };
 use crate::{
-    function_tree::{ToForest, ToTree},
+    function_tree::{Gathering, ToForest, ToTree},
     id::VmId,
     journal::JournalHandle,
     support::{AfterExit, ChildExited, Children, Life, Link, Observe, Snapshot, Stop, Threads, supervise},
@@ -69,6 +69,8 @@ impl VmRecord {
 pub struct Fleet {
     settings: FleetSettings,
     registered: BTreeMap<VmId, KeyHash>,
+    /// VMs whose trees may not be placed before they have reported, or their time is over.
+    awaited: BTreeMap<VmId, Arc<Gathering>>,
     /// Registrations that are on their way to the disk.
     registering: BTreeMap<VmId, KeyHash>,
     nodes: Children<VmId, VmNode>,
@@ -83,6 +85,7 @@ impl Fleet {
         Self {
             settings,
             registered: BTreeMap::new(),
+            awaited: BTreeMap::new(),
             registering: BTreeMap::new(),
             nodes: Children::many("fleet", "vm_node"),
             sessions: 0,
@@ -158,7 +161,10 @@ impl Fleet {
         }
         self.sessions += 1;
         // While the node is being rebuilt the reply is dropped: the agent tries again.
-        self.nodes.send(&vm, Opened { session: SessionId(self.sessions), opening });
+        if self.nodes.get(&vm).is_some() {
+            let gathering = self.awaited.remove(&vm);
+            self.nodes.send(&vm, Opened { session: SessionId(self.sessions), opening, gathering });
+        }
     }
 }
 
@@ -190,6 +196,9 @@ impl Actor for Fleet {
         ctx.wait(load.into_actor(self).map(|loaded, fleet, ctx| match loaded {
             Ok(registered) => {
                 fleet.registered = registered;
+                let gathering = Arc::new(Gathering::new(fleet.settings.forest.clone(), None));
+                let known = fleet.registered.keys().cloned();
+                fleet.awaited = known.map(|vm| (vm, Arc::clone(&gathering))).collect();
                 let rebuilt = fleet.life.is_rebuilt();
                 // Nodes of the fleet before this one are gone with their sessions.
                 for vm in fleet.registered.keys().filter(|_| rebuilt).cloned().collect::<Vec<_>>() {
@@ -228,12 +237,17 @@ impl Handler<ToFleet> for Fleet {
             ToFleet::Open(opening) => self.open(opening, ctx),
             ToFleet::Forget { vm } => {
                 self.registered.remove(&vm);
+                self.awaited.remove(&vm);
                 if let Some(node) = self.nodes.remove(&vm) {
                     node.do_send(Forgotten);
                 }
             }
             ToFleet::Rejoin { tree } => {
-                self.nodes.iter().for_each(|(_, node)| node.do_send(Rejoin(tree.clone())));
+                let forest = self.settings.forest.clone();
+                let gathering = Arc::new(Gathering::new(forest, tree.clone()));
+                for (_, node) in self.nodes.iter() {
+                    node.do_send(Rejoin { tree: tree.clone(), _gathering: Arc::clone(&gathering) });
+                }
             }
             ToFleet::ReportAll => self.nodes.iter().for_each(|(_, node)| node.do_send(Report)),
         }

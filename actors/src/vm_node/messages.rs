@@ -1,17 +1,18 @@
 //! What VM nodes, their parent, and whoever hears from them are told.
 
 use crate::{
+    function_tree::Gathering,
     id::{Epoch, StartId, TreeId, VmId},
     resources::Resources,
     support::{ActorView, Flow, Hop, Slot},
     wire::control::{
-        EndReason, HeldTree, Hello, JoinRefusal, Place, RunningInstance, StartOrder, StartReport, Step,
-        ToAgent, ToManager,
+        EndReason, HeldTree, Hello, JoinRefusal, OriginAnswer, Place, RunningInstance, StartOrder,
+        StartReport, Step, ToAgent, ToManager,
     },
     world::KeyHash,
 };
 use actix::prelude::*;
-use std::{collections::BTreeSet, fmt::Display, net::SocketAddr};
+use std::{collections::BTreeSet, fmt::Display, net::SocketAddr, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 
 /// One connection of an agent, numbered by the fleet.
@@ -45,6 +46,7 @@ impl Flow for ToVm {
             VmMessage::Order(Order::Stop { start }) => ("Order(Stop)", start, ""),
             VmMessage::Order(Order::Place(_)) => ("Order(Place)", &self.vm, ""),
             VmMessage::Order(Order::Leave { .. }) => ("Order(Leave)", &self.vm, ""),
+            VmMessage::Order(Order::Origin { .. }) => ("Order(Origin)", &self.vm, ""),
             VmMessage::Heard { message, .. } => {
                 let Hop { message, about, .. } = message.hop()?;
                 (message, about, "session slot")
@@ -63,6 +65,7 @@ pub enum Order {
     Stop { start: StartId },
     Place(Place),
     Leave { tree: TreeId, epoch: Epoch },
+    Origin { tree: TreeId, answer: OriginAnswer },
 }
 
 /// For the parent of all VM nodes.
@@ -191,6 +194,8 @@ pub struct VmFacts {
 pub(super) struct Opened {
     pub session: SessionId,
     pub opening: Opening,
+    /// Let go of when the trees have heard of the VM.
+    pub gathering: Option<Arc<Gathering>>,
 }
 
 /// From the fleet to one node.
@@ -214,7 +219,10 @@ impl Flow for ToNode {
 /// From the fleet to all nodes.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Rejoin(pub Option<TreeId>);
+pub(super) struct Rejoin {
+    pub tree: Option<TreeId>,
+    pub _gathering: Arc<Gathering>,
+}
 
 /// From the fleet to all nodes.
 #[derive(Message)]
@@ -232,6 +240,7 @@ impl Flow for ToManager {
             Self::Ready { start, .. } => ("Ready", start),
             Self::Ended { start, .. } => ("Ended", start),
             Self::UpstreamLost { vm, .. } => ("UpstreamLost", vm),
+            Self::OriginWanted { tree, .. } => ("OriginWanted", tree),
             Self::Hello(_)
             | Self::Heartbeat { .. }
             | Self::Progress { .. }

@@ -133,8 +133,9 @@ impl VmNode {
 impl Handler<Opened> for VmNode {
     type Result = ();
 
-    fn handle(&mut self, Opened { session, opening }: Opened, ctx: &mut Context<Self>) {
+    fn handle(&mut self, opened: Opened, ctx: &mut Context<Self>) {
         self.life.took(ctx);
+        let Opened { session, opening, gathering: _gathering } = opened;
         let Opening { key_hash, hello, orders, reply, .. } = opening;
         let mut effects = Vec::new();
         self.core.apply(Event::Opened { session, key_hash, hello }, Instant::now(), &mut effects);
@@ -192,7 +193,7 @@ impl Handler<ToNode> for VmNode {
 impl Handler<Rejoin> for VmNode {
     type Result = ();
 
-    fn handle(&mut self, Rejoin(tree): Rejoin, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Rejoin { tree, _gathering }: Rejoin, ctx: &mut Context<Self>) {
         self.life.took(ctx);
         self.happened(Event::Rejoin(tree), &None);
     }

@@ -32,7 +32,15 @@ fn tree(byte: u8) -> TreeId {
 
 fn held(byte: u8) -> HeldTree {
     let (epoch, bytes) = (Epoch::default(), BytesBySource::default());
-    HeldTree { tree: tree(byte), epoch, blocks_present: 1, blocks_total: 9, bytes, longest_stall_us: 0 }
+    HeldTree {
+        tree: tree(byte),
+        epoch,
+        place: 0,
+        blocks_present: 1,
+        blocks_total: 9,
+        bytes,
+        longest_stall_us: 0,
+    }
 }
 
 fn hello(held: Vec<HeldTree>) -> Hello {

@@ -68,6 +68,8 @@ pub enum ToManager {
     UpstreamLost { tree: TreeId, epoch: Epoch, vm: VmId },
     /// The answer to `Observe`: the VM's actors, in a bounded number.
     Observed { number: u64, agent: ActorView },
+    /// Nobody serves this VM, which waits for so many blocks: may it read the origin? Answered by `Origin`.
+    OriginWanted { tree: TreeId, blocks: u32 },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +92,8 @@ pub struct Hello {
 pub struct HeldTree {
     pub tree: TreeId,
     pub epoch: Epoch,
+    /// As the manager last said it: `Seat::place`.
+    pub place: u64,
     pub blocks_present: u32,
     pub blocks_total: u32,
     pub bytes: BytesBySource,
@@ -224,6 +228,18 @@ pub enum ToAgent {
     Leave { tree: TreeId, epoch: Epoch },
     /// Show your actors, of each at most so many children. Answered with the same number.
     Observe { number: u64, children_max: u32 },
+    /// The answer to `OriginWanted`.
+    Origin { tree: TreeId, answer: OriginAnswer },
+}
+
+/// Whether a VM that is no root may read the origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OriginAnswer {
+    /// So many blocks, for so long.
+    Granted { blocks: u32, ttl_ms: u64 },
+    /// The tree's budget is used up; to be asked again after that.
+    Refused { retry_after_ms: u64 },
 }
 
 /// All that is needed to make one instance; no second round trip.
@@ -261,6 +277,8 @@ pub struct Place {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Seat {
+    /// Where the VM is put again when the tree is rebuilt from reports.
+    pub place: u64,
     /// Edges to the root of each stripe.
     pub depths: Vec<u32>,
     /// VMs that are asked only for what they hold, after the upstreams and before the origin.

@@ -456,7 +456,8 @@ impl Agent {
 
     fn held(&self, now: Instant) -> Vec<HeldTree> {
         let held = |(tree, known): (&TreeId, &Tree)| {
-            self.counters(tree, now).held(tree.clone(), known.record.place.epoch)
+            let place = &known.record.place;
+            self.counters(tree, now).held(tree.clone(), place.epoch, place.seat.place)
         };
         self.trees.iter().map(held).collect()
     }
@@ -489,6 +490,9 @@ impl Agent {
                 if self.trees.get(&tree).is_some_and(is_newer) {
                     self.leave(&tree, effects);
                 }
+            }
+            ToAgent::Origin { tree, answer } => {
+                self.transfer(&tree, block_transfer::Event::OriginAnswered { answer }, now, effects);
             }
             ToAgent::Refused { .. } | ToAgent::Renewed { .. } | ToAgent::Observe { .. } => {}
         }
@@ -777,6 +781,9 @@ impl Agent {
                 let epoch = self.trees[tree].record.place.epoch;
                 let lost = ToManager::UpstreamLost { tree: tree.clone(), epoch, vm };
                 self.say(lost, now, effects);
+            }
+            Done::WantOrigin { blocks } => {
+                self.say(ToManager::OriginWanted { tree: tree.clone(), blocks }, now, effects);
             }
         }
     }

@@ -163,8 +163,16 @@ pub(super) struct Manager {
     waiting: Vec<(WriteId, Vec<Write>)>,
     committing: Vec<(WriteId, Vec<Write>)>,
     work: VecDeque<Work>,
+    gathering: Option<Gathering>,
     /// Whether shapes before each departure are told.
     pub tells_departures: bool,
+}
+
+/// While a new manager waits for what VMs hold: trees are put together from reports.
+struct Gathering {
+    unreported: BTreeSet<VmId>,
+    /// Known with the first input.
+    until: Option<Instant>,
 }
 
 impl Manager {
@@ -172,7 +180,10 @@ impl Manager {
     pub fn new(limits: WorldLimits, rows: &Rows, term: u64, seed: u64) -> Self {
         let loaded = Loaded::read(rows).now_or_never().expect("rows are in memory").expect("rows are whole");
         let scheduler = SchedulerCore::new(limits.scheduler, StdRng::seed_from_u64(seed));
+        let of_vms = rows.rows.keys().filter(|(table, _)| *table == Table::Vms);
+        let unreported = of_vms.map(|(_, name)| name.parse().expect("VMs have names")).collect();
         Self {
+            gathering: Some(Gathering { unreported, until: None }),
             limits,
             term,
             scheduler,
@@ -218,14 +229,33 @@ impl Manager {
             Input::SchedulerTick => self.work.push_back(Work::Scheduler(scheduler::Event::Tick)),
             Input::Tick => self.tick(),
         }
-        while let Some(work) = self.work.pop_front() {
-            self.perform(work, now, &mut outputs);
+        self.drain(now, &mut outputs);
+        if self.has_gathered(now) {
+            self.gathering = None;
+            let gathered = |tree: &TreeId| Work::Tree(tree.clone(), function_tree::Event::Gathered);
+            self.work.extend(self.trees.keys().map(gathered));
+            self.drain(now, &mut outputs);
         }
         if self.committing.is_empty() && !self.waiting.is_empty() {
             self.committing = std::mem::take(&mut self.waiting);
             outputs.push(Output::Commit);
         }
         outputs
+    }
+
+    fn drain(&mut self, now: Instant, outputs: &mut Vec<Output>) {
+        while let Some(work) = self.work.pop_front() {
+            self.perform(work, now, outputs);
+        }
+    }
+
+    /// Whether all VMs have reported just now, or their time is over.
+    fn has_gathered(&mut self, now: Instant) -> bool {
+        let grace = self.limits.rejoin_grace;
+        self.gathering.as_mut().is_some_and(|gathering| {
+            let until = *gathering.until.get_or_insert(now + grace);
+            gathering.unreported.is_empty() || now >= until
+        })
     }
 
     /// The manager dies in the middle of a commit, which has reached the disk or not.
@@ -266,6 +296,9 @@ impl Manager {
         for effect in effects {
             match effect {
                 vm_node::Effect::Accept { session } => {
+                    if let Some(gathering) = &mut self.gathering {
+                        gathering.unreported.remove(&vm);
+                    }
                     self.sessions.insert(vm.clone(), (session, link));
                     let heartbeat_ms = self.limits.heartbeat.as_millis() as u64;
                     let message = ToAgent::Welcome {
@@ -345,7 +378,8 @@ impl Manager {
         if makes && !self.trees.contains_key(&tree) {
             let epoch = Epoch { term: self.term, counter: self.floor };
             let shape = Box::new(Complete::new(self.limits.fan_out));
-            self.trees.insert(tree.clone(), TreeCore::new(self.limits.tree, shape, epoch));
+            let make = if self.gathering.is_some() { TreeCore::rejoining } else { TreeCore::new };
+            self.trees.insert(tree.clone(), make(self.limits.tree, shape, epoch));
         }
         let Some(core) = self.trees.get_mut(&tree) else { return };
         let gone = match &event {
@@ -370,6 +404,9 @@ impl Manager {
                 function_tree::Effect::Place { vm, placing, .. } => (vm, Order::Place(place(&tree, placing))),
                 function_tree::Effect::Leave { vm, epoch } => {
                     (vm, Order::Leave { tree: tree.clone(), epoch })
+                }
+                function_tree::Effect::Origin { vm, answer } => {
+                    (vm, Order::Origin { tree: tree.clone(), answer })
                 }
             };
             self.work.push_back(Work::Vm(vm, vm_node::Event::Order(order)));

@@ -4,7 +4,7 @@ use super::queue::Nanos;
 use bytes::Bytes;
 use faasnet_actors::{
     block_transfer::TransferLimits,
-    function_tree::TreeLimits,
+    function_tree::{OriginLimits, TreeLimits},
     id::{BlockId, Digest},
     image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, ImageLocation, Index, RuntimeConfig},
     scheduler::Limits,
@@ -61,6 +61,8 @@ pub struct Model {
 pub struct WorldLimits {
     pub scheduler: Limits,
     pub tree: TreeLimits,
+    /// How long trees of a new manager wait for their members to report.
+    pub rejoin_grace: Duration,
     pub fan_out: usize,
     pub transfer: TransferLimits,
     pub heartbeat: Duration,
@@ -110,7 +112,14 @@ impl Default for WorldLimits {
                 ancestors_max: 3,
                 capability_ttl: millis(3_600_000),
                 complaint_life: millis(60_000),
+                origin: OriginLimits {
+                    budget_percent: 50,
+                    window: millis(600_000),
+                    grant_blocks: 8,
+                    grant_ttl: millis(5000),
+                },
             },
+            rejoin_grace: millis(2500),
             fan_out: 2,
             transfer: TransferLimits {
                 in_flight_blocks_max: 8,
@@ -123,6 +132,7 @@ impl Default for WorldLimits {
                 retry_min: millis(50),
                 retry_max: millis(500),
                 read_deadline: millis(30_000),
+                origin_share_blocks: 16,
             },
             heartbeat: millis(1000),
             orders_in_flight_max: 16,
@@ -134,7 +144,7 @@ impl Default for WorldLimits {
             connect: millis(1000),
             handshake: millis(5000),
             reconnect_min: millis(100),
-            reconnect_max: millis(5000),
+            reconnect_max: millis(2000),
             vanished: millis(10_000),
         }
     }

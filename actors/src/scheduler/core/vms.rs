@@ -299,7 +299,8 @@ impl SchedulerCore {
     ) {
         let key: FunctionKey = (told.tenant.clone(), told.function.clone());
         let free = match self.starts.get(id) {
-            None => true,
+            // Every accepted start is known until it has ended: this manager or one before has ended it.
+            None => false,
             Some(start) => matches!(start.phase, Phase::Recovering | Phase::Waiting) && start.key == key,
         };
         let needs = Resources { memory_bytes: told.memory_bytes, cpu_millis: told.cpu_millis };
@@ -309,16 +310,11 @@ impl SchedulerCore {
         };
         let is_present = matches!(&function.image, Image::Ready(image) if image.id == told.image);
         let revision = if is_present { function.revision } else { 0 };
-        if let Some(start) = self.starts.get(id) {
-            function.unplaced.remove(&start.sequence);
-            let was_waiting = start.phase == Phase::Waiting;
-            self.count_waiting(&key.0, -isize::from(was_waiting));
-        } else {
-            self.sequence += 1;
-            let start = Start::new(self.sequence, key.clone(), Phase::Recovering, now);
-            self.insert_start(id.clone(), start);
-        }
-        let start = self.starts.get_mut(id).expect("it was just made");
+        let start = &self.starts[id];
+        function.unplaced.remove(&start.sequence);
+        let was_waiting = start.phase == Phase::Waiting;
+        self.count_waiting(&key.0, -isize::from(was_waiting));
+        let start = self.starts.get_mut(id).expect("it is free");
         start.phase = Phase::Ordered;
         start.ends_as = None;
         start.revision = revision;
