@@ -186,8 +186,6 @@ impl Actor for Forest {
         ctx.run_later(self.settings.rejoin_grace, |forest, _| forest.gathered(None));
         if self.life.is_rebuilt() {
             self.settings.fleet.send(ToFleet::Rejoin { tree: None });
-            // The scheduler compares what they hold with what is used: orders to leave were lost.
-            self.settings.fleet.send(ToFleet::ReportAll);
         }
     }
 }

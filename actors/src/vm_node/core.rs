@@ -168,9 +168,15 @@ impl VmCore {
                 effects.extend(undeliverable);
                 self.down(now, effects);
             }
-            Event::Rejoin(tree) => self.rejoin(tree.as_ref(), effects),
+            Event::Rejoin(tree) => {
+                let before = effects.len();
+                self.rejoin(tree.as_ref(), effects);
+                if effects.len() > before {
+                    effects.push(Effect::News(VmEvent::Rejoined));
+                }
+            }
             Event::Report => {
-                // The scheduler that chose this VM for them, or the tree that placed it, is gone.
+                // The scheduler that chose this VM for them is gone.
                 self.refuse_waiting(|_| true, effects);
                 self.report(effects);
             }

@@ -127,6 +127,8 @@ pub enum VmEvent {
     Held(Vec<HeldTree>),
     /// The trees that the VM was sent to and has not been told to leave.
     Member(BTreeSet<TreeId>),
+    /// Rebuilt trees were told what the VM holds. Orders to leave that they had are lost.
+    Rejoined,
     /// It has no session: nothing is sent to it until it is up again.
     Down,
     /// It has been down for longer than a lease.
@@ -165,6 +167,7 @@ impl Flow for VmNews {
         let slot = if self.slot.is_some() { "session slot" } else { "" };
         let (message, about, permit): (_, &dyn Display, _) = match &self.event {
             VmEvent::Up(_) => ("Up", &self.vm, slot),
+            VmEvent::Rejoined => ("Rejoined", &self.vm, slot),
             VmEvent::Down => ("Down", &self.vm, slot),
             VmEvent::LeaseOver => ("LeaseOver", &self.vm, slot),
             VmEvent::Queued { start } => ("Queued", start, slot),

@@ -278,6 +278,16 @@ fn starts_that_wait_go_elsewhere_when_the_session_ends() {
 }
 
 #[test]
+fn starts_that_wait_stay_when_their_trees_are_rebuilt() {
+    let mut world = World::up();
+    (0..3).for_each(|number| drop(world.start(number, place(tree(2), 1))));
+    let waiting = world.core.starts();
+    assert!(waiting.0 > 0);
+    world.apply(Event::Rejoin(None));
+    assert_eq!(world.core.starts(), waiting);
+}
+
+#[test]
 fn a_start_for_which_the_vm_has_no_room_is_refused_whatever_the_scheduler_thinks() {
     let refused = |change: fn(&mut StartOrder)| {
         let mut world = World::up();

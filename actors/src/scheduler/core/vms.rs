@@ -33,6 +33,11 @@ impl SchedulerCore {
                     self.settle(&vm, now);
                 }
             }
+            VmEvent::Rejoined => {
+                if self.vms.contains_key(&vm) {
+                    self.leave_strangers(&vm, effects);
+                }
+            }
             VmEvent::Down => self.vm_down(&vm, now, effects),
             VmEvent::LeaseOver => self.lease_over(&vm, now, effects),
             VmEvent::Queued { start } => self.queued(&vm, &start, now, effects),

@@ -252,6 +252,7 @@ fn news_of_vms_that_nobody_knows_change_nothing() {
         VmEvent::LeaseOver,
         VmEvent::Held(vec![held(tree(&api(), "app:1"))]),
         VmEvent::Member(BTreeSet::from([tree(&api(), "app:1")])),
+        VmEvent::Rejoined,
         VmEvent::Undeliverable { start: start.clone() },
         VmEvent::Progress { start, step: Step::Run, elapsed_us: 1 },
     ] {
