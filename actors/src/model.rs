@@ -225,6 +225,10 @@ pub enum VmState {
     Up,
     /// Known, but silent.
     Lost,
+    /// Gets no starts, and what it runs is moved; then it leaves its trees.
+    Draining,
+    /// Gets no starts, runs nothing and is in no tree.
+    Drained,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,6 +236,9 @@ pub struct VmView {
     pub id: VmId,
     pub address: Option<SocketAddr>,
     pub state: VmState,
+    /// It gets no starts because it is drained, also while it is lost.
+    #[serde(default)]
+    pub draining: bool,
     /// Whose VM it is; none while it is free.
     pub tenant: Option<TenantId>,
     pub memory_bytes: u64,

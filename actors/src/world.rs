@@ -82,18 +82,21 @@ pub enum Table {
     Vms,
     /// Accepted starts that have not ended.
     Starts,
+    /// Names of VMs that are drained.
+    Drains,
     /// Single values: the term, for instance.
     Values,
 }
 
 impl Table {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Functions,
         Self::Images,
         Self::Tokens,
         Self::JoinTokens,
         Self::Vms,
         Self::Starts,
+        Self::Drains,
         Self::Values,
     ];
 
@@ -105,6 +108,7 @@ impl Table {
             Self::JoinTokens => "join_tokens",
             Self::Vms => "vms",
             Self::Starts => "starts",
+            Self::Drains => "drains",
             Self::Values => "values",
         }
     }

@@ -84,6 +84,13 @@ pub(super) struct Limit {
     limit: Option<usize>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Force {
+    #[serde(default)]
+    force: bool,
+}
+
 pub(super) async fn put_function(
     state: State,
     caller: Caller,
@@ -185,6 +192,19 @@ pub(super) async fn list_vms(state: State, _: AllTenants) -> Answer<Vms> {
 pub(super) async fn remove_vm(state: State, _: AllTenants, vm: Path<VmId>) -> Result<HttpResponse, Problem> {
     state.scheduler.remove_vm(vm.into_inner()).await?;
     Ok(HttpResponse::NoContent().finish())
+}
+
+pub(super) async fn drain_vm(
+    state: State,
+    _: AllTenants,
+    vm: Path<VmId>,
+    query: Query<Force>,
+) -> Answer<VmView> {
+    Ok(Json(state.scheduler.drain_vm(vm.into_inner(), query.force).await?))
+}
+
+pub(super) async fn undrain_vm(state: State, _: AllTenants, vm: Path<VmId>) -> Answer<VmView> {
+    Ok(Json(state.scheduler.undrain_vm(vm.into_inner()).await?))
 }
 
 /// How the actors are: the manager's, those of one VM's agent, or those of all agents.

@@ -55,6 +55,8 @@ pub fn routes() -> Vec<RouteEntry> {
         route(Method::GET, "/v1/starts/{id}/logs", Viewer, || web::to(api::logs)),
         route(Method::GET, "/v1/vms", Viewer, || web::to(api::list_vms)),
         route(Method::DELETE, "/v1/vms/{id}", Admin, || web::to(api::remove_vm)),
+        route(Method::POST, "/v1/vms/{id}/drain", Admin, || web::to(api::drain_vm)),
+        route(Method::POST, "/v1/vms/{id}/undrain", Admin, || web::to(api::undrain_vm)),
         route(Method::GET, "/v1/actors", Viewer, || web::to(api::list_actors)),
         route(Method::POST, "/v1/join-tokens", Admin, || web::to(api::create_join_token)),
         any("/fn/{name}", Operator, || web::to(gateway::invoke)),

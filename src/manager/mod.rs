@@ -236,6 +236,7 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
                 lease,
                 starts_at_once_per_vm: scheduler.starts_at_once_per_vm,
                 vm_idle: millis(scheduler.vm_idle_ms),
+                drain_deadline: millis(scheduler.drain_deadline_ms),
                 // Agents try again after at most the longest pause, and say hello within a lease.
                 rejoin_grace: lease + millis(settings.agent.reconnect_max_ms),
                 starts_per_row_max: scheduler.starts_per_row_max,

@@ -37,7 +37,7 @@ impl Observer for ActorObserver {
         let observer = Self { manager: manager.clone(), within, children_max };
         Box::pin(async move {
             let vms = manager.scheduler.vms().await.unwrap_or_default();
-            let up = vms.into_iter().filter(|vm| vm.state == VmState::Up).take(children_max);
+            let up = vms.into_iter().filter(|vm| vm.state != VmState::Lost).take(children_max);
             let views = join_all(up.map(|vm| observer.agent(vm.id))).await;
             views.into_iter().flatten().collect()
         })

@@ -121,6 +121,7 @@ pub struct SchedulerSettings {
     pub starts_waiting_max: usize,
     pub starts_at_once_per_vm: u32,
     pub vm_idle_ms: u64,
+    pub drain_deadline_ms: u64,
     pub starts_kept: usize,
     pub instances_per_function_max: u32,
     pub keep_alive_ms: u64,

@@ -179,7 +179,7 @@ async fn start_agents(
     let deadline = Instant::now() + UP_DEADLINE;
     loop {
         let vms: Vms = serde_json::from_slice(&client.get("/v1/vms").await?).context("reading the VMs")?;
-        let up = vms.vms.iter().filter(|vm| vm.state == VmState::Up).count();
+        let up = vms.vms.iter().filter(|vm| vm.state != VmState::Lost).count();
         if up >= names.len() {
             return Ok(names);
         }

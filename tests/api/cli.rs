@@ -238,6 +238,26 @@ async fn vms_are_listed_admitted_and_removed() {
 }
 
 #[actix_web::test]
+async fn a_vm_is_drained_and_undrained() {
+    let world = World::new().await;
+    let last = world.cli(&["vm", "drain", "vm-1"]).await;
+    assert_eq!((last.code, last.err.as_str()), (1, "error: it is the last; let another join (conflict)\n"));
+    let drained = world.prints(&["vm", "drain", "vm-1", "--force"]).await;
+    let wanted = "vm-1 is draining: 1 instance to move; `faasnet vm list` shows when it is drained\n";
+    assert_eq!(drained, wanted);
+    let json: Value =
+        serde_json::from_str(&world.prints(&["vm", "drain", "vm-1", "--force", "--json"]).await)
+            .expect("JSON");
+    assert_eq!((&json["id"], &json["state"]), (&"vm-1".into(), &"draining".into()));
+    assert_eq!(world.prints(&["vm", "undrain", "vm-1"]).await, "vm-1 takes starts when it is up\n");
+    for verb in ["drain", "undrain"] {
+        let unknown = world.cli(&["vm", verb, "vm-9"]).await;
+        assert_eq!(unknown.code, 1);
+        assert!(unknown.err.starts_with("error: there is no VM (not_found)\n"), "{}", unknown.err);
+    }
+}
+
+#[actix_web::test]
 async fn a_function_is_invoked() {
     let world = World::with(vec![instance().await], |_| {}).await;
     let got = world.cli(&["invoke", "app", "/a?b=c", "-H", "X-Own: yes", "--on", START]).await;

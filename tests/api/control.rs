@@ -95,6 +95,13 @@ impl Handler<Request> for Control {
             Ask::RemoveVm { reply, .. } => {
                 let _ = reply.send(Err(ControlError::Conflict("the VM is up; stop its agent first".into())));
             }
+            Ask::DrainVm { vm: name, force, reply } => {
+                let _ = reply.send(drained(name, force));
+            }
+            Ask::UndrainVm { vm: name, reply } => {
+                let known = name == vm().id;
+                let _ = reply.send(if known { Ok(vm()) } else { Err(ControlError::NotFound("VM")) });
+            }
             Ask::GetTree { reply, .. } => {
                 let _ = reply.send(Ok(tree()));
             }
@@ -215,6 +222,7 @@ fn vm() -> VmView {
         id: "vm-1".parse().expect("valid"),
         address: Some(([127, 0, 0, 1], 7072).into()),
         state: VmState::Up,
+        draining: false,
         tenant: Some("default".parse().expect("valid")),
         memory_bytes: 4 << 30,
         memory_used_bytes: 256 << 20,
@@ -223,6 +231,15 @@ fn vm() -> VmView {
         instances: vec![START.parse().expect("valid")],
         trees: vec![],
     }
+}
+
+/// The only VM, which is drained by force.
+fn drained(name: VmId, force: bool) -> Result<VmView, ControlError> {
+    if name != vm().id {
+        return Err(ControlError::NotFound("VM"));
+    }
+    let draining = VmView { state: VmState::Draining, draining: true, ..vm() };
+    if force { Ok(draining) } else { Err(ControlError::Conflict("it is the last; let another join".into())) }
 }
 
 /// vm-0 with the children vm-1 and vm-2, and vm-3 below vm-1.

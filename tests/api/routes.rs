@@ -150,6 +150,11 @@ async fn every_mistake_is_told_as_a_problem() {
     problem(send(starts(json!({"count": -1}))).await, 400, "invalid").await;
     problem(send(starts(json!({}))).await, 400, "invalid").await;
     problem(send(admin("DELETE", "/v1/vms/vm-1")).await, 409, "conflict").await;
+    problem(send(admin("POST", "/v1/vms/vm-1/drain")).await, 409, "conflict").await;
+    problem(send(admin("POST", "/v1/vms/vm-1/drain?force=false")).await, 409, "conflict").await;
+    problem(send(admin("POST", "/v1/vms/vm-1/drain?force=perhaps")).await, 400, "invalid").await;
+    problem(send(admin("POST", "/v1/vms/vm-9/drain")).await, 404, "not_found").await;
+    problem(send(admin("POST", "/v1/vms/vm-9/undrain")).await, 404, "not_found").await;
 }
 
 #[actix_web::test]
@@ -205,6 +210,10 @@ async fn the_answers_have_their_shapes() {
     let starts = json(world.as_admin("GET", "/v1/functions/app/starts?limit=1"), 200).await;
     assert_eq!(starts["starts"].as_array().expect("starts").len(), 1);
     assert_eq!(json(world.as_admin("GET", "/v1/vms"), 200).await["vms"][0]["id"], "vm-1");
+    for (verb, state) in [("drain?force=true", "draining"), ("undrain", "up")] {
+        let vm = json(world.as_admin("POST", &format!("/v1/vms/vm-1/{verb}")), 200).await;
+        assert_eq!((&vm["id"], &vm["state"]), (&json!("vm-1"), &json!(state)));
+    }
     let tree = json(world.as_admin("GET", "/v1/functions/app/tree"), 200).await;
     assert_eq!(tree["members"][0]["vm"], "vm-0");
     let token = json(world.as_admin("POST", "/v1/join-tokens"), 201).await;

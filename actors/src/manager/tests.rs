@@ -5,14 +5,16 @@ use crate::{
     function_tree::{OriginLimits, TreeLimits},
     id::{Digest, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
-    model::{FunctionSpec, ImageState, StartState},
+    model::{FunctionSpec, ImageState, StartState, VmState},
     scheduler::{ControlError, Limits},
     testing::simulate,
     tree::Complete,
     vm_node::{Opening, SessionId, ToFleet, ToVm, VmMessage},
     wire::{
         PROTOCOL_VERSION,
-        control::{Capability, Hello, JoinRefusal, StartReport, Step, ToAgent, ToManager, Upstream},
+        control::{
+            Capability, EndReason, Hello, JoinRefusal, StartReport, Step, ToAgent, ToManager, Upstream,
+        },
     },
     world::{
         Batch, BatchLimits, CapabilityIssuer, Condition, ConversionProgress, ConvertFailure, Converter,
@@ -127,6 +129,7 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
             scheduler: Limits {
                 starts_at_once_per_vm: 1,
                 vm_idle: Duration::from_secs(900),
+                drain_deadline: Duration::from_secs(300),
                 functions_max: 10,
                 functions_per_vm_max: 20,
                 starts_per_request_max: 100,
@@ -337,6 +340,46 @@ fn a_start_above_the_limit_of_its_vm_waits_in_the_node_and_is_ordered_when_the_o
         tokio::time::sleep(Duration::from_millis(1)).await;
         let view = manager.scheduler.start_view(tenant(), second).await.expect("known");
         assert_eq!(view.state, StartState::Ready);
+    });
+}
+
+#[test]
+fn a_drained_vm_is_emptied_and_out_of_its_tree_and_stays_so_under_the_next_manager() {
+    simulate(async {
+        let disk = Arc::new(Disk::default());
+        let manager = Manager::start(world(&disk));
+        let mut agent = TestAgent::open(&manager, 1).await.expect("vm-1");
+        assert_eq!(agent.next().await, "welcome 1000");
+        deploy(&manager, "api", "app:1").await;
+        let first = start(&manager, "api").await;
+        assert_eq!(agent.next().await, "start api from origin");
+        agent.ready(&first);
+        let mut other = TestAgent::open(&manager, 2).await.expect("vm-2");
+        assert_eq!(other.next().await, "welcome 1000");
+        let soon = tokio::time::Instant::now() + Duration::from_secs(9);
+        let place = manager.scheduler.acquire(tenant(), "api".parse().expect("name"), None, soon);
+        drop(place.await.expect("a place"));
+        let draining = manager.scheduler.drain_vm(agent.vm.clone(), false).await.expect("drained");
+        assert_eq!(draining.state, VmState::Draining);
+        assert_eq!(other.next().await, "start api from vm-1");
+        let second = &manager.scheduler.vms().await.expect("listed")[1].instances[0];
+        other.ready(second);
+        assert_eq!(agent.next().await, "stop");
+        let report = StartReport::default();
+        agent.say(ToManager::Ended { start: first, reason: EndReason::Stopped, report });
+        assert!(other.next().await.ends_with("at origin"), "those below it get their new places first");
+        assert_eq!(agent.next().await, "leave");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let view = manager.scheduler.vms().await.expect("listed").remove(0);
+        assert_eq!((view.state, view.draining), (VmState::Drained, true));
+        manager.shut_down().await;
+
+        let manager = Manager::start(world(&disk));
+        let view = manager.scheduler.vms().await.expect("listed").remove(0);
+        assert_eq!((view.state, view.draining), (VmState::Lost, true));
+        let _agent = TestAgent::open(&manager, 1).await.expect("vm-1");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(manager.scheduler.vms().await.expect("listed")[0].state, VmState::Drained);
     });
 }
 

@@ -136,6 +136,14 @@ impl SchedulerHandle {
         self.ask(None, |reply| Ask::RemoveVm { vm, reply }).await
     }
 
+    pub async fn drain_vm(&self, vm: VmId, force: bool) -> Result<VmView, ControlError> {
+        self.ask(None, |reply| Ask::DrainVm { vm, force, reply }).await
+    }
+
+    pub async fn undrain_vm(&self, vm: VmId) -> Result<VmView, ControlError> {
+        self.ask(None, |reply| Ask::UndrainVm { vm, reply }).await
+    }
+
     pub async fn tree(&self, tenant: TenantId, name: FunctionName) -> Result<TreeView, ControlError> {
         self.ask(Some(tenant.clone()), |reply| Ask::GetTree { tenant, name, reply }).await
     }

@@ -40,6 +40,8 @@ impl Flow for Request {
             Ask::Stop { start, .. } => ("Stop", start),
             Ask::Acquire { name, .. } => ("Acquire", name),
             Ask::RemoveVm { vm, .. } => ("RemoveVm", vm),
+            Ask::DrainVm { vm, .. } => ("DrainVm", vm),
+            Ask::UndrainVm { vm, .. } => ("UndrainVm", vm),
             // Questions that change nothing.
             Ask::GetFunction { .. }
             | Ask::ListFunctions { .. }
@@ -128,6 +130,18 @@ pub enum Ask {
     RemoveVm {
         vm: VmId,
         reply: Reply<()>,
+    },
+    /// Moves all that a VM runs and places nothing on it. Answered when that is durable, before it is done.
+    DrainVm {
+        vm: VmId,
+        /// Also when no other VM takes starts.
+        force: bool,
+        reply: Reply<VmView>,
+    },
+    /// Lets a VM take starts again. Answered when it is durable.
+    UndrainVm {
+        vm: VmId,
+        reply: Reply<VmView>,
     },
     GetTree {
         tenant: TenantId,

@@ -1,13 +1,16 @@
 //! Rows of the metadata store that the scheduler writes and reads: MessagePack with named fields.
 
 use crate::{
-    id::{FunctionName, ImageId, StartId, TenantId},
+    id::{FunctionName, ImageId, StartId, TenantId, VmId},
     image::BlockImage,
     model::FunctionSpec,
     world::{Metadata, MetadataError, Row, Table, Write},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A function of a tenant.
 pub type FunctionKey = (TenantId, FunctionName);
@@ -43,7 +46,9 @@ pub struct StartRow {
 #[derive(Debug, Default, Clone)]
 pub struct Loaded {
     pub functions: BTreeMap<FunctionKey, (FunctionSpec, Option<Arc<BlockImage>>)>,
-    pub vms: Vec<crate::id::VmId>,
+    pub vms: Vec<VmId>,
+    /// Those among them that are drained.
+    pub drains: BTreeSet<VmId>,
     /// Accepted starts that had not ended.
     pub starts: Vec<StartRow>,
 }
@@ -88,6 +93,14 @@ pub fn delete_starts(row: &StartId) -> Write {
     Write::Delete { table: Table::Starts, key: row.as_str().to_owned() }
 }
 
+pub fn put_drain(vm: &VmId) -> Write {
+    Write::Put(Row { table: Table::Drains, key: vm.as_str().to_owned(), value: Vec::new() })
+}
+
+pub fn delete_drain(vm: &VmId) -> Write {
+    Write::Delete { table: Table::Drains, key: vm.as_str().to_owned() }
+}
+
 impl StartRow {
     pub fn read(row: &Row) -> Result<Self, MetadataError> {
         let StartRecord { tenant, function, mut starts } = decode(row)?;
@@ -121,6 +134,13 @@ impl Loaded {
         }
         for row in metadata.scan(Table::Vms).await? {
             loaded.vms.push(row.key.parse().map_err(|_| damaged(&row))?);
+        }
+        for row in metadata.scan(Table::Drains).await? {
+            let vm = row.key.parse().map_err(|_| damaged(&row))?;
+            // A VM may have been removed while it was drained.
+            if loaded.vms.contains(&vm) {
+                loaded.drains.insert(vm);
+            }
         }
         Ok(loaded)
     }

@@ -10,7 +10,7 @@ use crate::{
     id::StartId,
     image::BlockImage,
     journal::{Done, JournalHandle},
-    model::FunctionView,
+    model::{FunctionView, VmView},
     support::{Life, Link, Observe, Snapshot, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage, VmNews},
     world::{Batch, ConversionProgress, Converter, Metadata, MetadataError, Write},
@@ -54,6 +54,7 @@ enum Pending {
     Function(Reply<FunctionView>),
     Started(Reply<Vec<StartId>>),
     Acquired(CallId, Reply<Acquired>),
+    Vm(Reply<VmView>),
 }
 
 /// The journal's answer. Bounded by the journal's permits.
@@ -165,6 +166,10 @@ impl Scheduler {
                 Event::Abandoned { ticket }
             }
             Ask::RemoveVm { vm, reply } => Event::RemoveVm { ticket: self.pend(Pending::Done(reply)), vm },
+            Ask::DrainVm { vm, force, reply } => {
+                Event::Drain { ticket: self.pend(Pending::Vm(reply)), vm, force }
+            }
+            Ask::UndrainVm { vm, reply } => Event::Undrain { ticket: self.pend(Pending::Vm(reply)), vm },
             Ask::GetFunction { tenant, name, reply } => {
                 let view = self.core.function_view(&(tenant, name));
                 return answer(reply, view.ok_or(ControlError::NotFound("function")));
@@ -206,15 +211,20 @@ impl Pending {
             (Self::Done(reply), Ok(Answer::Done)) => answer(reply, Ok(())),
             (Self::Function(reply), Ok(Answer::Function(view))) => answer(reply, Ok(*view)),
             (Self::Started(reply), Ok(Answer::Started(starts))) => answer(reply, Ok(starts)),
+            (Self::Vm(reply), Ok(Answer::Vm(view))) => answer(reply, Ok(*view)),
             // Not sent, the place is dropped, and thereby given back.
             (Self::Acquired(_, reply), Ok(Answer::Acquired(located))) => {
                 answer(reply, Ok(Acquired::new(located, releases)));
             }
+            (Self::Vm(reply), Err(error)) => answer(reply, Err(error)),
             (Self::Done(reply), Err(error)) => answer(reply, Err(error)),
             (Self::Function(reply), Err(error)) => answer(reply, Err(error)),
             (Self::Started(reply), Err(error)) => answer(reply, Err(error)),
             (Self::Acquired(_, reply), Err(error)) => answer(reply, Err(error)),
-            (Self::Done(_) | Self::Function(_) | Self::Started(_) | Self::Acquired(..), Ok(other)) => {
+            (
+                Self::Done(_) | Self::Function(_) | Self::Started(_) | Self::Acquired(..) | Self::Vm(_),
+                Ok(other),
+            ) => {
                 unreachable!("the core gave an answer to another question: {other:?}")
             }
         }

@@ -1,3 +1,4 @@
+mod drains;
 mod vms;
 
 use super::{
@@ -40,6 +41,7 @@ const LIMITS: Limits = Limits {
     lease: Duration::from_secs(3),
     starts_at_once_per_vm: 1,
     vm_idle: Duration::from_secs(900),
+    drain_deadline: Duration::from_secs(60),
     rejoin_grace: Duration::from_secs(10),
     starts_per_row_max: 100,
     batch: BatchLimits { operations_max: 200, bytes_max: 1 << 20 },
@@ -159,7 +161,10 @@ impl World {
                 }
                 Effect::Persist { write, writes } => self.writes.push_back((write, writes)),
                 Effect::Convert { source, .. } => self.conversions.push(source),
-                Effect::Join { vm, start, .. } => self.joins.push((vm, start.start)),
+                Effect::Join { vm, start, .. } => {
+                    assert!(!self.core.is_draining(&vm), "nothing is placed on {vm}, which is drained");
+                    self.joins.push((vm, start.start));
+                }
                 Effect::Leave { vm, .. } => self.others.push(format!("leave {vm}")),
                 Effect::Dissolve { .. } => self.others.push("dissolve".into()),
                 Effect::Stop { vm, start } => self.stops.push((vm, start)),
@@ -267,6 +272,7 @@ impl World {
         self.now += time;
         self.apply(Event::Tick);
         self.core.check_idle(self.now);
+        self.core.check_drains_end(self.now);
     }
 
     /// A function with these limits; VMs of 1 GiB, and what is started on them runs.
@@ -600,6 +606,7 @@ fn a_new_manager_takes_over_what_runs_and_places_the_rest_again() {
     let loaded = Loaded {
         functions: BTreeMap::from([(api(), (spec("app:1"), Some(block_image("app:1").into())))]),
         vms: vec![vm(0), vm(1)],
+        drains: BTreeSet::new(),
         starts: vec![StartRow { id: starts[0].clone(), key: api(), starts: starts.clone() }],
     };
     world.apply(Event::Loaded(Box::new(loaded)));
@@ -899,6 +906,7 @@ fn a_new_manager_has_min_instances_running_again_and_counts_those_that_it_finds(
     let loaded = Loaded {
         functions: BTreeMap::from([(api(), (limits.clone(), Some(block_image("app:1").into())))]),
         vms: vec![vm(0)],
+        drains: BTreeSet::new(),
         starts: vec![StartRow { id: known.clone(), key: api(), starts: vec![known.clone()] }],
     };
     let mut world = World::new();
@@ -993,6 +1001,8 @@ enum Deed {
     Down(u8),
     LeaseOver(u8),
     Remove(u8),
+    Drain(u8, bool),
+    Undrain(u8),
     Queued(u8),
     Ordered(u8),
     Undeliverable(u8),
@@ -1019,7 +1029,9 @@ fn deed() -> impl Strategy<Value = Deed> {
         5 => (small.clone(), any::<bool>()).prop_map(|(vm, keeps)| Deed::Up(vm, keeps)),
         2 => small.clone().prop_map(Deed::Down),
         2 => small.clone().prop_map(Deed::LeaseOver),
-        1 => small.prop_map(Deed::Remove),
+        1 => small.clone().prop_map(Deed::Remove),
+        3 => (small.clone(), any::<bool>()).prop_map(|(vm, force)| Deed::Drain(vm, force)),
+        2 => small.prop_map(Deed::Undrain),
         3 => any::<u8>().prop_map(Deed::Queued),
         8 => any::<u8>().prop_map(Deed::Ordered),
         2 => any::<u8>().prop_map(Deed::Undeliverable),
@@ -1110,6 +1122,12 @@ impl World {
             Deed::Remove(number) => {
                 self.ask(|ticket| Event::RemoveVm { ticket, vm: vm(number.into()) });
             }
+            Deed::Drain(number, force) => {
+                self.ask(|ticket| Event::Drain { ticket, vm: vm(number.into()), force });
+            }
+            Deed::Undrain(number) => {
+                self.ask(|ticket| Event::Undrain { ticket, vm: vm(number.into()) });
+            }
             Deed::Queued(number) => {
                 if let Some((vm, start)) = self.pick(number) {
                     self.news(vm, VmEvent::Queued { start });
@@ -1180,6 +1198,18 @@ proptest! {
         for _ in 0..200 {
             world.run_all();
             world.pass(Duration::from_secs(1));
+        }
+        // So it does when these VMs are drained and others come, and nothing is left on them.
+        (20..40).for_each(|number| world.up(number, facts(number, 4 * GIB)));
+        for number in 10..20 {
+            world.ask(|ticket| Event::Drain { ticket, vm: vm(number), force: false });
+        }
+        for _ in 0..100 {
+            world.run_all();
+            world.pass(Duration::from_secs(1));
+        }
+        for number in 10..20 {
+            prop_assert_eq!(world.core.vm_view(&vm(number)).map(|view| view.state), Some(VmState::Drained));
         }
         for number in 0..6 {
             let Some(view) = world.core.function_view(&function_of(number)) else { continue };

@@ -98,6 +98,7 @@ impl Default for WorldLimits {
                 keep_alive: millis(900_000),
                 starts_at_once_per_vm: 1,
                 vm_idle: millis(900_000),
+                drain_deadline: millis(300_000),
                 keep_alive_max: millis(86_400_000),
                 restart_min: millis(500),
                 restart_max: millis(60_000),

@@ -31,6 +31,7 @@ impl Function {
             counted: BTreeSet::new(),
             routable: BTreeSet::new(),
             kept: BTreeSet::new(),
+            had_served: 0,
             failures: Failures::default(),
             accepting: 0,
             requests: BTreeSet::new(),
@@ -56,6 +57,10 @@ impl SchedulerCore {
         }
         for vm in loaded.vms {
             self.vms.insert(vm, Vm::default());
+        }
+        for vm in loaded.drains {
+            // Nobody knows how long it is drained already: what is there gets the whole time again.
+            self.set_drain(&vm, Some(now + self.limits.drain_deadline), now);
         }
         for row in loaded.starts {
             self.rows.insert(row.clone());
@@ -242,9 +247,11 @@ impl SchedulerCore {
     /// waiting requests start more.
     pub(super) fn replace_old(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
         let Some(function) = self.functions.get(key) else { return };
-        let runs_old = !function.routable.is_empty();
         let none_comes = function.counted.is_empty() && function.accepting == 0;
-        if matches!(function.image, Image::Ready(_)) && runs_old && none_comes {
+        // Those of the present description that do not count are moved from their VMs, or are not needed.
+        let is_old = |(_, id): &(u32, StartId)| self.starts[id].revision < function.revision;
+        let may_start = matches!(function.image, Image::Ready(_)) && none_comes;
+        if may_start && function.routable.iter().any(is_old) {
             self.accept(None, key, 1, now, effects);
         }
     }

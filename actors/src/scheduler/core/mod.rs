@@ -13,6 +13,7 @@
 //! Invariants: 8 (no VM runs two tenants, more functions or more memory than it may), 9 (what is
 //! answered is durable) and 10 (each start ends, with a reason).
 
+mod drains;
 mod functions;
 mod placement;
 mod pools;
@@ -31,7 +32,7 @@ use crate::{
     function_tree::{Contact, StartDraft},
     id::{FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
-    model::{FunctionSpec, FunctionView},
+    model::{FunctionSpec, FunctionView, VmView},
     resources::Resources,
     support::Shares,
     vm_node::VmEvent,
@@ -78,6 +79,8 @@ pub struct Limits {
     pub starts_at_once_per_vm: u32,
     /// How long a VM on which nothing runs stays with its tenant.
     pub vm_idle: Duration,
+    /// How long instances may stay on a VM that is drained.
+    pub drain_deadline: Duration,
     /// How long a new manager waits for agents to tell of the starts that it found accepted.
     pub rejoin_grace: Duration,
     /// Starts of one request in one row of the metadata store.
@@ -124,6 +127,16 @@ pub enum Event {
         deadline: Instant,
     },
     RemoveVm {
+        ticket: Ticket,
+        vm: VmId,
+    },
+    Drain {
+        ticket: Ticket,
+        vm: VmId,
+        /// Also when no other VM takes starts.
+        force: bool,
+    },
+    Undrain {
         ticket: Ticket,
         vm: VmId,
     },
@@ -195,6 +208,7 @@ pub enum Answer {
     Function(Box<FunctionView>),
     Started(Vec<StartId>),
     Acquired(Located),
+    Vm(Box<VmView>),
 }
 
 enum Image {
@@ -220,6 +234,8 @@ struct Function {
     routable: BTreeSet<(u32, StartId)>,
     /// Those that had no request for too long, and stay because of `min_instances`.
     kept: BTreeSet<StartId>,
+    /// How many had served requests when a VM of theirs was drained; 0 when none is to be moved.
+    had_served: usize,
     failures: Failures,
     /// Starts on their way to the disk.
     accepting: u32,
@@ -269,6 +285,8 @@ struct Start {
     draining: bool,
     /// It was ready when its VM was lost.
     is_lost: bool,
+    /// It had a request, or may have had one before this manager.
+    has_served: bool,
     in_flight: u32,
     /// Since when it has no request, while it takes some.
     idle_since: Option<Instant>,
@@ -302,6 +320,8 @@ struct Vm {
     /// Whose it is; None in the free pool.
     tenant: Option<TenantId>,
     rest: Rest,
+    /// It is drained: what runs there is stopped then at the latest.
+    drain_by: Option<Instant>,
     /// As the pools know it; None while it takes no starts.
     entry: Option<Entry>,
 }
@@ -310,7 +330,8 @@ struct Vm {
 ///
 /// ```text
 ///             last instance ended          idle for vm_idle, or          in no tree
-///             or was never one             another tenant needs it       any more
+///             or was never one             another tenant needs it,      any more
+///                                          or it is drained
 ///   (busy) ------------------------> idle -----------------------> leaving ---------> (free)
 ///      ^                              |
 ///      +------------------------------+ a start
@@ -348,6 +369,14 @@ enum Change {
         image: Arc<BlockImage>,
     },
     RemoveVm {
+        ticket: Ticket,
+        vm: VmId,
+    },
+    Drain {
+        ticket: Ticket,
+        vm: VmId,
+    },
+    Undrain {
         ticket: Ticket,
         vm: VmId,
     },
@@ -398,8 +427,12 @@ pub struct SchedulerCore {
     sizes: BTreeMap<Resources, u32>,
     /// VMs that rest, by when that ends.
     rests: BTreeSet<(Instant, VmId)>,
-    /// How many of them leave their trees.
+    /// How many of them leave their trees to be free.
     leaving: usize,
+    /// VMs that are drained.
+    draining: BTreeSet<VmId>,
+    /// Functions whose instances are moved because of that.
+    moved: BTreeSet<FunctionKey>,
     /// Functions that may have starts without a VM; those that have none any more are dropped when they are met.
     queue: BTreeMap<TenantId, BTreeSet<FunctionName>>,
     /// Who is to be tried again because there may be room for it now.
@@ -440,6 +473,8 @@ impl SchedulerCore {
             sizes: BTreeMap::new(),
             rests: BTreeSet::new(),
             leaving: 0,
+            draining: BTreeSet::new(),
+            moved: BTreeSet::new(),
             queue: BTreeMap::new(),
             tries: Tries::default(),
             last_turn: None,
@@ -458,6 +493,8 @@ impl SchedulerCore {
                 self.acquire(ticket, key, on, deadline, now, effects);
             }
             Event::RemoveVm { ticket, vm } => self.remove_vm(ticket, vm, effects),
+            Event::Drain { ticket, vm, force } => self.drain_vm(ticket, vm, force, effects),
+            Event::Undrain { ticket, vm } => self.undrain_vm(ticket, vm, effects),
             Event::Abandoned { ticket } => {
                 self.take_waiter(ticket);
             }
@@ -499,8 +536,14 @@ impl SchedulerCore {
                 self.conversion_failed(&source, &reason.to_string(), now, effects);
             }
             (Change::RemoveVm { ticket, vm }, Ok(())) => self.vm_removed(ticket, &vm, now, effects),
+            (Change::Drain { ticket, vm }, Ok(())) => self.drain_durable(ticket, &vm, now, effects),
+            (Change::Undrain { ticket, vm }, Ok(())) => self.undrain_durable(ticket, &vm, now, effects),
             (
-                Change::Put { ticket, .. } | Change::Delete { ticket, .. } | Change::RemoveVm { ticket, .. },
+                Change::Put { ticket, .. }
+                | Change::Delete { ticket, .. }
+                | Change::RemoveVm { ticket, .. }
+                | Change::Drain { ticket, .. }
+                | Change::Undrain { ticket, .. },
                 Err(reason),
             ) => effects.push(Effect::Answer { ticket, answer: Err(ControlError::Metadata(reason)) }),
             (Change::Hint, _) => {}
@@ -511,6 +554,7 @@ impl SchedulerCore {
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.expire_requests(now, effects);
         self.end_rests(now, effects);
+        self.end_drains(now, effects);
         while let Some((at, start)) = self.timers.first().filter(|(at, _)| *at <= now).cloned() {
             self.timers.remove(&(at, start.clone()));
             self.overdue(&start, now, effects);
@@ -580,5 +624,6 @@ impl SchedulerCore {
         }
         self.check_requests();
         self.check_scaling();
+        self.check_drains();
     }
 }

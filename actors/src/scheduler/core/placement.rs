@@ -141,6 +141,7 @@ impl SchedulerCore {
         let may_go = |name: &VmId| {
             let vm = &self.vms[name];
             vm.up
+                && vm.drain_by.is_none()
                 && matches!(vm.rest, Rest::Idle { .. })
                 && vm.tenant.as_ref() != Some(&key.0)
                 && vm.capacity.holds(needs)

@@ -121,7 +121,8 @@ impl SchedulerCore {
     fn grant(&mut self, ticket: Ticket, id: &StartId, effects: &mut Vec<Effect>) {
         self.change_in_flight(id, 1);
         self.busy(id);
-        let start = &self.starts[id];
+        let start = self.starts.get_mut(id).expect("callers looked");
+        start.has_served = true;
         let vm = start.vm.clone().expect("a ready instance has a VM");
         let address = self.vms[&vm].address.expect("a VM that is up has an address");
         let located = Located { start: id.clone(), vm, address };

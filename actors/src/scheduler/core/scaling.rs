@@ -3,7 +3,8 @@
 //!
 //! What counts for these limits takes requests, or will: starts and instances of the present description
 //! that are not being stopped and whose VM is not lost. While a new description replaces instances, those
-//! of the one before are not counted; they serve until a newer one is ready, and then end.
+//! of the one before are not counted; they serve until a newer one is ready, and then end. Nor are those
+//! on a VM that is drained (see `drains`).
 
 use super::{ControlError, Effect, Function, FunctionKey, Image, Limits, Phase, SchedulerCore, Start};
 use crate::{id::StartId, model::FunctionSpec, wire::control::EndReason};
@@ -14,8 +15,9 @@ use tokio::time::Instant;
 const KEEP_ALIVE_MIN_MS: u64 = 1000;
 
 /// A function's limits, with the manager's where it says nothing.
-struct Scaling {
-    min: usize,
+pub(super) struct Scaling {
+    /// `min_instances`, or more while instances are moved.
+    pub min: usize,
     max: usize,
     keep_alive: Duration,
 }
@@ -50,11 +52,12 @@ impl Limits {
         Err(ControlError::Invalid(wrong))
     }
 
-    fn scaling(&self, function: &Function) -> Scaling {
+    pub(super) fn scaling(&self, function: &Function) -> Scaling {
         let spec = &function.spec;
+        let max = spec.max_instances.unwrap_or(self.instances_per_function_max) as usize;
         Scaling {
-            min: spec.min_instances as usize,
-            max: spec.max_instances.unwrap_or(self.instances_per_function_max) as usize,
+            min: function.had_served.min(max).max(spec.min_instances as usize),
+            max,
             keep_alive: spec.keep_alive_ms.map_or(self.keep_alive, Duration::from_millis),
         }
     }
@@ -70,14 +73,22 @@ pub(super) fn differ_in_scaling_only(one: &FunctionSpec, other: &FunctionSpec) -
     FunctionSpec { min_instances, max_instances, keep_alive_ms, ..one.clone() } == *other
 }
 
+impl Start {
+    /// Whether nothing has decided yet that it ends.
+    pub(super) fn goes_on(&self) -> bool {
+        !self.stopping && !self.draining && !self.is_lost
+    }
+}
+
 impl SchedulerCore {
     fn counts(&self, start: &Start) -> bool {
         let Some(function) = self.functions.get(&start.key) else { return false };
-        let goes_on = !start.stopping && !start.draining && !start.is_lost;
-        goes_on
+        start.goes_on()
             && match start.phase {
                 Phase::Recovering | Phase::Waiting => true,
-                Phase::Chosen | Phase::Ordered | Phase::Ready => start.revision == function.revision,
+                Phase::Chosen | Phase::Ordered | Phase::Ready => {
+                    start.revision == function.revision && !self.is_on_draining_vm(start)
+                }
                 Phase::Ended => false,
             }
     }
@@ -155,7 +166,7 @@ impl SchedulerCore {
     }
 
     pub(super) fn keep_each_min(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let wanted = self.functions.iter().filter(|(_, function)| function.spec.min_instances > 0);
+        let wanted = self.functions.iter().filter(|(_, function)| self.limits.scaling(function).min > 0);
         for key in wanted.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             self.keep_min(&key, now, effects);
         }
@@ -166,8 +177,9 @@ impl SchedulerCore {
     pub(super) fn ended_by_itself(&mut self, key: &FunctionKey, now: Instant) {
         let Limits { restart_min, restart_max, .. } = self.limits;
         let Some(function) = self.functions.get_mut(key) else { return };
+        let min = self.limits.scaling(function).min;
         let failures = &mut function.failures;
-        if function.spec.min_instances == 0 || failures.retry_at.is_some() {
+        if min == 0 || failures.retry_at.is_some() {
             return;
         }
         let is_soon = failures.retried_at.is_some_and(|at| now < at + restart_max);
@@ -292,7 +304,7 @@ impl SchedulerCore {
     /// An instance more takes requests: those kept only for `min_instances` are looked at again.
     pub(super) fn look_at_kept(&mut self, key: &FunctionKey, now: Instant) {
         let Some(function) = self.functions.get_mut(key) else { return };
-        if function.routable.len() > function.spec.min_instances as usize {
+        if function.routable.len() > self.limits.scaling(function).min {
             for id in mem::take(&mut function.kept) {
                 self.set_timer(&id, Some(now));
             }

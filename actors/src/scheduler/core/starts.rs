@@ -30,6 +30,7 @@ impl Start {
             stopping: false,
             draining: false,
             is_lost: false,
+            has_served: false,
             idle_since: None,
             in_flight: 0,
             accepted_at,

@@ -1,9 +1,9 @@
 //! What users see: questions that change nothing.
 
-use super::{ControlError, Function, FunctionKey, Image, Located, Phase, SchedulerCore, Start};
+use super::{ControlError, Function, FunctionKey, Image, Located, Phase, SchedulerCore, Start, Vm};
 use crate::support::Snapshot;
 use crate::{
-    id::{FunctionName, StartId, TenantId, TreeId},
+    id::{FunctionName, StartId, TenantId, TreeId, VmId},
     model::{FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState, VmView},
 };
 use tokio::time::Instant;
@@ -83,26 +83,11 @@ impl SchedulerCore {
     }
 
     pub fn vm_views(&self) -> Vec<VmView> {
-        let views = self.vms.iter().map(|(name, vm)| VmView {
-            id: name.clone(),
-            address: vm.address,
-            state: if vm.up { VmState::Up } else { VmState::Lost },
-            tenant: vm.tenant.clone(),
-            memory_bytes: vm.capacity.memory_bytes,
-            memory_used_bytes: vm.used.memory_bytes,
-            cpu_millis: vm.capacity.cpu_millis,
-            cpu_used_millis: vm.used.cpu_millis,
-            instances: vm.functions.values().flatten().cloned().collect(),
-            trees: (vm.held.values())
-                .map(|held| HeldImageView {
-                    image: held.tree.image,
-                    blocks_present: held.blocks_present,
-                    blocks_total: held.blocks_total,
-                    bytes: held.bytes,
-                })
-                .collect(),
-        });
-        views.collect()
+        self.vms.iter().map(|(name, vm)| vm.view(name)).collect()
+    }
+
+    pub fn vm_view(&self, name: &VmId) -> Option<VmView> {
+        self.vms.get(name).map(|vm| vm.view(name))
     }
 
     /// The tree of a function's present image.
@@ -148,5 +133,39 @@ impl SchedulerCore {
             vm.held.get(&TreeId { tenant: start.key.0.clone(), image: start.image? })
         };
         start.report.longest_stall_us.max(held().map_or(0, |held| held.longest_stall_us))
+    }
+}
+
+impl Vm {
+    fn view(&self, name: &VmId) -> VmView {
+        VmView {
+            id: name.clone(),
+            address: self.address,
+            state: self.state(),
+            draining: self.drain_by.is_some(),
+            tenant: self.tenant.clone(),
+            memory_bytes: self.capacity.memory_bytes,
+            memory_used_bytes: self.used.memory_bytes,
+            cpu_millis: self.capacity.cpu_millis,
+            cpu_used_millis: self.used.cpu_millis,
+            instances: self.functions.values().flatten().cloned().collect(),
+            trees: (self.held.values())
+                .map(|held| HeldImageView {
+                    image: held.tree.image,
+                    blocks_present: held.blocks_present,
+                    blocks_total: held.blocks_total,
+                    bytes: held.bytes,
+                })
+                .collect(),
+        }
+    }
+
+    fn state(&self) -> VmState {
+        match self.drain_by {
+            _ if !self.up => VmState::Lost,
+            None => VmState::Up,
+            Some(_) if self.functions.is_empty() && self.is_in_no_tree() => VmState::Drained,
+            Some(_) => VmState::Draining,
+        }
     }
 }

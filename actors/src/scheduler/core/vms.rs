@@ -8,11 +8,15 @@ use crate::{
     function_tree::Contact,
     id::{StartId, TreeId, VmId},
     resources::Resources,
+    scheduler::records,
     vm_node::{VmEvent, VmFacts},
     wire::control::{EndReason, HeldTree, RunningInstance, StartReport},
     world::{Table, Write},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 impl SchedulerCore {
@@ -130,6 +134,9 @@ impl SchedulerCore {
         if is_new_size {
             self.keep_each_min(now, effects);
         }
+        if self.vms[name].drain_by.is_some() {
+            self.move_away(name, now, effects);
+        }
     }
 
     /// Trees that nobody uses any more, or of another tenant, the VM leaves.
@@ -203,7 +210,8 @@ impl SchedulerCore {
             if !is_in_a_tree {
                 self.set_rest(name, Rest::None);
             } else if vm.rest == Rest::None {
-                self.set_rest(name, Rest::Idle { until: now + self.limits.vm_idle });
+                let stays = if vm.drain_by.is_some() { Duration::ZERO } else { self.limits.vm_idle };
+                self.set_rest(name, Rest::Idle { until: now + stays });
                 // Others that wait may ask for it.
                 self.room_changed = true;
             }
@@ -225,8 +233,10 @@ impl SchedulerCore {
     pub(super) fn set_rest(&mut self, name: &VmId, rest: Rest) {
         let vm = self.vms.get_mut(name).expect("callers looked");
         let before = std::mem::replace(&mut vm.rest, rest);
-        self.leaving -= usize::from(matches!(before, Rest::Leaving { .. }));
-        self.leaving += usize::from(matches!(rest, Rest::Leaving { .. }));
+        // One that is drained is nobody's when it has left.
+        let is_counted = |rest| vm.drain_by.is_none() && matches!(rest, Rest::Leaving { .. });
+        self.leaving -= usize::from(is_counted(before));
+        self.leaving += usize::from(is_counted(rest));
         if let Some(at) = before.ends_at() {
             self.rests.remove(&(at, name.clone()));
         }
@@ -306,7 +316,13 @@ impl SchedulerCore {
         let free = match self.starts.get(id) {
             // Every accepted start is known until it has ended: this manager or one before has ended it.
             None => false,
-            Some(start) => matches!(start.phase, Phase::Recovering | Phase::Waiting) && start.key == key,
+            Some(start) if start.key != key => false,
+            Some(start) => match start.phase {
+                Phase::Recovering => true,
+                // It waits because it was moved from there.
+                Phase::Waiting => self.vms[vm].drain_by.is_none(),
+                Phase::Chosen | Phase::Ordered | Phase::Ready | Phase::Ended => false,
+            },
         };
         let needs = Resources { memory_bytes: told.memory_bytes, cpu_millis: told.cpu_millis };
         let fits = self.vms[vm].has_room(&key, needs, self.limits.functions_per_vm_max);
@@ -325,6 +341,7 @@ impl SchedulerCore {
         start.revision = revision;
         start.chosen_at = Some(now);
         start.ordered_at = Some(now);
+        start.has_served = true;
         let tree = TreeId { tenant: told.tenant.clone(), image: told.image };
         self.assign(id, vm, &tree, needs);
         self.set_timer(id, Some(now + self.limits.ready_deadline + self.limits.lease));
@@ -430,7 +447,8 @@ impl SchedulerCore {
             return effects.push(Effect::Answer { ticket, answer: Err(error) });
         }
         let delete = Write::Delete { table: Table::Vms, key: name.as_str().to_owned() };
-        self.persist(vec![delete], Change::RemoveVm { ticket, vm: name }, effects);
+        let writes = vec![delete, records::delete_drain(&name)];
+        self.persist(writes, Change::RemoveVm { ticket, vm: name }, effects);
     }
 
     pub(super) fn vm_removed(
@@ -449,6 +467,7 @@ impl SchedulerCore {
         if self.vms.contains_key(name) {
             // It may have come back meanwhile.
             self.vm_down(name, now, effects);
+            self.set_drain(name, None, now);
         }
         if let Some(vm) = self.vms.remove(name) {
             self.count_size(vm.address.map(|_| vm.capacity), None);
@@ -484,14 +503,13 @@ impl Vm {
         own_tenant && function_fits && self.capacity.minus(self.used).holds(needs)
     }
 
-    #[cfg(test)]
-    fn is_in_no_tree(&self) -> bool {
+    pub(super) fn is_in_no_tree(&self) -> bool {
         self.held.is_empty() && self.member_of.is_empty()
     }
 
     /// As the pools are to know it.
     fn entry(&self, functions_max: usize) -> Option<Entry> {
-        if !self.up || matches!(self.rest, Rest::Leaving { .. }) {
+        if !self.up || self.drain_by.is_some() || matches!(self.rest, Rest::Leaving { .. }) {
             return None;
         }
         let held = self.held.keys().filter(|tree| Some(&tree.tenant) == self.tenant.as_ref());

@@ -6,7 +6,7 @@ use crate::{
     wire::control::{BytesBySource, HeldTree},
 };
 
-fn tree(function: &FunctionKey, source: &str) -> TreeId {
+pub(super) fn tree(function: &FunctionKey, source: &str) -> TreeId {
     TreeId { tenant: function.0.clone(), image: block_image(source).id }
 }
 
@@ -17,7 +17,7 @@ fn held(tree: TreeId) -> HeldTree {
 
 impl World {
     /// The VM was sent to those trees and says that it holds them.
-    fn holds(&mut self, number: usize, trees: &[TreeId]) {
+    pub(super) fn holds(&mut self, number: usize, trees: &[TreeId]) {
         self.news(vm(number), VmEvent::Member(trees.iter().cloned().collect()));
         self.news(vm(number), VmEvent::Held(trees.iter().cloned().map(held).collect()));
     }
@@ -33,7 +33,7 @@ impl World {
     }
 
     /// Starts and runs one instance.
-    fn run_one(&mut self, key: FunctionKey) -> VmId {
+    pub(super) fn run_one(&mut self, key: FunctionKey) -> VmId {
         let start = self.start_one(key);
         self.run(&start);
         self.vm_of(&start)
@@ -212,7 +212,12 @@ fn what_ended_while_the_scheduler_was_away_is_not_placed_again_if_a_vm_of_its_te
     let mut world = World::new();
     let functions = BTreeMap::from([(api(), (spec("app:1"), Some(block_image("app:1").into())))]);
     let vms = (0..3).map(vm).collect();
-    world.apply(Event::Loaded(Box::new(Loaded { functions, vms, starts: vec![row] })));
+    world.apply(Event::Loaded(Box::new(Loaded {
+        functions,
+        vms,
+        drains: BTreeSet::new(),
+        starts: vec![row],
+    })));
     let of_tenant = |number| VmFacts { held: vec![held(tree(&api(), "app:1"))], ..facts(number, GIB) };
     world.up(0, of_tenant(0));
     world.up(1, facts(1, GIB));
