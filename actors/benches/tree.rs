@@ -104,6 +104,7 @@ impl Tree {
                 grant_blocks: 8,
                 grant_ttl: Duration::from_secs(5),
             },
+            lease: Duration::from_secs(3),
         };
         let digest = Digest::from_bytes([1; 32]);
         let image = Arc::new(BlockImage {

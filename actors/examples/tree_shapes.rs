@@ -92,6 +92,7 @@ fn memory(name: &str) {
             grant_blocks: 8,
             grant_ttl: Duration::from_secs(5),
         },
+        lease: Duration::from_secs(3),
     };
     let tree = TreeId { tenant: "acme".parse().expect("a name"), image: Digest::from_bytes([1; 32]) };
     let now = Instant::now();

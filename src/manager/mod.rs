@@ -252,6 +252,7 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
                     grant_blocks: settings.tree.origin_grant_blocks,
                     grant_ttl: millis(settings.tree.origin_grant_ttl_ms),
                 },
+                lease,
             },
             heartbeat: millis(manager.heartbeat_ms),
             lease,

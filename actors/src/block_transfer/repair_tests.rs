@@ -40,6 +40,7 @@ const TREE: TreeLimits = TreeLimits {
     ancestors_max: 3,
     capability_ttl: ms(3_600_000),
     complaint_life: ms(60_000),
+    lease: Duration::from_secs(3),
     origin: OriginLimits { budget_percent: 50, window: ms(600_000), grant_blocks: 8, grant_ttl: ms(5000) },
 };
 const HOP: Duration = ms(1);

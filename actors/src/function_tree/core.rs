@@ -5,6 +5,7 @@
 
 use super::{
     complaints::Complaints,
+    leaving::Leaving,
     messages::StartDraft,
     origin::{OriginBudget, OriginLimits},
     rejoin::Rejoin,
@@ -34,6 +35,8 @@ pub struct TreeLimits {
     /// How long a VM is not sent to an upstream that did not serve it.
     pub complaint_life: Duration,
     pub origin: OriginLimits,
+    /// How long a VM that leaves is kept for a former child that does not say that it has its new place.
+    pub lease: Duration,
 }
 
 /// How a member is reached and recognised.
@@ -166,6 +169,7 @@ pub struct TreeCore {
     pub(super) origin: OriginBudget,
     /// While members report to a tree that is rebuilt.
     pub(super) rejoin: Option<Rejoin>,
+    leaving: Leaving,
 }
 
 /// Who may be named as helper, who is, and who lacks one.
@@ -201,6 +205,7 @@ impl TreeCore {
             complaints: Complaints::default(),
             origin: OriginBudget::default(),
             rejoin: None,
+            leaving: Leaving::default(),
         }
     }
 
@@ -227,22 +232,24 @@ impl TreeCore {
         match event {
             Event::Join { vm, contact, start } => self.join(vm, contact, start, now, effects),
             Event::Reported { vm, contact, held } => self.reported(vm, contact, &held, now, effects),
-            Event::Held { vm, held } => self.held(&vm, &held),
+            Event::Held { vm, held } => {
+                self.held(&vm, &held);
+                self.leaving.has_place(&vm, held.epoch);
+            }
             Event::Ready { vm } => self.ready(&vm),
             Event::Gone { vm } => {
+                self.leaving.forget(&vm);
                 self.remove(&vm, now, effects);
             }
-            Event::Leave { vm } => {
-                // Told again also when it is no member any more: the order before may be lost.
-                self.remove(&vm, now, effects);
-                effects.push(Effect::Leave { vm, epoch: self.epoch });
-            }
+            Event::Leave { vm } => self.leave(vm, now, effects),
             Event::UpstreamLost { by, epoch, vm } => self.upstream_lost(&by, epoch, &vm, now, effects),
             Event::OriginWanted { vm, blocks } => self.origin_wanted(vm, blocks, now, effects),
             Event::Gathered => self.gathered(now, effects),
             Event::Dissolve => self.dissolve(effects),
             Event::Tick => self.tick(now, effects),
         }
+        let epoch = self.epoch;
+        effects.extend(self.leaving.released(now).into_iter().map(|vm| Effect::Leave { vm, epoch }));
         debug_assert_eq!(self.members.len(), self.topology.len(), "invariant 1");
     }
 
@@ -278,6 +285,26 @@ impl TreeCore {
         None
     }
 
+    /// Children move first, then the VM goes.
+    fn leave(&mut self, vm: VmId, now: Instant, effects: &mut Vec<Effect>) {
+        if self.leaving.holds(&vm) {
+            return;
+        }
+        let children: BTreeSet<Node> = match self.nodes.get(&vm) {
+            Some(&node) => {
+                (0..self.topology.stripes()).flat_map(|stripe| self.topology.children(node, stripe)).collect()
+            }
+            // Told again also when it is no member any more: the order before may be lost.
+            None => BTreeSet::new(),
+        };
+        self.remove(&vm, now, effects);
+        // Whoever got no other place was not sent to it.
+        let moved =
+            children.into_iter().map(|node| self.member(node)).filter(|child| child.epoch == self.epoch);
+        let children = moved.map(|child| (child.vm.clone(), child.epoch)).collect();
+        self.leaving.hold(vm, children, now + self.limits.lease);
+    }
+
     pub(super) fn join(
         &mut self,
         vm: VmId,
@@ -288,6 +315,7 @@ impl TreeCore {
     ) {
         let blocks = start.image.plain_bytes.div_ceil(u64::from(BLOCK_BYTES));
         self.origin.image_has(u32::try_from(blocks).unwrap_or(u32::MAX));
+        self.leaving.forget(&vm);
         let (node, mut affected) = self.admit(&vm, contact, now);
         affected.retain(|other| *other != node);
         let names = self.names(node);
@@ -305,8 +333,10 @@ impl TreeCore {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
+        self.leaving.forget(&vm);
         let (node, affected) = self.admit(&vm, contact, now);
         self.held(&vm, held);
+        self.leaving.has_place(&vm, held.epoch);
         self.place_changed(affected, now, effects);
         // What was sent on the VM's last session may not have arrived.
         let sent_now =
@@ -395,6 +425,7 @@ impl TreeCore {
     /// Takes a VM out and places anew whom that concerns. False if it was no member.
     fn remove(&mut self, vm: &VmId, now: Instant, effects: &mut Vec<Effect>) -> bool {
         let Some(node) = self.nodes.remove(vm) else { return false };
+        self.leaving.gone(vm);
         self.epoch.counter += 1;
         self.drop_helper(node);
         self.name(node, Names::default());
@@ -488,6 +519,7 @@ impl TreeCore {
         self.helpers = Helpers::default();
         self.complaints = Complaints::default();
         let vms = std::mem::take(&mut self.nodes).into_keys();
+        let vms = vms.chain(self.leaving.take_all());
         effects.extend(vms.map(|vm| Effect::Leave { vm, epoch }));
     }
 
@@ -809,6 +841,7 @@ impl TreeCore {
             .collect();
         assert_eq!(helped, self.helpers.named_to);
         assert!(self.helpers.lacking.iter().all(|node| self.members.contains(node.0 as usize)));
+        assert!(self.leaving.iter().all(|vm| !self.nodes.contains_key(vm)), "a member is not told to leave");
         assert_eq!(self.issued.len(), self.members.len());
         assert_eq!(self.nodes.len(), self.members.len());
         assert_eq!(self.members.len(), tree.len(), "invariant 1");

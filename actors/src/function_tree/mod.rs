@@ -8,6 +8,7 @@ mod beside;
 mod complaints;
 mod core;
 mod forest;
+mod leaving;
 mod messages;
 mod origin;
 mod rejoin;

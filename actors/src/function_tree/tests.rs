@@ -28,6 +28,7 @@ const LIMITS: TreeLimits = TreeLimits {
         grant_blocks: 8,
         grant_ttl: Duration::from_secs(5),
     },
+    lease: Duration::from_secs(3),
 };
 
 fn vm(number: u16) -> VmId {
@@ -94,6 +95,8 @@ struct World {
     starts: usize,
     /// Places sent by the last event.
     sent: Vec<VmId>,
+    /// Who was asked to leave and has not been told so.
+    leaving: BTreeSet<VmId>,
 }
 
 impl World {
@@ -110,6 +113,7 @@ impl World {
             complaints: BTreeSet::new(),
             starts: 0,
             sent: Vec::new(),
+            leaving: BTreeSet::new(),
         }
     }
 
@@ -121,6 +125,13 @@ impl World {
 
     fn apply(&mut self, event: Event) {
         let refresh = matches!(event, Event::Tick | Event::Reported { .. } | Event::Join { .. });
+        match &event {
+            Event::Leave { vm } => drop(self.leaving.insert(vm.clone())),
+            Event::Join { vm, .. } | Event::Reported { vm, .. } | Event::Gone { vm } => {
+                self.leaving.remove(vm);
+            }
+            _ => {}
+        }
         let mut effects = Vec::new();
         self.core.apply(event, self.now, &mut effects);
         self.sent.clear();
@@ -140,6 +151,7 @@ impl World {
                 }
                 Effect::Origin { .. } => {}
                 Effect::Leave { vm, epoch } => {
+                    assert!(self.leaving.remove(&vm) || self.core.is_empty(), "{vm} was not asked to leave");
                     let before = self.places.remove(&vm);
                     assert!(before.is_none_or(|before| epoch > before.epoch), "invariant 4");
                 }
@@ -317,6 +329,66 @@ fn a_vm_that_missed_its_place_gets_it_again_when_it_reports() {
     assert!(world.sent.is_empty());
 }
 
+fn says(number: u16, epoch: Epoch) -> Event {
+    Event::Held { vm: vm(number), held: held(epoch, 1) }
+}
+
+#[test]
+fn a_vm_leaves_when_its_children_have_said_that_they_have_their_new_places() {
+    let mut world = World::with(7);
+    let before = world.core.epoch();
+    world.apply(Event::Leave { vm: vm(1) });
+    assert_eq!(world.upstreams(3), ["vm-6", "vm-0"]);
+    assert_eq!(world.upstreams(4), ["vm-6", "vm-0"]);
+    world.apply(says(3, world.core.epoch()));
+    world.apply(says(4, before));
+    world.apply(Event::Leave { vm: vm(1) });
+    world.apply(Event::Tick);
+    assert_eq!(world.leaving, [vm(1)].into(), "one of them is still served by it");
+    world.apply(says(4, world.core.epoch()));
+    assert!(world.leaving.is_empty());
+    world.apply(Event::Leave { vm: vm(3) });
+    assert!(world.leaving.is_empty(), "it has no children");
+}
+
+#[test]
+fn a_vm_waits_for_a_child_that_says_nothing_for_a_lease_and_not_for_one_that_is_gone() {
+    let mut world = World::with(7);
+    world.apply(Event::Leave { vm: vm(1) });
+    world.apply(says(3, world.core.epoch()));
+    world.now += LIMITS.lease - Duration::from_millis(1);
+    world.apply(Event::Tick);
+    assert_eq!(world.leaving.len(), 1);
+    world.now += Duration::from_millis(1);
+    world.apply(Event::Tick);
+    assert!(world.leaving.is_empty());
+    world.apply(Event::Leave { vm: vm(2) });
+    assert_eq!(world.leaving.len(), 1);
+    world.apply(Event::Gone { vm: vm(5) });
+    assert!(world.leaving.is_empty());
+}
+
+#[test]
+fn a_vm_that_comes_back_or_is_gone_before_it_was_told_to_leave_is_not_told() {
+    let mut world = World::with(7);
+    world.apply(Event::Leave { vm: vm(1) });
+    world.apply(join(1));
+    world.apply(Event::Leave { vm: vm(2) });
+    world.apply(Event::Gone { vm: vm(2) });
+    (0..7).for_each(|number| world.apply(says(number, world.core.epoch())));
+    world.now += LIMITS.lease;
+    world.apply(Event::Tick); // a VM that is told without being asked is found by `apply`
+    assert!(world.places.contains_key(&vm(1)));
+}
+
+#[test]
+fn a_tree_that_dissolves_also_tells_those_who_wait_for_their_children() {
+    let mut world = World::with(7);
+    world.apply(Event::Leave { vm: vm(1) });
+    world.apply(Event::Dissolve);
+    assert!(world.leaving.is_empty());
+}
+
 #[test]
 fn a_tree_that_dissolves_tells_everyone_to_leave() {
     let mut world = World::with(5);
@@ -412,7 +484,7 @@ proptest! {
                 6 => Event::UpstreamLost { by: vm(number), epoch, vm: vm(other) },
                 _ => Event::Reported { vm: vm(number), contact: contact(other), held: held(epoch, 10) },
             });
-            if what == 3 {
+            if what == 3 || what == 4 {
                 world.places.remove(&vm(number));
             }
             world.now += Duration::from_secs(1);
@@ -439,5 +511,8 @@ proptest! {
             world.apply(Event::Tick);
             prop_assert!(world.sent.is_empty());
         }
+        world.now += LIMITS.lease;
+        world.apply(Event::Tick);
+        prop_assert!(world.leaving.is_empty(), "nobody stays for longer than a lease");
     }
 }

@@ -13,7 +13,8 @@ use crate::{
     wire::{
         PROTOCOL_VERSION,
         control::{
-            Capability, EndReason, Hello, JoinRefusal, StartReport, Step, ToAgent, ToManager, Upstream,
+            BytesBySource, Capability, EndReason, HeldTree, Hello, JoinRefusal, StartReport, Step, ToAgent,
+            ToManager, Upstream,
         },
     },
     world::{
@@ -159,6 +160,7 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
                     grant_blocks: 8,
                     grant_ttl: Duration::from_secs(5),
                 },
+                lease,
             },
             heartbeat: Duration::from_secs(1),
             lease,
@@ -367,7 +369,19 @@ fn a_drained_vm_is_emptied_and_out_of_its_tree_and_stays_so_under_the_next_manag
         assert_eq!(agent.next().await, "stop");
         let report = StartReport::default();
         agent.say(ToManager::Ended { start: first, reason: EndReason::Stopped, report });
-        assert!(other.next().await.ends_with("at origin"), "those below it get their new places first");
+        let Some(ToAgent::Place(place)) = other.orders.recv().await else { panic!("no new place") };
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(agent.orders.is_empty(), "those below it have their new places first");
+        let held = HeldTree {
+            tree: place.tree,
+            epoch: place.epoch,
+            place: place.seat.place,
+            blocks_present: 1,
+            blocks_total: 9,
+            bytes: BytesBySource::default(),
+            longest_stall_us: 0,
+        };
+        other.say(ToManager::Heartbeat { held: vec![held] });
         assert_eq!(agent.next().await, "leave");
         tokio::time::sleep(Duration::from_secs(1)).await;
         let view = manager.scheduler.vms().await.expect("listed").remove(0);

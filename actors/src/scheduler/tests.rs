@@ -964,6 +964,7 @@ fn a_burst_of_2500_starts_on_1000_vms_is_placed_evenly() {
             grant_blocks: 8,
             grant_ttl: Duration::from_secs(5),
         },
+        lease: Duration::from_secs(3),
     };
     let mut tree = TreeCore::new(limits, Box::new(crate::tree::Complete::new(2)), Default::default());
     let (mut orders, mut per_vm) = (Vec::new(), BTreeMap::new());

@@ -119,6 +119,7 @@ impl Default for WorldLimits {
                     grant_blocks: 8,
                     grant_ttl: millis(5000),
                 },
+                lease,
             },
             rejoin_grace: millis(2500),
             fan_out: 2,
