@@ -50,7 +50,7 @@ fn assert_sees_the_image(cluster: &Cluster, start: &serde_json::Value) {
 
 #[test]
 fn a_child_of_a_vm_with_damaged_blocks_gets_them_elsewhere() {
-    let (cluster, reference) = cluster_with_python(spec(2));
+    let (cluster, reference) = cluster_with_python(spec_of_single_instances(2));
     cluster.cli(&["function", "deploy", "python", "--image", &reference]).unwrap();
     let first = start_ready(&cluster, "python", 1).remove(0);
     // Everything is on the first VM's disk before it is damaged.

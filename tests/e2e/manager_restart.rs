@@ -5,7 +5,7 @@ use faasnet_loadtest::rig::wait_until;
 
 #[test]
 fn instances_and_trees_outlive_a_killed_manager() {
-    let (mut cluster, reference) = cluster_with_python(spec(3));
+    let (mut cluster, reference) = cluster_with_python(spec_of_single_instances(3));
     cluster.cli(&["function", "deploy", "python", "--image", &reference]).unwrap();
     let starts = start_ready(&cluster, "python", 2);
     let hellos: Vec<String> = starts.iter().map(|start| invoke(&cluster, "python", "/", start)).collect();

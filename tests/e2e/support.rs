@@ -37,6 +37,13 @@ pub fn spec(vms: usize) -> ClusterSpec {
     ClusterSpec::new(program(), vms)
 }
 
+/// VMs with room for one instance of 256 MiB each, so that every start goes to another VM.
+pub fn spec_of_single_instances(vms: usize) -> ClusterSpec {
+    let mut spec = spec(vms);
+    spec.settings.insert("AGENT__MEMORY_BYTES".into(), (256_u64 << 20).to_string());
+    spec
+}
+
 /// Starts that many instances and waits until each is ready; what the API says of them.
 pub fn start_ready(cluster: &Cluster, function: &str, count: usize) -> Vec<Value> {
     let ids = cluster.api.start(function, count).unwrap();
