@@ -76,7 +76,8 @@ pub fn run(options: HolderOptions) -> anyhow::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(&data).context("making the data folder")?;
     fs::set_permissions(&data, Permissions::from_mode(0o700)).context("closing the data folder to others")?;
     let data = data.canonicalize().context("finding the data folder")?;
-    let _lock = lock(&data)?;
+    // Given up by the end of the process and not before, so that who waits for it finds nothing of us.
+    std::mem::forget(lock(&data)?);
     // Fails for the leader of a process group, which a terminal's job is: then it stays with it.
     let _ = setsid();
     enter_mount_namespace().context("entering a mount namespace; the holder needs to be root")?;
