@@ -687,8 +687,9 @@ impl TreeCore {
             Upstream::Vm { vm: member.vm.clone(), address: member.contact.address }
         };
         let member = self.member(node);
-        let stripe = |named: &Named| match named.above.as_slice() {
-            [] => vec![Upstream::Origin],
+        // By depth and not by who is named: one that reaches no ancestor has only a helper (invariant 6).
+        let stripe = |named: &Named| match named.depth {
+            0 => vec![Upstream::Origin],
             _ => named.all().map(upstream).collect(),
         };
         let names = &member.names;
@@ -813,6 +814,8 @@ impl TreeCore {
                 assert!(above.len() < self.members.len(), "invariant 1: {vm} is in a cycle");
                 assert_eq!(named.depth as usize, above.len(), "{vm} does not know how deep it is");
                 assert_eq!(named.all().count() == 0, above.is_empty(), "invariant 6: only a root reads it");
+                let sent_to_origin = self.placing(node).stripes[stripe].contains(&Upstream::Origin);
+                assert_eq!(sent_to_origin, above.is_empty(), "invariant 6: nobody else is sent there");
                 let reached: Vec<Node> = above.iter().copied().take(self.chain_max()).collect();
                 let cut_off = reached.iter().any(|up| self.complaints.holds(node, *up));
                 assert!(cut_off || named.above == reached, "the parent is asked first, then its parent");

@@ -269,6 +269,15 @@ fn two_vms_that_cannot_reach_each_other_are_kept_apart_for_a_while() {
 }
 
 #[test]
+fn a_vm_that_reaches_no_ancestor_is_sent_to_a_helper_and_never_to_the_origin() {
+    let mut world = World::with(15);
+    world.apply(Event::Ready { vm: vm(2) });
+    world.complain(7, 3);
+    world.complain(7, 1);
+    assert_eq!(world.upstreams(7), ["vm-2"], "invariant 6");
+}
+
+#[test]
 fn the_root_is_replaced_only_on_the_word_of_all_its_children() {
     let mut world = World::with(5);
     world.complain(1, 0);
