@@ -36,6 +36,7 @@ fn every_start_ends_when_a_third_of_the_vms_vanish_at_once() {
 fn every_start_ends_when_the_manager_dies_in_the_middle_of_a_burst() {
     let report = play(Scenario::ManagerRestart, 300);
     assert_eq!(report.ready, report.starts, "{report:?}");
+    assert_eq!(report.needless_moves, 0, "everybody has reported: {report:?}");
 }
 
 #[test]
