@@ -22,10 +22,8 @@ use actix::{Actor, System};
 use anyhow::{Context, bail};
 use disk::{Cache, Records};
 use faasnet_actors::{
-    agent::{Agent, AgentLimits, AgentWorld, Shutdown},
-    block_transfer::TransferLimits,
+    agent::{Agent, AgentWorld, Shutdown},
     id::VmId,
-    instance::InstanceLimits,
     wire::frame::FrameLimits,
 };
 use rustix::fs::{FlockOperation, flock};
@@ -108,7 +106,7 @@ async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> 
         address,
         memory_bytes: memory_bytes(&settings)?,
         cpu_millis: cpu_millis(&settings)?,
-        limits: limits(&settings),
+        limits: settings.agent_limits(),
         upstreams: Arc::new(upstream::Dialling {
             dialer: dialer.clone(),
             origin: origin::open(&settings.origin, rand::random())?,
@@ -228,39 +226,6 @@ fn cpu_millis(settings: &Settings) -> anyhow::Result<u32> {
     }
     let cores = std::thread::available_parallelism().context("counting the cores; set agent.cpu_millis")?;
     Ok(u32::try_from(cores.get()).unwrap_or(u32::MAX).saturating_mul(1000))
-}
-
-fn limits(settings: &Settings) -> AgentLimits {
-    let (agent, transfer, holder) = (&settings.agent, &settings.transfer, &settings.holder);
-    AgentLimits {
-        instances_max: agent.instances_max,
-        memory_cache_bytes: transfer.memory_cache_bytes,
-        disk_cache_bytes: transfer.disk_cache_bytes,
-        reconnect_min: millis(agent.reconnect_min_ms),
-        reconnect_max: millis(agent.reconnect_max_ms),
-        stop_grace: millis(agent.stop_grace_ms),
-        transfer: TransferLimits {
-            in_flight_blocks_max: transfer.in_flight_blocks_max,
-            queued_blocks_max: transfer.queued_blocks_max,
-            children_max: transfer.children_max,
-            read_ahead_blocks_max: transfer.read_ahead_blocks_max,
-            hops_max: transfer.hops_max,
-            stall: millis(transfer.stall_ms),
-            early_child: millis(transfer.early_child_ms),
-            origin_share_blocks: transfer.origin_share_blocks,
-            retry_min: millis(transfer.retry_min_ms),
-            retry_max: millis(transfer.retry_max_ms),
-            read_deadline: millis(holder.read_deadline_ms),
-        },
-        instance: InstanceLimits {
-            probe_interval: millis(agent.probe_interval_ms),
-            probe_timeout: millis(agent.probe_timeout_ms),
-            stop_grace: millis(agent.stop_grace_ms),
-            pids_max: holder.pids_max,
-            writable_bytes: holder.writable_bytes,
-            log_bytes_max: holder.log_bytes_max,
-        },
-    }
 }
 
 fn upstream_limits(settings: &Settings) -> upstream::UpstreamLimits {

@@ -13,7 +13,7 @@ use crate::{
         identity::Authority,
         tls::{Acceptor, Dialer},
     },
-    settings::{Settings, Topology},
+    settings::{Settings, Topology, TreeSettings},
     tokens::{ApiTokens, JoinTokens, system_secrets},
     up::ManagerReady,
 };
@@ -22,9 +22,7 @@ use anyhow::{Context, bail};
 use convert::ImageConverter;
 use dial::AgentDialer;
 use faasnet_actors::{
-    function_tree::{OriginLimits, TreeLimits},
-    manager::{Manager, ManagerHandle, ManagerLimits, ManagerWorld},
-    scheduler::Limits,
+    manager::{Manager, ManagerHandle, ManagerWorld},
     tree::{Avl, Complete, Striped},
     wire::frame::FrameLimits,
     world::Metadata,
@@ -202,9 +200,7 @@ async fn bind(settings: &Settings) -> anyhow::Result<TcpListener> {
 }
 
 fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> ManagerWorld {
-    let (manager, scheduler, tree) = (&settings.manager, &settings.scheduler, &settings.tree);
-    let lease = millis(manager.lease_ms);
-    let (topology, fan_out, stripes) = (tree.topology, tree.fan_out, tree.stripes);
+    let TreeSettings { topology, fan_out, stripes, .. } = settings.tree;
     ManagerWorld {
         metadata: Arc::new(term.clone()),
         converter: Arc::new(ImageConverter::new(settings.clone())),
@@ -217,52 +213,7 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
         }),
         term: term.number(),
         seed: rand::random(),
-        limits: ManagerLimits {
-            scheduler: Limits {
-                functions_max: scheduler.functions_max,
-                functions_per_vm_max: scheduler.functions_per_vm_max,
-                starts_per_request_max: scheduler.starts_per_request_max,
-                starts_waiting_max: scheduler.starts_waiting_max,
-                starts_kept: scheduler.starts_kept,
-                instances_per_function_max: scheduler.instances_per_function_max,
-                keep_alive: millis(scheduler.keep_alive_ms),
-                keep_alive_max: millis(scheduler.keep_alive_max_ms),
-                restart_min: millis(scheduler.restart_min_ms),
-                restart_max: millis(scheduler.restart_max_ms),
-                requests_waiting_per_function_max: scheduler.requests_waiting_per_function_max,
-                requests_waiting_max: scheduler.requests_waiting_max,
-                placement_deadline: millis(scheduler.placement_deadline_ms),
-                ready_deadline: millis(scheduler.ready_deadline_ms),
-                lease,
-                starts_at_once_per_vm: scheduler.starts_at_once_per_vm,
-                vm_idle: millis(scheduler.vm_idle_ms),
-                drain_deadline: millis(scheduler.drain_deadline_ms),
-                // Agents try again after at most the longest pause, and say hello within a lease.
-                rejoin_grace: lease + millis(settings.agent.reconnect_max_ms),
-                starts_per_row_max: scheduler.starts_per_row_max,
-                batch: term.limits(),
-            },
-            tree: TreeLimits {
-                ancestors_max: tree.ancestors_max,
-                capability_ttl: millis(manager.capability_ttl_ms),
-                complaint_life: millis(settings.tree.complaint_life_ms),
-                origin: OriginLimits {
-                    budget_percent: settings.tree.origin_budget_percent,
-                    window: millis(settings.tree.origin_budget_window_ms),
-                    grant_blocks: settings.tree.origin_grant_blocks,
-                    grant_ttl: millis(settings.tree.origin_grant_ttl_ms),
-                },
-                lease,
-            },
-            heartbeat: millis(manager.heartbeat_ms),
-            lease,
-            orders_in_flight_max: manager.orders_in_flight_max,
-            orders_queued_max: manager.orders_queued_max,
-            rejoin_grace: millis(settings.tree.rejoin_grace_ms),
-            mailbox_permits: scheduler.mailbox_permits,
-            tree_threads: manager.tree_threads,
-            journal_bytes_max: settings.metadata.journal_bytes_max,
-        },
+        limits: settings.manager_limits(term.limits()),
     }
 }
 

@@ -2,6 +2,8 @@
 //! later ones win. Every key is listed in the default file with its unit and reason. The rest of the
 //! program gets only the section it needs, by value.
 
+mod limits;
+
 use serde::{Deserialize, Serialize};
 use std::{
     net::SocketAddr,
@@ -248,6 +250,13 @@ pub enum SettingsError {
     Parse(#[from] config::ConfigError),
     #[error("setting {key} is not usable: {rule}")]
     Value { key: &'static str, rule: &'static str },
+}
+
+impl Default for Settings {
+    /// Those of `config/default.toml`, whatever the environment says.
+    fn default() -> Self {
+        toml::from_str(DEFAULT).expect("the default file names every key")
+    }
 }
 
 impl Settings {

@@ -10,6 +10,7 @@ mod core;
 mod forest;
 mod leaving;
 mod messages;
+mod order;
 mod origin;
 mod rejoin;
 #[cfg(test)]
@@ -24,8 +25,8 @@ pub use rejoin::Gathering;
 use crate::{
     id::{Epoch, TreeId, VmId},
     support::{Life, Link, Observe, Snapshot, Stop},
-    vm_node::{Order, ToFleet, ToVm, VmMessage},
-    wire::control::{Capability, Place, StartOrder},
+    vm_node::{ToFleet, ToVm, VmMessage},
+    wire::control::Capability,
     world::{CapabilityIssuer, KeyHash},
 };
 use actix::{WeakRecipient, prelude::*};
@@ -91,18 +92,8 @@ impl FunctionTree {
     }
 
     fn perform(&mut self, effect: Effect) {
-        let (vm, order) = match effect {
-            Effect::Start { vm, key_hash, placing, start } => {
-                let place = self.place(&vm, &key_hash, placing);
-                (vm, Order::Start(Box::new(order(*start, place))))
-            }
-            Effect::Place { vm, key_hash, placing } => {
-                let place = self.place(&vm, &key_hash, placing);
-                (vm, Order::Place(place))
-            }
-            Effect::Leave { vm, epoch } => (vm, Order::Leave { tree: self.tree.clone(), epoch }),
-            Effect::Origin { vm, answer } => (vm, Order::Origin { tree: self.tree.clone(), answer }),
-        };
+        let tree = self.tree.clone();
+        let (vm, order) = effect.into_order(&tree, |vm, key_hash| self.capability(vm, key_hash));
         self.vms.send(ToVm { vm, message: VmMessage::Order(order) });
     }
 
@@ -116,26 +107,6 @@ impl FunctionTree {
         let issued = Issued { key_hash: key_hash.clone(), capability: capability.clone(), at };
         self.issued.insert(vm.clone(), issued);
         capability
-    }
-
-    fn place(&mut self, vm: &VmId, key_hash: &KeyHash, placing: Placing) -> Place {
-        let capability = self.capability(vm, key_hash);
-        let Placing { epoch, stripes, seat } = placing;
-        Place { tree: self.tree.clone(), epoch, stripes, seat, capability }
-    }
-}
-
-fn order(start: StartDraft, place: Place) -> StartOrder {
-    StartOrder {
-        start: start.start,
-        function: start.function,
-        image: start.image.as_ref().clone(),
-        place,
-        env: start.env,
-        memory_bytes: start.needs.memory_bytes,
-        cpu_millis: start.needs.cpu_millis,
-        probe_path: start.probe_path,
-        ready_deadline_ms: start.ready_deadline_ms,
     }
 }
 

@@ -1,12 +1,11 @@
 //! What one case measured, and the table of all.
 
 use super::{Case, burst::Reads, millis};
+use faasnet::settings::Settings;
+use faasnet_actors::image::BLOCK_BYTES;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 
-/// Blocks that may be asked of the origin again, after each loss of a root or of the registry: as many as
-/// are in flight at once (`transfer.in_flight_blocks_max`).
-const RETRIED_BYTES: u64 = 8 * 512 * 1024;
 /// Frames, TCP and HTTP on top of what the registry counts.
 const OVERHEAD: f64 = 1.15;
 /// The index, manifests and answers without a body.
@@ -117,7 +116,7 @@ impl Report {
     /// its last answers.
     pub(super) fn count_origin(&mut self, given: u64, sent: u64) {
         (self.origin_bytes, self.origin_wire_bytes) = (given, sent);
-        let most = self.image_bytes + RETRIED_BYTES;
+        let most = self.image_bytes + asked_again(&Settings::default(), self.image_bytes);
         if given > most {
             self.violation(format!("invariant 6: the registry gave {given} bytes, at most {most} are right"));
         }
@@ -126,6 +125,13 @@ impl Report {
             self.violation(format!("invariant 6: the registry sent {sent} bytes, at most {most} are right"));
         }
     }
+}
+
+/// Bytes that may be asked of the origin again: what was in flight when a root or the registry was lost, and
+/// what the tree's budget gives to those whom nobody serves.
+fn asked_again(settings: &Settings, image_bytes: u64) -> u64 {
+    let in_flight = settings.transfer.in_flight_blocks_max as u64 * u64::from(BLOCK_BYTES);
+    in_flight + image_bytes * u64::from(settings.tree.origin_budget_percent) / 100
 }
 
 /// One line for each case, and below it what was broken.

@@ -1,8 +1,11 @@
 //! The manager: its cores, and between them messages in the order in which they were sent.
 
-use super::{book::Parents, model::WorldLimits};
+use super::{
+    book::Parents,
+    model::{BATCH, WorldLimits},
+};
 use faasnet_actors::{
-    function_tree::{self, StartDraft, TreeCore},
+    function_tree::{self, TreeCore},
     id::{Epoch, StartId, TreeId, VmId},
     image::BlockImage,
     model::TreeView,
@@ -11,7 +14,7 @@ use faasnet_actors::{
     vm_node::{self, NodeLimits, Order, SessionId, VmCore, VmEvent},
     wire::{
         PROTOCOL_VERSION,
-        control::{Capability, Hello, Place, StartOrder, ToAgent, ToManager},
+        control::{Capability, Hello, ToAgent, ToManager},
     },
     world::{Batch, BatchLimits, Metadata, MetadataError, Row, Table, Write},
 };
@@ -19,7 +22,6 @@ use futures::{FutureExt, future::BoxFuture};
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 use tokio::time::Instant;
@@ -74,7 +76,7 @@ impl Metadata for Rows {
     }
 
     fn limits(&self) -> BatchLimits {
-        BatchLimits { operations_max: 100_000, bytes_max: 64 << 20 }
+        BATCH
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {
@@ -397,18 +399,7 @@ impl Manager {
             self.floor = self.floor.max(core.epoch().counter);
         }
         for effect in effects {
-            let (vm, order) = match effect {
-                function_tree::Effect::Start { vm, placing, start, .. } => {
-                    (vm, Order::Start(Box::new(order(*start, place(&tree, placing)))))
-                }
-                function_tree::Effect::Place { vm, placing, .. } => (vm, Order::Place(place(&tree, placing))),
-                function_tree::Effect::Leave { vm, epoch } => {
-                    (vm, Order::Leave { tree: tree.clone(), epoch })
-                }
-                function_tree::Effect::Origin { vm, answer } => {
-                    (vm, Order::Origin { tree: tree.clone(), answer })
-                }
-            };
+            let (vm, order) = effect.into_order(&tree, |_, _| unsigned());
             self.work.push_back(Work::Vm(vm, vm_node::Event::Order(order)));
         }
     }
@@ -442,24 +433,8 @@ pub(super) fn parents(view: TreeView) -> Parents {
 }
 
 /// Capabilities are not what is simulated.
-fn place(tree: &TreeId, placing: function_tree::Placing) -> Place {
-    let capability = Capability { claims: Vec::new(), signature: Vec::new() };
-    let function_tree::Placing { epoch, stripes, seat } = placing;
-    Place { tree: tree.clone(), epoch, stripes, seat, capability }
-}
-
-fn order(start: StartDraft, place: Place) -> StartOrder {
-    StartOrder {
-        start: start.start,
-        function: start.function,
-        image: Arc::unwrap_or_clone(start.image),
-        place,
-        env: start.env,
-        memory_bytes: start.needs.memory_bytes,
-        cpu_millis: start.needs.cpu_millis,
-        probe_path: start.probe_path,
-        ready_deadline_ms: start.ready_deadline_ms,
-    }
+fn unsigned() -> Capability {
+    Capability { claims: Vec::new(), signature: Vec::new() }
 }
 
 /// How often the scheduler looks for deadlines.

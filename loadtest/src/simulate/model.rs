@@ -2,9 +2,10 @@
 
 use super::queue::Nanos;
 use bytes::Bytes;
+use faasnet::settings::Settings;
 use faasnet_actors::{
     block_transfer::TransferLimits,
-    function_tree::{OriginLimits, TreeLimits},
+    function_tree::TreeLimits,
     id::{BlockId, Digest},
     image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, ImageLocation, Index, RuntimeConfig},
     scheduler::Limits,
@@ -56,6 +57,9 @@ pub struct Model {
     pub limits: WorldLimits,
 }
 
+/// What the simulated metadata store takes at once.
+pub(super) const BATCH: BatchLimits = BatchLimits { operations_max: 100_000, bytes_max: 64 << 20 };
+
 /// The limits of manager and agents.
 #[derive(Debug, Clone)]
 pub struct WorldLimits {
@@ -81,73 +85,28 @@ pub struct WorldLimits {
 }
 
 impl Default for WorldLimits {
-    /// Those of `config/default.toml`.
+    /// Those of `config/default.toml`, as manager and agent read them.
     fn default() -> Self {
-        let millis = Duration::from_millis;
-        let lease = millis(3000);
+        let settings = Settings::default();
+        let (manager, agent) = (settings.manager_limits(BATCH), settings.agent_limits());
         Self {
-            scheduler: Limits {
-                functions_max: 10_000,
-                functions_per_vm_max: 20,
-                starts_per_request_max: 10_000,
-                starts_per_row_max: 100,
-                batch: BatchLimits { operations_max: 100_000, bytes_max: 64 << 20 },
-                starts_waiting_max: 20_000,
-                starts_kept: 20_000,
-                instances_per_function_max: 10_000,
-                keep_alive: millis(900_000),
-                starts_at_once_per_vm: 1,
-                vm_idle: millis(900_000),
-                drain_deadline: millis(300_000),
-                keep_alive_max: millis(86_400_000),
-                restart_min: millis(500),
-                restart_max: millis(60_000),
-                requests_waiting_per_function_max: 1000,
-                requests_waiting_max: 10_000,
-                placement_deadline: millis(30_000),
-                ready_deadline: millis(120_000),
-                lease,
-                rejoin_grace: lease + millis(5000),
-            },
-            tree: TreeLimits {
-                ancestors_max: 3,
-                capability_ttl: millis(3_600_000),
-                complaint_life: millis(60_000),
-                origin: OriginLimits {
-                    budget_percent: 50,
-                    window: millis(600_000),
-                    grant_blocks: 8,
-                    grant_ttl: millis(5000),
-                },
-                lease,
-            },
-            rejoin_grace: millis(2500),
-            fan_out: 2,
-            transfer: TransferLimits {
-                in_flight_blocks_max: 8,
-                queued_blocks_max: 64,
-                children_max: 16,
-                read_ahead_blocks_max: 8,
-                hops_max: 64,
-                stall: millis(400),
-                early_child: millis(1000),
-                retry_min: millis(50),
-                retry_max: millis(500),
-                read_deadline: millis(30_000),
-                origin_share_blocks: 16,
-            },
-            heartbeat: millis(1000),
-            orders_in_flight_max: 16,
-            orders_queued_max: 256,
-            instances_max: 100,
-            memory_cache_bytes: 16 << 20,
-            disk_cache_bytes: 20 << 30,
-            probe_interval: millis(20),
-            connect: millis(1000),
-            handshake: millis(5000),
-            reconnect_min: millis(100),
-            reconnect_max: millis(2000),
-            vanished: millis(10_000),
+            scheduler: manager.scheduler,
+            tree: manager.tree,
+            rejoin_grace: manager.rejoin_grace,
+            fan_out: settings.tree.fan_out,
+            transfer: agent.transfer,
+            heartbeat: manager.heartbeat,
+            orders_in_flight_max: manager.orders_in_flight_max,
+            orders_queued_max: manager.orders_queued_max,
+            instances_max: agent.instances_max,
+            memory_cache_bytes: agent.memory_cache_bytes,
+            disk_cache_bytes: agent.disk_cache_bytes,
+            probe_interval: agent.instance.probe_interval,
+            connect: Duration::from_millis(settings.agent.connect_ms),
+            handshake: Duration::from_millis(settings.agent.handshake_ms),
+            reconnect_min: agent.reconnect_min,
+            reconnect_max: agent.reconnect_max,
+            vanished: Duration::from_secs(10),
         }
     }
 }

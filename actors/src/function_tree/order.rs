@@ -1,0 +1,49 @@
+//! What a tree decides as what a VM is told: the same for the actor and for whoever drives the core alone.
+
+use super::{Effect, Placing, StartDraft};
+use crate::{
+    id::{TreeId, VmId},
+    vm_node::Order,
+    wire::control::{Capability, Place, StartOrder},
+    world::KeyHash,
+};
+
+impl Effect {
+    /// The order, and the VM it is for. `sign` gives the capability that a place carries.
+    pub fn into_order(
+        self,
+        tree: &TreeId,
+        sign: impl FnOnce(&VmId, &KeyHash) -> Capability,
+    ) -> (VmId, Order) {
+        match self {
+            Self::Start { vm, key_hash, placing, start } => {
+                let place = place(tree, placing, sign(&vm, &key_hash));
+                (vm, Order::Start(Box::new(order(*start, place))))
+            }
+            Self::Place { vm, key_hash, placing } => {
+                let place = place(tree, placing, sign(&vm, &key_hash));
+                (vm, Order::Place(place))
+            }
+            Self::Leave { vm, epoch } => (vm, Order::Leave { tree: tree.clone(), epoch }),
+            Self::Origin { vm, answer } => (vm, Order::Origin { tree: tree.clone(), answer }),
+        }
+    }
+}
+
+fn place(tree: &TreeId, Placing { epoch, stripes, seat }: Placing, capability: Capability) -> Place {
+    Place { tree: tree.clone(), epoch, stripes, seat, capability }
+}
+
+fn order(start: StartDraft, place: Place) -> StartOrder {
+    StartOrder {
+        start: start.start,
+        function: start.function,
+        image: start.image.as_ref().clone(),
+        place,
+        env: start.env,
+        memory_bytes: start.needs.memory_bytes,
+        cpu_millis: start.needs.cpu_millis,
+        probe_path: start.probe_path,
+        ready_deadline_ms: start.ready_deadline_ms,
+    }
+}
