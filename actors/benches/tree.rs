@@ -7,7 +7,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use faasnet_actors::{
-    function_tree::{Contact, Effect, Event, OriginLimits, StartDraft, TreeCore, TreeLimits},
+    function_tree::{Contact, Effect, Event, StartDraft, TreeCore, TreeLimits},
     id::{Digest, Epoch, VmId},
     image::{BlockImage, ImageLocation, RuntimeConfig},
     tree::{Avl, Complete, Node, Striped, Topology},
@@ -94,18 +94,7 @@ struct Tree {
 
 impl Tree {
     fn new(name: &str, size: u32) -> Self {
-        let limits = TreeLimits {
-            ancestors_max: 3,
-            capability_ttl: Duration::from_secs(3600),
-            complaint_life: Duration::from_secs(3),
-            origin: OriginLimits {
-                budget_percent: 50,
-                window: Duration::from_secs(600),
-                grant_blocks: 8,
-                grant_ttl: Duration::from_secs(5),
-            },
-            lease: Duration::from_secs(3),
-        };
+        let limits = TreeLimits { complaint_life: Duration::from_secs(3), ..TreeLimits::SHIPPED };
         let digest = Digest::from_bytes([1; 32]);
         let image = Arc::new(BlockImage {
             id: digest,

@@ -7,7 +7,7 @@
 //! ```
 
 use faasnet_actors::{
-    function_tree::{Contact, Event, OriginLimits, TreeCore, TreeLimits},
+    function_tree::{Contact, Event, TreeCore, TreeLimits},
     id::{Digest, Epoch, TreeId},
     tree::{Avl, Complete, Node, Striped, Topology},
     wire::control::{BytesBySource, HeldTree},
@@ -82,18 +82,7 @@ fn row(name: &str, size: u32) -> String {
 /// Resident memory before and after a tree of 100,000 members was made, through the core.
 fn memory(name: &str) {
     const MEMBERS: u32 = 100_000;
-    let limits = TreeLimits {
-        ancestors_max: 3,
-        capability_ttl: Duration::from_secs(3600),
-        complaint_life: Duration::from_secs(3),
-        origin: OriginLimits {
-            budget_percent: 50,
-            window: Duration::from_secs(600),
-            grant_blocks: 8,
-            grant_ttl: Duration::from_secs(5),
-        },
-        lease: Duration::from_secs(3),
-    };
+    let limits = TreeLimits { complaint_life: Duration::from_secs(3), ..TreeLimits::SHIPPED };
     let tree = TreeId { tenant: "acme".parse().expect("a name"), image: Digest::from_bytes([1; 32]) };
     let now = Instant::now();
     let mut effects = Vec::new();

@@ -102,3 +102,16 @@ impl Settings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_that_tests_of_the_cores_start_from_are_the_shipped_ones() {
+        let settings = Settings::default();
+        assert_eq!(settings.agent_limits().transfer, TransferLimits::SHIPPED);
+        let batch = BatchLimits { operations_max: 1, bytes_max: 1 };
+        assert_eq!(settings.manager_limits(batch).tree, TreeLimits::SHIPPED);
+    }
+}

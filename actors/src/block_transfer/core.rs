@@ -34,7 +34,7 @@ use std::{
 use tokio::time::Instant;
 
 /// The bounds of one transfer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferLimits {
     /// Blocks asked of one upstream and not there yet.
     pub in_flight_blocks_max: usize,
@@ -54,6 +54,23 @@ pub struct TransferLimits {
     pub retry_max: Duration,
     /// After it a want is given up.
     pub read_deadline: Duration,
+}
+
+impl TransferLimits {
+    /// What `config/default.toml` says. A test of the settings holds them equal.
+    pub const SHIPPED: Self = Self {
+        in_flight_blocks_max: 8,
+        queued_blocks_max: 64,
+        children_max: 16,
+        read_ahead_blocks_max: 8,
+        hops_max: 64,
+        stall: Duration::from_millis(400),
+        early_child: Duration::from_secs(1),
+        origin_share_blocks: 16,
+        retry_min: Duration::from_millis(50),
+        retry_max: Duration::from_millis(500),
+        read_deadline: Duration::from_secs(30),
+    };
 }
 
 /// Times that a block is refused by everyone before leave is asked to read the origin: a fraction of a second.
@@ -347,10 +364,6 @@ impl TransferCore {
             .queue("blocks in flight", asked, self.links.count() * self.limits.in_flight_blocks_max)
             .queue("blocks on their way to the disk", self.writing.len(), total as usize)
             .queue("children", self.children.len(), self.limits.children_max)
-    }
-
-    pub fn is_connected(&self) -> bool {
-        self.links.is_any_open()
     }
 
     pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {

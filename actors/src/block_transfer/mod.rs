@@ -5,6 +5,8 @@
 //! it, and the holder is told that its reads can go on.
 
 mod core;
+#[cfg(test)]
+mod fixtures;
 mod links;
 mod messages;
 mod origin;

@@ -3,18 +3,16 @@
 use super::{
     ChildId,
     core::{Effect, Event, TransferCore, TransferLimits},
+    fixtures::{Agenda, index, ms, number, stored, vm},
 };
 use crate::{
-    function_tree::{
-        Contact, Effect as TreeEffect, Event as TreeEvent, OriginLimits, StartDraft, TreeCore, TreeLimits,
-    },
+    function_tree::{Contact, Effect as TreeEffect, Event as TreeEvent, StartDraft, TreeCore, TreeLimits},
     id::{BlockId, Digest, Epoch, VmId},
-    image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, Index},
+    image::{BLOCK_BYTES, BlockImage, Index},
     resources::Resources,
     tree::Complete,
     wire::control::Upstream,
 };
-use bytes::Bytes;
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,58 +23,20 @@ use tokio::time::Instant;
 
 const LIMITS: TransferLimits = TransferLimits {
     in_flight_blocks_max: 4,
-    queued_blocks_max: 64,
-    children_max: 16,
     read_ahead_blocks_max: 4,
     hops_max: 32,
-    stall: ms(400),
-    early_child: ms(1000),
     origin_share_blocks: 4,
-    retry_min: ms(50),
-    retry_max: ms(500),
     read_deadline: ms(20_000),
+    ..TransferLimits::SHIPPED
 };
-const TREE: TreeLimits = TreeLimits {
-    ancestors_max: 3,
-    capability_ttl: ms(3_600_000),
-    complaint_life: ms(60_000),
-    lease: Duration::from_secs(3),
-    origin: OriginLimits { budget_percent: 50, window: ms(600_000), grant_blocks: 8, grant_ttl: ms(5000) },
-};
+const TREE: TreeLimits = TreeLimits::SHIPPED;
 const HOP: Duration = ms(1);
 const ORIGIN: Duration = ms(20);
 const CONNECT: Duration = ms(1000);
 const LEASE: Duration = ms(3000);
 
-const fn ms(length: u64) -> Duration {
-    Duration::from_millis(length)
-}
-
-fn vm(number: usize) -> VmId {
-    format!("vm-{number}").parse().expect("valid")
-}
-
-fn number(vm: &VmId) -> usize {
-    vm.as_str().strip_prefix("vm-").and_then(|number| number.parse().ok()).expect("made here")
-}
-
 fn contact(number: usize) -> Contact {
     Contact { address: ([127, 0, 0, 1], 1000 + number as u16).into(), key_hash: vec![number as u8].into() }
-}
-
-fn stored(block: BlockId) -> Bytes {
-    Bytes::from(block.0.to_le_bytes().to_vec())
-}
-
-fn index(blocks: u32) -> Arc<Index> {
-    let entry = |block: u32| BlockEntry {
-        offset: u64::from(block) * 4,
-        stored_bytes: 4,
-        codec: Codec::Zstd,
-        hash: *blake3::hash(&stored(BlockId(block))).as_bytes(),
-    };
-    let entries = (0..blocks).map(entry).collect();
-    Arc::new(Index::new(u64::from(blocks) * u64::from(BLOCK_BYTES), 1, entries).expect("valid"))
 }
 
 /// A connection of a child to its parent.
@@ -107,8 +67,8 @@ struct World {
     cut: BTreeSet<(usize, usize)>,
     links: BTreeMap<Link, (usize, Upstream)>,
     present_links: BTreeMap<(usize, Upstream), Link>,
-    queue: BTreeMap<(Instant, u64), (usize, News)>,
-    sequence: u64,
+    agenda: Agenda<(usize, News)>,
+    links_made: Link,
     asked: Vec<BTreeSet<BlockId>>,
     answered: Vec<BTreeSet<BlockId>>,
     failed: u32,
@@ -133,8 +93,8 @@ impl World {
             cut: BTreeSet::new(),
             links: BTreeMap::new(),
             present_links: BTreeMap::new(),
-            queue: BTreeMap::new(),
-            sequence: 0,
+            agenda: Agenda::new(),
+            links_made: 0,
             asked: vec![BTreeSet::new(); vms],
             answered: vec![BTreeSet::new(); vms],
             failed: 0,
@@ -161,14 +121,13 @@ impl World {
     }
 
     fn send(&mut self, to: usize, after: Duration, news: News) {
-        self.sequence += 1;
-        self.queue.insert((self.now + after, self.sequence), (to, news));
+        self.agenda.add(self.now + after, (to, news));
     }
 
     fn run(&mut self, length: Duration) {
         let end = self.now + length;
         loop {
-            let next = self.queue.first_key_value().map(|((at, _), _)| *at).filter(|at| *at <= self.tick_at);
+            let next = self.agenda.next_at().filter(|at| *at <= self.tick_at);
             let at = next.unwrap_or(self.tick_at);
             if at > end {
                 self.now = end;
@@ -188,7 +147,7 @@ impl World {
                 }
                 continue;
             }
-            let (_, (to, news)) = self.queue.pop_first().expect("peeked");
+            let (to, news) = self.agenda.pop().expect("peeked");
             self.deliver(to, news);
         }
     }
@@ -293,8 +252,8 @@ impl World {
     fn perform(&mut self, number: usize, effect: Effect) {
         match effect {
             Effect::Connect(upstream) => {
-                self.sequence += 1;
-                let link = self.sequence;
+                self.links_made += 1;
+                let link = self.links_made;
                 self.links.insert(link, (number, upstream.clone()));
                 self.present_links.insert((number, upstream.clone()), link);
                 match self.parent_of(link) {

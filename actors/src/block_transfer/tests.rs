@@ -3,17 +3,17 @@
 use super::{
     ChildId,
     core::{Effect, Event, TransferCore, TransferLimits},
+    fixtures::{Agenda, index, ms, stored, vm},
 };
 use crate::{
     id::{BlockId, Epoch, VmId},
-    image::{BLOCK_BYTES, BlockEntry, Codec, Index},
+    image::Index,
     tree::{Node, Striped, Topology, ancestors},
     wire::{
         control::{Seat, Upstream},
         peer::{NotServed, Reach, Urgency},
     },
 };
-use bytes::Bytes;
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,21 +25,13 @@ use tokio::time::Instant;
 const LIMITS: TransferLimits = TransferLimits {
     in_flight_blocks_max: 4,
     queued_blocks_max: 16,
-    children_max: 16,
     read_ahead_blocks_max: 4,
-    hops_max: 32,
-    stall: Duration::from_millis(400),
-    early_child: Duration::from_secs(1),
     origin_share_blocks: 4,
-    retry_min: Duration::from_millis(50),
-    retry_max: Duration::from_millis(400),
-    read_deadline: Duration::from_secs(20),
+    retry_max: ms(400),
+    read_deadline: ms(20_000),
+    ..TransferLimits::SHIPPED
 };
 const HOP: Duration = Duration::from_millis(1);
-
-fn vm(number: usize) -> VmId {
-    format!("vm-{number}").parse().expect("valid")
-}
 
 fn upstream(number: usize) -> Upstream {
     Upstream::Vm { vm: vm(number), address: ([127, 0, 0, 1], 1).into() }
@@ -58,21 +50,6 @@ fn placed(counter: u64, upstreams: Vec<Upstream>) -> Event {
 /// How a VM asks that is far below all others.
 const FROM_BELOW: Reach = Reach::Upward { stripes: 1, depth: 9 };
 
-fn stored(block: BlockId) -> Bytes {
-    Bytes::from(block.0.to_le_bytes().to_vec())
-}
-
-fn index(blocks: u32) -> Arc<Index> {
-    let entry = |block: u32| BlockEntry {
-        offset: u64::from(block) * 4,
-        stored_bytes: 4,
-        codec: Codec::Zstd,
-        hash: *blake3::hash(&stored(BlockId(block))).as_bytes(),
-    };
-    let entries = (0..blocks).map(entry).collect();
-    Arc::new(Index::new(u64::from(blocks) * u64::from(BLOCK_BYTES), 1, entries).expect("valid"))
-}
-
 /// What happens at one VM at one moment.
 enum Arrival {
     Event(Event),
@@ -86,8 +63,7 @@ struct World {
     vms: Vec<TransferCore>,
     alive: Vec<bool>,
     /// Child connections by (parent, child number of the VM).
-    queue: BTreeMap<(Instant, u64), (usize, Arrival)>,
-    sequence: u64,
+    agenda: Agenda<(usize, Arrival)>,
     answered: Vec<BTreeSet<BlockId>>,
     failed: Vec<BTreeSet<BlockId>>,
     origin_blocks: BTreeMap<BlockId, u32>,
@@ -105,8 +81,7 @@ impl World {
             index: index(blocks),
             vms: (0..vms).map(core).collect(),
             alive: vec![true; vms],
-            queue: BTreeMap::new(),
-            sequence: 0,
+            agenda: Agenda::new(),
             answered: vec![BTreeSet::new(); vms],
             failed: vec![BTreeSet::new(); vms],
             origin_blocks: BTreeMap::new(),
@@ -156,15 +131,14 @@ impl World {
     }
 
     fn send(&mut self, to: usize, after: Duration, event: Event) {
-        self.sequence += 1;
-        self.queue.insert((self.now + after, self.sequence), (to, Arrival::Event(event)));
+        self.agenda.add(self.now + after, (to, Arrival::Event(event)));
     }
 
     fn run(&mut self, length: Duration) {
         let end = self.now + length;
         let mut tick_at = self.now;
         while self.now < end {
-            let next = self.queue.first_key_value().map(|((at, _), _)| *at).filter(|at| *at <= tick_at);
+            let next = self.agenda.next_at().filter(|at| *at <= tick_at);
             let Some(at) = next else {
                 self.now = tick_at;
                 tick_at += Duration::from_millis(50);
@@ -174,7 +148,7 @@ impl World {
                 continue;
             };
             self.now = at;
-            let (_, (to, arrival)) = self.queue.pop_first().expect("peeked");
+            let (to, arrival) = self.agenda.pop().expect("peeked");
             match arrival {
                 Arrival::Event(event) => self.step(to, event),
                 Arrival::Connect(to_whom) => self.connect(to, to_whom),
@@ -185,7 +159,7 @@ impl World {
     fn number_of(upstream: &Upstream) -> Option<usize> {
         match upstream {
             Upstream::Origin => None,
-            Upstream::Vm { vm, .. } => vm.as_str().strip_prefix("vm-")?.parse().ok(),
+            Upstream::Vm { vm, .. } => Some(super::fixtures::number(vm)),
         }
     }
 
@@ -214,10 +188,7 @@ impl World {
     fn perform(&mut self, number: usize, effect: Effect) {
         let child_of = |child: ChildId| usize::try_from(child.0).expect("small");
         match effect {
-            Effect::Connect(to) => {
-                self.sequence += 1;
-                self.queue.insert((self.now, self.sequence), (number, Arrival::Connect(to)));
-            }
+            Effect::Connect(to) => self.agenda.add(self.now, (number, Arrival::Connect(to))),
             Effect::Disconnect(to) => {
                 if let Some(parent) = Self::number_of(&to) {
                     self.send(parent, HOP, Event::ChildLost { child: ChildId(number as u64) });
@@ -316,7 +287,7 @@ fn striped_world(blocks: u32) -> (World, Striped) {
     let mut tree = Striped::new(3, 3);
     (0..12).for_each(|number| drop(tree.join(Node(number))));
     let mut world = World::new(12, blocks);
-    world.queue.clear();
+    world.agenda.clear();
     world.place_striped(&tree);
     world.run(Duration::from_millis(200));
     (world, tree)

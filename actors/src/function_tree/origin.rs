@@ -6,7 +6,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 /// How often the origin may be read once more.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OriginLimits {
     /// Blocks given away within `window`, in percent of the image's.
     pub budget_percent: u32,
@@ -66,14 +66,10 @@ impl TreeCore {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::core::TreeLimits, *};
 
-    const LIMITS: OriginLimits = OriginLimits {
-        budget_percent: 50,
-        window: Duration::from_secs(60),
-        grant_blocks: 8,
-        grant_ttl: Duration::from_secs(5),
-    };
+    const LIMITS: OriginLimits =
+        OriginLimits { window: Duration::from_secs(60), ..TreeLimits::SHIPPED.origin };
 
     #[test]
     fn whoever_asks_and_however_often_only_the_budget_is_given_within_a_window() {

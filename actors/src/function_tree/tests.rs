@@ -1,5 +1,4 @@
 use super::{
-    OriginLimits,
     core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits},
     messages::StartDraft,
 };
@@ -18,18 +17,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-const LIMITS: TreeLimits = TreeLimits {
-    ancestors_max: 3,
-    capability_ttl: Duration::from_secs(3600),
-    complaint_life: Duration::from_secs(60),
-    origin: OriginLimits {
-        budget_percent: 50,
-        window: Duration::from_secs(600),
-        grant_blocks: 8,
-        grant_ttl: Duration::from_secs(5),
-    },
-    lease: Duration::from_secs(3),
-};
+const LIMITS: TreeLimits = TreeLimits::SHIPPED;
 
 fn vm(number: u16) -> VmId {
     format!("vm-{number}").parse().expect("name")

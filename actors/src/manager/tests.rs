@@ -2,7 +2,7 @@
 
 use super::{Manager, ManagerHandle, ManagerLimits, ManagerWorld};
 use crate::{
-    function_tree::{OriginLimits, TreeLimits},
+    function_tree::TreeLimits,
     id::{Digest, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     model::{FunctionSpec, ImageState, StartState, VmState},
@@ -150,18 +150,7 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
                 starts_per_row_max: 100,
                 batch: BatchLimits { operations_max: 100, bytes_max: 1 << 20 },
             },
-            tree: TreeLimits {
-                ancestors_max: 3,
-                capability_ttl: Duration::from_secs(3600),
-                complaint_life: Duration::from_secs(60),
-                origin: OriginLimits {
-                    budget_percent: 50,
-                    window: Duration::from_secs(600),
-                    grant_blocks: 8,
-                    grant_ttl: Duration::from_secs(5),
-                },
-                lease,
-            },
+            tree: TreeLimits { lease, ..TreeLimits::SHIPPED },
             heartbeat: Duration::from_secs(1),
             lease,
             orders_in_flight_max: 16,

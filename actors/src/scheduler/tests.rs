@@ -943,9 +943,7 @@ fn a_failed_conversion_is_tried_again_by_a_new_manager_and_a_new_description_onl
 /// A burst onto 1,000 VMs through the cores of the scheduler and of the tree. Prints how long it took.
 #[test]
 fn a_burst_of_2500_starts_on_1000_vms_is_placed_evenly() {
-    use crate::function_tree::{
-        Effect as TreeEffect, Event as TreeEvent, OriginLimits, TreeCore, TreeLimits,
-    };
+    use crate::function_tree::{Effect as TreeEffect, Event as TreeEvent, TreeCore, TreeLimits};
     let begin = Instant::now();
     let mut world = World::with_vms(1000);
     let up = Instant::now();
@@ -954,19 +952,8 @@ fn a_burst_of_2500_starts_on_1000_vms_is_placed_evenly() {
     let Some(Effect::Persist { write, .. }) = effects.pop() else { panic!("ids are made durable first") };
     world.core.apply(Event::Written { write, result: Ok(()) }, world.now, &mut effects);
     let placed = Instant::now();
-    let limits = TreeLimits {
-        ancestors_max: 3,
-        capability_ttl: Duration::from_secs(3600),
-        complaint_life: Duration::from_secs(60),
-        origin: OriginLimits {
-            budget_percent: 50,
-            window: Duration::from_secs(600),
-            grant_blocks: 8,
-            grant_ttl: Duration::from_secs(5),
-        },
-        lease: Duration::from_secs(3),
-    };
-    let mut tree = TreeCore::new(limits, Box::new(crate::tree::Complete::new(2)), Default::default());
+    let mut tree =
+        TreeCore::new(TreeLimits::SHIPPED, Box::new(crate::tree::Complete::new(2)), Default::default());
     let (mut orders, mut per_vm) = (Vec::new(), BTreeMap::new());
     for effect in effects {
         if let Effect::Join { vm, contact, start, .. } = effect {
