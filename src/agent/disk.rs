@@ -266,3 +266,6 @@ impl Disk for Cache {
         self.write_in_turn(path, record.as_ref().map(encoded))
     }
 }
+
+#[cfg(test)]
+mod record_tests;

@@ -1,6 +1,7 @@
 //! Metadata stores: adapters of [`faasnet_actors::world::Metadata`], an embedded file and etcd. What every
 //! adapter must hold to is in the tests of this module.
 
+mod calls;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod redb;

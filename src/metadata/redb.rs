@@ -4,6 +4,7 @@
 //! a commit is answered after fsync. When a call fails, the file is closed and opened again for the
 //! next one: a disk that was full and has room again needs no restart.
 
+use super::calls::{self, Reply};
 use faasnet_actors::world::{Batch, BatchLimits, Condition, Metadata, MetadataError, Row, Table, Write};
 use futures::future::BoxFuture;
 use redb::{
@@ -31,8 +32,6 @@ const CALLS_QUEUED_MAX: usize = 64;
 /// The file takes more; this much is written within a few tens of milliseconds, so that nothing waits
 /// long behind it.
 const BATCH: BatchLimits = BatchLimits { operations_max: 20_000, bytes_max: 16 << 20 };
-
-type Reply<T> = oneshot::Sender<Result<T, MetadataError>>;
 
 enum Call {
     Scan { table: Table, reply: Reply<Vec<Row>> },
@@ -78,13 +77,7 @@ impl RedbMetadata {
         &self,
         call: impl FnOnce(Reply<T>) -> Call + Send + 'static,
     ) -> BoxFuture<'static, Result<T, MetadataError>> {
-        let calls = self.calls.clone();
-        Box::pin(async move {
-            let ended = || MetadataError::Unwritable("its thread has ended".into());
-            let (reply, answer) = oneshot::channel();
-            calls.send(call(reply)).await.map_err(|_| ended())?;
-            answer.await.unwrap_or_else(|_| Err(ended()))
-        })
+        calls::call(&self.calls, || MetadataError::Unwritable("its thread has ended".into()), call)
     }
 }
 
@@ -105,13 +98,7 @@ impl Metadata for RedbMetadata {
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {
-        let calls = self.calls.clone();
-        Box::pin(async move {
-            let (reply, closed) = oneshot::channel();
-            // An error of either says that it is closed already.
-            let _ = calls.send(Call::Close { reply }).await;
-            let _ = closed.await;
-        })
+        calls::close(&self.calls, |reply| Call::Close { reply })
     }
 }
 

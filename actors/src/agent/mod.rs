@@ -17,13 +17,13 @@ use crate::{
     block_transfer::{
         Attach, BlockTransfer, Complaint, Demand, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
         Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews, TransferReport,
-        TransferWorld, micros,
+        TransferWorld,
     },
     id::{ImageId, StartId, TreeId, VmId},
     instance::{
         FromHolderAbout, Instance, InstanceLimits, InstanceNews, InstanceReport, InstanceWorld, Stop,
     },
-    support::{AfterExit, ChildExited, Children, Life, Observe, Snapshot, supervise},
+    support::{AfterExit, ChildExited, Children, Life, Observe, Snapshot, micros, millis, supervise},
     wire::{
         PROTOCOL_VERSION,
         control::{EndReason, HeldTree, Hello, RunningInstance, StartOrder, StartReport, ToAgent, ToManager},
@@ -426,7 +426,7 @@ impl Agent {
     }
 
     fn grace_ms(&self) -> u64 {
-        u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX)
+        millis(self.world.limits.stop_grace)
     }
 
     fn end_container(&self, start: StartId) {

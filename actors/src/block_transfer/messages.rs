@@ -1,18 +1,18 @@
 //! What a transfer can be told. Events of upstreams are `agent::world::FromUpstream`.
 
 use super::core::{ChildId, Stalls, TransferCore};
-use crate::support::{Flow, Hop};
 use crate::{
     agent::world::ChildLink,
     block_store::BlockStore,
     id::{BlockId, Epoch, StartId, TreeId, VmId},
+    support::{Flow, Hop, micros},
     wire::{
         control::{BytesBySource, HeldTree, OriginAnswer, Place, StartReport, Step},
         peer::{Reach, Refusal, Urgency},
     },
 };
 use actix::prelude::*;
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 /// A new place in the tree, or fresh hints for the present one.
@@ -113,11 +113,6 @@ impl TransferReport {
             longest_stall_us: micros(after.stalls.longest),
         }
     }
-}
-
-/// In whole microseconds, as durations travel.
-pub(crate) fn micros(length: Duration) -> u64 {
-    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A child has shown a valid capability.

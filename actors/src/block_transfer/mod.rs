@@ -25,4 +25,3 @@ pub use self::{
     },
     shell::{BlockTransfer, Complaint, TransferNews, TransferWorld},
 };
-pub(crate) use messages::micros;

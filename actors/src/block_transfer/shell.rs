@@ -15,7 +15,7 @@ use crate::{
     block_store::{BlockStore, Distrust, Found, Keep, Load, Release, disk_bytes},
     id::{BlockId, StartId, TreeId, VmId},
     image::BlockImage,
-    support::{Flow, Hop, Life, Observe, Snapshot, Stop, flow},
+    support::{Flow, Hop, Life, Observe, Snapshot, Stop, flow, millis},
     wire::{
         control::{Capability, Place, Step, Upstream},
         holder::{Mount, ToHolder},
@@ -185,7 +185,7 @@ impl BlockTransfer {
                 self.tell(child, Urgency::Demand, FromParent::NotServed { block, reason }, Bytes::new(), ctx);
             }
             Effect::TellWaiting { child, silent } => {
-                let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
+                let silent_ms = millis(silent);
                 self.tell(child, Urgency::Demand, FromParent::Waiting { silent_ms }, Bytes::new(), ctx);
             }
             Effect::RefuseChild { child } => {

@@ -1,7 +1,7 @@
 //! How much of the origin VMs may read that are no roots: the tree's retry budget (invariant 6).
 
 use super::core::{Effect, TreeCore};
-use crate::{id::VmId, wire::control::OriginAnswer};
+use crate::{id::VmId, support::millis, wire::control::OriginAnswer};
 use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
@@ -47,10 +47,6 @@ impl OriginBudget {
         debug_assert!(given + blocks <= budget, "invariant 6");
         OriginAnswer::Granted { blocks, ttl_ms: millis(limits.grant_ttl) }
     }
-}
-
-fn millis(length: Duration) -> u64 {
-    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl TreeCore {

@@ -8,7 +8,7 @@ use crate::{
     agent::world::{Holder, Prober},
     block_transfer::ImageEvent,
     id::StartId,
-    support::{Flow, Hop, Life, Observe, Snapshot, flow},
+    support::{Flow, Hop, Life, Observe, Snapshot, flow, micros, millis},
     wire::{
         control::{EndReason, StartOrder, Step},
         holder::{Exit, Run, ToHolder},
@@ -144,7 +144,7 @@ impl Instance {
             Effect::Launch => self.launch(ctx),
             Effect::Probe => self.probe(ctx),
             Effect::Stop => {
-                let grace_ms = u64::try_from(self.world.limits.stop_grace.as_millis()).unwrap_or(u64::MAX);
+                let grace_ms = millis(self.world.limits.stop_grace);
                 self.world.holder.send(ToHolder::Stop { start: self.order.start.clone(), grace_ms });
             }
             Effect::Progress { step, elapsed } => self.report(InstanceNews::Progress { step, elapsed }),
@@ -157,8 +157,7 @@ impl Instance {
     }
 
     fn report(&self, news: InstanceNews) {
-        let micros = |elapsed: &Duration| u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-        let steps_us = self.core.steps().iter().map(|(step, at)| (*step, micros(at))).collect();
+        let steps_us = self.core.steps().iter().map(|(step, at)| (*step, micros(*at))).collect();
         let report = InstanceReport { start: self.order.start.clone(), news, steps_us };
         flow::record(self.life.kind(), "agent", &report);
         self.world.reports.do_send(report);

@@ -1,5 +1,5 @@
 //! What every actor needs and no domain word belongs to: supervision, fairness, shares of limits, names of
-//! services, and the means to watch them.
+//! services, units, and the means to watch them.
 
 pub mod flow;
 mod life;
@@ -8,6 +8,7 @@ mod observe;
 mod shares;
 mod supervision;
 mod threads;
+mod units;
 
 pub use flow::{Flow, Hop};
 pub use life::Life;
@@ -18,6 +19,7 @@ pub use observe::{ActorView, Observe, QueueView, Snapshot};
 pub use shares::{Full, SharedPermit, SharedPermits, Shares};
 pub use supervision::{AfterExit, ChildExited, Children, ExitCause, Stop, supervise};
 pub use threads::Threads;
+pub use units::{micros, millis};
 
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;

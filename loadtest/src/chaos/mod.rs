@@ -25,6 +25,7 @@ use anyhow::Context;
 use burst::{Burst, Container};
 use case::Harm;
 use clap::Args;
+use faasnet_actors::support::millis;
 use report::{Table, Tally};
 use serde_json::Value;
 use std::{
@@ -320,10 +321,6 @@ fn keep(logs: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
         fs::copy(log.path(), folder.join(log.file_name()))?;
     }
     Ok(folder.to_path_buf())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,8 @@
 //! What one case measured, and the table of all.
 
-use super::{Case, burst::Reads, millis};
+use super::{Case, burst::Reads};
 use faasnet::settings::Settings;
-use faasnet_actors::image::BLOCK_BYTES;
+use faasnet_actors::{image::BLOCK_BYTES, support::millis};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 

@@ -1,10 +1,10 @@
 //! The other side: Debian's containerd, started for one measurement with folders of its own.
 
-use super::millis;
 use crate::{
     bed::BedState,
     rig::{Api, process::Service, run, wait_until},
 };
+use faasnet_actors::support::millis;
 use serde::Serialize;
 use std::{
     fs,

@@ -14,11 +14,12 @@ use crate::{
 };
 use anyhow::{Context, ensure};
 use clap::Args;
+use faasnet_actors::support::millis;
 use serde::Serialize;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// What the server of the image does before it listens, and the variable that makes it so. The libraries
@@ -125,10 +126,6 @@ fn deploy_and_call(cluster: &Cluster, reference: &str, env: &str) -> anyhow::Res
     let starts = cluster.api.call("GET", &format!("/v1/functions/{FUNCTION}/starts"), "")?;
     let starts: serde_json::Value = serde_json::from_str(&starts.text()).context("read the starts")?;
     Ok(Faasnet { deploy_ms, total_ms, received_bytes, start: starts["starts"][0].clone() })
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl std::fmt::Display for Report {

@@ -9,7 +9,6 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -18,14 +17,14 @@ const CONFIG: &str = "config.yml";
 /// Where [`Service`] puts what the registry prints.
 const LOG: &str = "registry.log";
 
-/// Where the registry runs; on no bed it takes a free port of this machine's loopback.
+/// A registry with the folder of its data.
 #[derive(Debug)]
 pub struct Registry {
     /// None while it is killed.
     service: Option<Service>,
     address: SocketAddr,
-    /// A command prefix that enters the host's network.
-    bed: Option<(BedState, String)>,
+    bed: BedState,
+    host: String,
     folder: PathBuf,
 }
 
@@ -40,18 +39,6 @@ impl Registry {
     /// On a host of a bed.
     pub fn on_bed(bed: &BedState, host: &str, folder: &Path) -> anyhow::Result<Self> {
         let address = SocketAddr::from((bed.address(host)?, PORT));
-        Self::start(address, Some((bed.clone(), host.to_owned())), folder)
-    }
-
-    /// On this machine's loopback.
-    pub fn on_loopback(folder: &Path) -> anyhow::Result<Self> {
-        // The port is free again when the registry binds it; another program may be faster, then the
-        // start fails and says so.
-        let address = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-        Self::start(address, None, folder)
-    }
-
-    fn start(address: SocketAddr, bed: Option<(BedState, String)>, folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
         let config = json!({
             "version": "0.1",
@@ -60,7 +47,8 @@ impl Registry {
             "http": { "addr": address.to_string() },
         });
         fs::write(folder.join(CONFIG), config.to_string())?; // JSON is YAML.
-        let mut registry = Self { service: None, address, bed, folder: folder.to_path_buf() };
+        let (bed, host) = (bed.clone(), host.to_owned());
+        let mut registry = Self { service: None, address, bed, host, folder: folder.to_path_buf() };
         registry.start_again()?;
         Ok(registry)
     }
@@ -72,7 +60,7 @@ impl Registry {
 
     /// Starts the registry with the data it has, and waits until it listens.
     pub fn start_again(&mut self) -> anyhow::Result<()> {
-        let mut command = in_network(&self.bed, "docker-registry")?;
+        let mut command = self.bed.command(&self.host, "docker-registry")?;
         command.arg("serve").arg(self.folder.join(CONFIG));
         let service = Service::start("registry", &mut command, &self.folder)
             .context("is the package docker-registry installed?")?;
@@ -82,10 +70,7 @@ impl Registry {
                 anyhow::bail!("it ended with {status}: {}", fs::read_to_string(&service.log)?);
             }
             let connect = || TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).ok();
-            match &self.bed {
-                Some((bed, host)) => bed.inside(host, connect),
-                None => Ok(connect()),
-            }
+            self.bed.inside(&self.host, connect)
         })?;
         Ok(())
     }
@@ -98,7 +83,9 @@ impl Registry {
     /// Pushes an image with skopeo and gives its reference.
     pub fn push(&self, image: &Image, repository: &str) -> anyhow::Result<String> {
         let reference = format!("{}/{repository}:{}", self.name(), image.tag);
-        run(in_network(&self.bed, "skopeo")?
+        run(self
+            .bed
+            .command(&self.host, "skopeo")?
             .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"])
             .arg(format!("oci:{}:{}", image.layout.display(), image.tag))
             .arg(format!("docker://{reference}")))?;
@@ -154,12 +141,5 @@ impl Registry {
     pub fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
         self.folder.join("data/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
-    }
-}
-
-fn in_network(bed: &Option<(BedState, String)>, program: &str) -> anyhow::Result<Command> {
-    match bed {
-        Some((bed, host)) => bed.command(host, program),
-        None => Ok(Command::new(program)),
     }
 }

@@ -14,6 +14,7 @@ use faasnet_actors::{
     block_transfer::{self, ChildId, ImageEvent, TransferCore, TransferReport},
     id::{BlockId, StartId, TreeId, VmId},
     instance::{self, InstanceCore},
+    support::{micros, millis},
     wire::{
         PROTOCOL_VERSION,
         control::{
@@ -568,7 +569,7 @@ impl Agent {
                 instance::Effect::Probe => effects.push(Effect::Probe { start: start.clone() }),
                 instance::Effect::Stop => effects.push(Effect::Stop { start: start.clone() }),
                 instance::Effect::Progress { step, elapsed } => {
-                    let elapsed_us = elapsed.as_micros() as u64;
+                    let elapsed_us = micros(elapsed);
                     let progress = ToManager::Progress { start: start.clone(), step, elapsed_us };
                     self.say(progress, now, effects);
                 }
@@ -597,8 +598,7 @@ impl Agent {
 
     fn report(&self, start: &StartId, now: Instant) -> StartReport {
         let Some(ordered) = self.ordered.get(start) else { return StartReport::default() };
-        let micros = |elapsed: &Duration| elapsed.as_micros() as u64;
-        let steps_us = ordered.core.steps().iter().map(|(step, at)| (*step, micros(at))).collect();
+        let steps_us = ordered.core.steps().iter().map(|(step, at)| (*step, micros(*at))).collect();
         ordered.before.start_report(steps_us, &self.counters(&ordered.order.place.tree, now))
     }
 
@@ -759,7 +759,7 @@ impl Agent {
                 effects.push(not_served(child, block, reason));
             }
             Done::TellWaiting { child, silent } => {
-                let message = FromParent::Waiting { silent_ms: silent.as_millis() as u64 };
+                let message = FromParent::Waiting { silent_ms: millis(silent) };
                 let (urgency, body) = (Urgency::Demand, Bytes::new());
                 effects.push(Effect::Tell { conn: child.0, urgency, message, body });
             }

@@ -19,6 +19,7 @@
 mod api;
 mod client;
 
+use super::calls::{self, Reply};
 use crate::settings::MetadataSettings;
 use anyhow::Context;
 use api::{
@@ -113,7 +114,7 @@ pub struct EtcdMetadata {
 }
 
 enum Call {
-    Commit { batch: Batch, reply: oneshot::Sender<Result<(), MetadataError>> },
+    Commit { batch: Batch, reply: Reply<()> },
     Close { reply: oneshot::Sender<()> },
 }
 
@@ -157,23 +158,12 @@ impl Metadata for EtcdMetadata {
         if !self.limits.allow(&batch) {
             return Box::pin(ready(Err(MetadataError::TooLarge(batch.bytes()))));
         }
-        let calls = self.calls.clone();
-        Box::pin(async move {
-            let ended = || MetadataError::Unavailable("it is closed".into());
-            let (reply, answer) = oneshot::channel();
-            calls.send(Call::Commit { batch, reply }).await.map_err(|_| ended())?;
-            answer.await.unwrap_or_else(|_| Err(ended()))
-        })
+        let ended = || MetadataError::Unavailable("it is closed".into());
+        calls::call(&self.calls, ended, |reply| Call::Commit { batch, reply })
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {
-        let calls = self.calls.clone();
-        Box::pin(async move {
-            let (reply, closed) = oneshot::channel();
-            // An error of either says that it is closed already.
-            let _ = calls.send(Call::Close { reply }).await;
-            let _ = closed.await;
-        })
+        calls::close(&self.calls, |reply| Call::Close { reply })
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     image::BlockImage,
     resources::Resources,
     ring::Position,
+    support::millis,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -174,7 +175,7 @@ impl SchedulerCore {
             env: function.spec.env.clone(),
             needs: function.spec.needs(),
             probe_path: function.spec.probe_path.clone(),
-            ready_deadline_ms: u64::try_from(self.limits.ready_deadline.as_millis()).unwrap_or(u64::MAX),
+            ready_deadline_ms: millis(self.limits.ready_deadline),
         };
         let needs = draft.needs;
         self.count_waiting(&tree.tenant, -1);

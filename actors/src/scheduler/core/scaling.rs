@@ -7,7 +7,7 @@
 //! on a VM that is drained (see `drains`).
 
 use super::{ControlError, Effect, Function, FunctionKey, Image, Limits, Phase, SchedulerCore, Start};
-use crate::{id::StartId, model::FunctionSpec, wire::control::EndReason};
+use crate::{id::StartId, model::FunctionSpec, support::millis, wire::control::EndReason};
 use std::{cmp::Reverse, mem, time::Duration};
 use tokio::time::Instant;
 
@@ -61,10 +61,6 @@ impl Limits {
             keep_alive: spec.keep_alive_ms.map_or(self.keep_alive, Duration::from_millis),
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whether instances of one description may go on under the other.

@@ -1,15 +1,15 @@
 //! What users see: questions that change nothing.
 
 use super::{ControlError, Function, FunctionKey, Image, Located, Phase, SchedulerCore, Start, Vm};
-use crate::support::Snapshot;
+use crate::support::{Snapshot, micros};
 use crate::{
     id::{FunctionName, StartId, TenantId, TreeId, VmId},
     model::{FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState, VmView},
 };
 use tokio::time::Instant;
 
-fn micros(from: Instant, to: Instant) -> u64 {
-    u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+fn micros_between(from: Instant, to: Instant) -> u64 {
+    micros(to.saturating_duration_since(from))
 }
 
 impl SchedulerCore {
@@ -102,9 +102,12 @@ impl SchedulerCore {
 
     fn view(&self, id: &StartId, start: &Start) -> StartView {
         let mut timeline = Timeline {
-            waiting: start.chosen_at.map(|chosen| micros(start.accepted_at, chosen)),
-            placing: start.chosen_at.zip(start.ordered_at).map(|(chosen, ordered)| micros(chosen, ordered)),
-            ready: start.ready_at.map(|ready| micros(start.accepted_at, ready)),
+            waiting: start.chosen_at.map(|chosen| micros_between(start.accepted_at, chosen)),
+            placing: start
+                .chosen_at
+                .zip(start.ordered_at)
+                .map(|(chosen, ordered)| micros_between(chosen, ordered)),
+            ready: start.ready_at.map(|ready| micros_between(start.accepted_at, ready)),
             ..Timeline::default()
         };
         timeline.set_steps(&start.report.steps_us);
