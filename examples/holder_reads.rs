@@ -101,7 +101,15 @@ impl Mounted {
         let blocks = plain_bytes.div_ceil(u64::from(BLOCK_BYTES));
         let present = vec![255; blocks.div_ceil(8) as usize];
         let plain_path = image.canonicalize()?;
-        mounted.order(&ToHolder::Mount(Mount { image: id, plain_path, plain_bytes, present }))?;
+        let (record, packed) = (false, false);
+        mounted.order(&ToHolder::Mount(Mount {
+            image: id,
+            plain_path,
+            plain_bytes,
+            present,
+            record,
+            packed,
+        }))?;
         let answer = mounted.answer()?;
         ensure!(matches!(answer, FromHolder::Mounted { .. }), "{answer:?}");
         Ok(mounted)

@@ -132,6 +132,8 @@ impl Tree {
             needs: faasnet_actors::resources::Resources { memory_bytes: 1 << 28, cpu_millis: 100 },
             probe_path: "/".into(),
             ready_deadline_ms: 1000,
+            record: false,
+            hot: Arc::default(),
         };
         let contact = Contact { address: ([10, 0, 0, 1], 7000).into(), key_hash: Arc::new([0_u8; 32]) };
         let join = |number: &u32| Event::Join {

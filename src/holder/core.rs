@@ -87,6 +87,8 @@ pub enum Effect {
     Fail(ImageId, ReadId),
     Mount(Mount),
     Unmount(ImageId),
+    /// What was read of the image is told, and recorded no longer.
+    EndRecording(ImageId),
     Start(Box<Run>),
     Stop {
         start: StartId,
@@ -225,6 +227,7 @@ impl HolderCore {
             ToHolder::Unavailable { image, blocks } => {
                 self.with_reads(image, effects, |reads, out| reads.unavailable(&blocks, out));
             }
+            ToHolder::EndRecording { image } => effects.push(Effect::EndRecording(image)),
             ToHolder::Run(run) => self.run(run, effects),
             ToHolder::Stop { start, grace_ms } => {
                 if self.instances.get(&start).is_some_and(|instance| instance.exit.is_none()) {

@@ -5,10 +5,11 @@
 use super::{
     agent::Agent,
     core::{Effect, Event, HolderCore, Limits},
-    file::{ImageFile, PendingRead, PresentBits, ReadNumbers, answer_reads},
+    file::{ImageFile, PendingRead, PresentBits, ReadNumbers, Recorder, answer_reads},
     instance::{self, Host},
     mount::{MountOptions, MountedImage},
     reads::ReadId,
+    recording::Recording,
 };
 use crate::settings::HolderSettings;
 use faasnet_actors::{
@@ -46,6 +47,7 @@ pub enum Input {
 
 struct HeldImage {
     present: Arc<PresentBits>,
+    recorder: Arc<Recorder>,
     /// To the thread that answers reads whose blocks arrived.
     answers: Sender<PendingRead>,
     mounted: Option<MountedImage>,
@@ -186,6 +188,7 @@ impl Desk {
             }
             Effect::Mount(mount) => self.mount(mount),
             Effect::Unmount(image) => self.unmount(image),
+            Effect::EndRecording(image) => self.end_recording(image),
             Effect::Start(run) => self.start(run),
             Effect::Stop { start, grace_ms } => {
                 if let Some(control) = self.instances.get(&start)
@@ -212,11 +215,18 @@ impl Desk {
         let image = mount.image;
         let (answers, arrived) = channel();
         let present = Arc::new(PresentBits::new(&mount.present));
-        self.images.insert(image, HeldImage { present: Arc::clone(&present), answers, mounted: None });
+        let recorder = Arc::new(Recorder::new(mount.record, self.settings.recorded_ranges_max));
+        let held = HeldImage {
+            present: Arc::clone(&present),
+            recorder: Arc::clone(&recorder),
+            answers,
+            mounted: None,
+        };
+        self.images.insert(image, held);
         let (desk, settings) = (self.inputs.clone(), self.settings.clone());
         let folder = self.host.data.join("images").join(image.hex());
         let work = move || {
-            let result = mount_image(mount, folder, present, arrived, &desk, &settings);
+            let result = mount_image(mount, folder, (present, recorder), arrived, &desk, &settings);
             let _ = desk.send(Input::Mounted { image, result });
         };
         self.spawn("mount", work, |error| Input::Mounted { image, result: Err(error.to_string()) });
@@ -232,6 +242,15 @@ impl Desk {
             let _ = desk.send(Input::Event(Event::UnmountEnded { image }));
         };
         self.spawn("unmount", work, |_| Input::Event(Event::UnmountEnded { image }));
+    }
+
+    fn end_recording(&mut self, image: ImageId) {
+        let recording = self.images.get(&image).map(|held| held.recorder.finish());
+        if recording.as_ref().is_some_and(Recording::is_cut) {
+            tracing::warn!(%image, "more was read than is recorded; holder.recorded_ranges_max is the limit");
+        }
+        let ranges = recording.map(|recording| recording.ranges()).unwrap_or_default();
+        self.tell(FromHolder::Recorded { image, ranges });
     }
 
     fn start(&mut self, run: Box<Run>) {
@@ -284,7 +303,7 @@ impl Desk {
 fn mount_image(
     mount: Mount,
     folder: PathBuf,
-    present: Arc<PresentBits>,
+    (present, recorder): (Arc<PresentBits>, Arc<Recorder>),
     arrived: Receiver<PendingRead>,
     desk: &SyncSender<Input>,
     settings: &HolderSettings,
@@ -298,6 +317,7 @@ fn mount_image(
         cache: Arc::clone(&cache),
         plain_bytes: mount.plain_bytes,
         present,
+        recorder,
         desk: desk.clone(),
         read_ahead_bytes: settings.read_ahead_kib.saturating_mul(1024).max(4096),
         background_max: settings.reads_waiting_max.clamp(12, usize::from(u16::MAX)) as u16,
@@ -309,6 +329,11 @@ fn mount_image(
     let options = MountOptions {
         threads: settings.fuse_threads,
         direct_io: settings.erofs_direct_io,
+        read_ahead_kib: match (mount.record, mount.packed) {
+            (true, _) => settings.recording_read_ahead_kib,
+            (false, true) => settings.packed_read_ahead_kib,
+            (false, false) => settings.file_read_ahead_kib,
+        },
         // At the deadline the core fails the reads that the mount waits for; this is for other hangs.
         deadline: 2 * Duration::from_millis(settings.call_deadline_ms),
     };

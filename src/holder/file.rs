@@ -3,7 +3,7 @@
 //! A read whose blocks are all present is answered on the FUSE thread from the cache file. Any other
 //! leaves for the desk and is answered later by the image's own thread ([`answer_reads`]).
 
-use super::{desk::Input, reads::ReadId};
+use super::{desk::Input, reads::ReadId, recording::Recording};
 use faasnet_actors::{
     id::{BlockId, ImageId},
     image::BLOCK_BYTES,
@@ -20,8 +20,8 @@ use std::{
     ops::RangeInclusive,
     os::unix::fs::FileExt,
     sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, Ordering},
         mpsc::{Receiver, SyncSender},
     },
     time::{Duration, UNIX_EPOCH},
@@ -59,6 +59,34 @@ impl PresentBits {
     }
 }
 
+/// What is read of one image while it is recorded. FUSE threads share it; a look at a flag is all that it
+/// costs them afterwards.
+pub struct Recorder {
+    is_recording: AtomicBool,
+    recording: Mutex<Recording>,
+}
+
+impl Recorder {
+    /// `record` says whether it begins at once; it never begins later.
+    pub fn new(record: bool, ranges_max: usize) -> Self {
+        let recording = Mutex::new(Recording::new(ranges_max));
+        Self { is_recording: AtomicBool::new(record), recording }
+    }
+
+    fn read(&self, offset: u64, length: u64) {
+        if self.is_recording.load(Ordering::Relaxed) {
+            self.recording.lock().unwrap_or_else(PoisonError::into_inner).read(offset, length);
+        }
+    }
+
+    /// What was read; nothing the second time.
+    pub fn finish(&self) -> Recording {
+        self.is_recording.store(false, Ordering::Relaxed);
+        let mut recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *recording, Recording::new(0))
+    }
+}
+
 /// A read that waits for blocks, with the way to answer it.
 pub struct PendingRead {
     pub image: ImageId,
@@ -90,6 +118,7 @@ pub struct ImageFile {
     pub cache: Arc<File>,
     pub plain_bytes: u64,
     pub present: Arc<PresentBits>,
+    pub recorder: Arc<Recorder>,
     pub desk: SyncSender<Input>,
     pub read_ahead_bytes: u32,
     pub background_max: u16,
@@ -157,6 +186,7 @@ impl Filesystem for ImageFile {
         if len == 0 {
             return reply.data(&[]);
         }
+        self.recorder.read(offset, len);
         let block_of = |place: u64| (place / u64::from(BLOCK_BYTES)) as u32;
         let blocks = block_of(offset)..=block_of(offset + len - 1);
         let hit = blocks.clone().all(|block| self.present.has(block));

@@ -26,6 +26,7 @@ mod log;
 pub(crate) mod mount;
 pub(crate) mod overlay;
 mod reads;
+mod recording;
 pub(crate) mod runc;
 mod seccomp;
 mod spawn;

@@ -26,6 +26,7 @@ use super::{file::ImageFile, step};
 use fuser::{Config, Session, SessionACL};
 use rustix::{
     io::Errno,
+    ioctl,
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 use std::{
@@ -67,6 +68,8 @@ pub enum MountError {
 pub struct MountOptions {
     pub threads: usize,
     pub direct_io: bool,
+    /// How far the kernel reads a file ahead, in KiB.
+    pub read_ahead_kib: u32,
     pub deadline: Duration,
 }
 
@@ -88,10 +91,8 @@ impl MountedImage {
         fs::create_dir_all(&fs_path)?;
         File::create(&file_path)?;
         let mounted = Self { folder, deadline: options.deadline };
-        let done = mount_fuse(&file_path, file, options.threads).and_then(|()| {
-            step::mount_erofs(&file_path, &fs_path, options.direct_io, options.deadline)
-                .map_err(MountError::Step)
-        });
+        let done = mount_fuse(&file_path, file, options.threads)
+            .and_then(|()| step::mount_erofs(&file_path, &fs_path, options).map_err(MountError::Step));
         if let Err(error) = done {
             mounted.unmount();
             return Err(error);
@@ -140,6 +141,32 @@ fn mount_fuse(path: &Path, file: ImageFile, threads: usize) -> Result<(), MountE
     config.clone_fd = true;
     let session = Session::from_fd(file, device, SessionACL::All, config).and_then(Session::spawn);
     session.map(drop).map_err(MountError::Fuse)
+}
+
+/// How far the kernel reads files of a mounted EROFS ahead, which is a property of each mount. In a process of
+/// its own: opens the mount.
+pub fn set_read_ahead(target: &Path, kib: u32) -> io::Result<()> {
+    // "erofs/NAME"; the file system's cache goes by that name, too.
+    let name = file_system_name(&File::open(target)?)?;
+    let (_, name) = name.rsplit_once('/').ok_or(io::ErrorKind::NotFound)?;
+    fs::write(Path::new("/sys/class/bdi").join(name).join("read_ahead_kb"), kib.to_string())
+}
+
+/// `struct fs_sysfs_path` of linux/fs.h.
+#[repr(C)]
+struct SysfsPath {
+    length: u8,
+    name: [u8; 128],
+}
+
+/// FS_IOC_GETFSSYSFSPATH: there since Linux 6.9, before EROFS could be mounted from files.
+#[allow(unsafe_code)]
+fn file_system_name(mounted: &File) -> io::Result<String> {
+    const OPCODE: ioctl::Opcode = ioctl::opcode::read::<SysfsPath>(0x15, 1);
+    // SAFETY: this call writes a `struct fs_sysfs_path` and nothing else.
+    let path = unsafe { ioctl::ioctl(mounted, ioctl::Getter::<OPCODE, SysfsPath>::new()) }?;
+    let name = path.name.get(..usize::from(path.length)).ok_or(io::ErrorKind::InvalidData)?;
+    String::from_utf8(name.to_vec()).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// In a process of its own: reads the file.

@@ -6,7 +6,11 @@
 //! container's output is such a call too: a container in `sendfile(2)` from the image holds the lock
 //! of the pipe while it waits for a block.
 
-use super::{log::BoundedLog, mount, overlay, wait};
+use super::{
+    log::BoundedLog,
+    mount::{self, MountOptions},
+    overlay, wait,
+};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
 use std::{
     ffi::{OsStr, OsString},
@@ -35,8 +39,13 @@ pub fn run(arguments: &[OsString]) -> anyhow::Result<()> {
     let texts: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
     let number = |text: &OsStr| text.to_string_lossy().parse::<u64>();
     match texts.as_slice() {
-        [name, file, target, direct_io] if *name == "erofs" => {
-            mount::mount_erofs(Path::new(file), Path::new(target), *direct_io == "directio")?;
+        [name, file, target, direct_io, read_ahead_kib] if *name == "erofs" => {
+            let (target, kib) = (Path::new(target), u32::try_from(number(read_ahead_kib)?)?);
+            mount::mount_erofs(Path::new(file), target, *direct_io == "directio")?;
+            if let Err(error) = mount::set_read_ahead(target, kib) {
+                // The image serves all the same, read ahead as the kernel thinks best.
+                eprintln!("the read-ahead of a mount was not set: {error}");
+            }
         }
         [name, folder, lower, bytes] if *name == "overlay" => {
             overlay::mount(Path::new(folder), Path::new(lower), number(bytes)?)?;
@@ -60,9 +69,11 @@ pub fn run(arguments: &[OsString]) -> anyhow::Result<()> {
 }
 
 /// Mounts EROFS from a file.
-pub fn mount_erofs(file: &Path, target: &Path, direct_io: bool, deadline: Duration) -> Result<(), String> {
-    let option = if direct_io { "directio" } else { "buffered" };
-    call(&["erofs".as_ref(), file.as_ref(), target.as_ref(), option.as_ref()], deadline)
+pub fn mount_erofs(file: &Path, target: &Path, options: &MountOptions) -> Result<(), String> {
+    let option = if options.direct_io { "directio" } else { "buffered" };
+    let kib = options.read_ahead_kib.to_string();
+    let arguments = ["erofs".as_ref(), file.as_ref(), target.as_ref(), option.as_ref(), kib.as_ref()];
+    call(&arguments, options.deadline)
 }
 
 /// Mounts the root file system of an instance below `folder`.
@@ -140,14 +151,19 @@ fn call(arguments: &[&OsStr], deadline: Duration) -> Result<(), String> {
         reap(child);
         return Err(format!("it took longer than {} ms", deadline.as_millis()));
     }
-    if child.wait().map_err(text)?.success() {
-        return Ok(());
-    }
+    let status = child.wait().map_err(text)?;
     let mut reason = String::new();
     if let Some(stderr) = child.stderr {
         let _ = stderr.take(REASON_BYTES_MAX).read_to_string(&mut reason);
     }
-    Err(reason.trim().to_owned())
+    let reason = reason.trim();
+    if !status.success() {
+        return Err(reason.to_owned());
+    }
+    if !reason.is_empty() {
+        tracing::warn!(reason, "a step of the holder");
+    }
+    Ok(())
 }
 
 /// Collects the status of a process that may take a while to end.

@@ -188,6 +188,8 @@ impl World {
             cpu_millis: 100,
             probe_path: "/".into(),
             ready_deadline_ms: 30_000,
+            record: false,
+            hot: Vec::new(),
         }))
     }
 

@@ -5,4 +5,5 @@ mod containers;
 mod limits;
 mod process;
 mod reads;
+mod recording;
 mod support;

@@ -110,7 +110,14 @@ impl TestImage {
             self.fill(BlockId(*block));
         }
         let plain_bytes = self.bytes.len() as u64;
-        Mount { image: self.id, plain_path: self.cache_path(), plain_bytes, present: bits }
+        Mount {
+            image: self.id,
+            plain_path: self.cache_path(),
+            plain_bytes,
+            present: bits,
+            record: false,
+            packed: false,
+        }
     }
 
     pub fn mount_whole(&self) -> Mount {

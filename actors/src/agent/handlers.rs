@@ -86,6 +86,7 @@ impl Handler<HolderEvent> for Agent {
             HolderEvent::Says(FromHolder::MountFailed { image, reason }) => {
                 self.mount_ended(image, Err(reason))
             }
+            HolderEvent::Says(FromHolder::Recorded { image, ranges }) => self.recorded(image, ranges),
             HolderEvent::Says(FromHolder::Running { start, pid: _ }) => {
                 self.tell_instance(&start, FromHolderAbout::Running);
             }

@@ -15,11 +15,11 @@ use crate::{
     agent_session::{AgentSession, Say, SessionCore},
     block_store::{BlockStore, Found},
     block_transfer::{
-        Attach, BlockTransfer, Complaint, Demand, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
-        Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews, TransferReport,
+        Ahead, Attach, BlockTransfer, Complaint, Demand, GetReport, HolderBack, ImageEvent, MountEnded,
+        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews, TransferReport,
         TransferWorld,
     },
-    id::{ImageId, StartId, TreeId, VmId},
+    id::{BlockId, ImageId, StartId, TreeId, VmId},
     instance::{
         FromHolderAbout, Instance, InstanceLimits, InstanceNews, InstanceReport, InstanceWorld, Stop,
     },
@@ -27,7 +27,7 @@ use crate::{
     wire::{
         PROTOCOL_VERSION,
         control::{EndReason, HeldTree, Hello, RunningInstance, StartOrder, StartReport, ToAgent, ToManager},
-        holder::{FromHolder, HeldInstance, ToHolder},
+        holder::{FromHolder, HeldInstance, PlainRange, ToHolder},
         peer::Refusal,
     },
 };
@@ -86,11 +86,25 @@ struct Tree {
     is_mounted: bool,
     /// To be left when its last instance has ended.
     is_left: bool,
+    /// What the last start that came with such was told to fetch ahead.
+    hot: Vec<BlockId>,
+    /// Starts whose reads are recorded, until the first of them is ready.
+    recording: BTreeSet<StartId>,
 }
 
 impl Tree {
     fn new(record: TreeRecord) -> Self {
-        Self { record, is_mounted: false, is_left: false }
+        Self { record, is_mounted: false, is_left: false, hot: Vec::new(), recording: BTreeSet::new() }
+    }
+
+    /// Takes what an order says of the image's use.
+    fn starts(&mut self, order: &StartOrder) {
+        if !order.hot.is_empty() {
+            self.hot = order.hot.clone();
+        }
+        if order.record {
+            self.recording.insert(order.start.clone());
+        }
     }
 }
 
@@ -191,6 +205,15 @@ impl Agent {
         });
     }
 
+    /// Tells the transfer what is known of the starts on the image.
+    fn tell_ahead(&self, tree: &TreeId) {
+        let Some(known) = self.trees.get(tree) else { return };
+        let (hot, record) = (known.hot.clone(), !known.recording.is_empty());
+        if record || !hot.is_empty() {
+            self.transfers.send(tree, Ahead { hot, record });
+        }
+    }
+
     /// Takes over a place, and makes the transfer if it is not there.
     fn place(&mut self, tree: TreeId, record: TreeRecord, ctx: &mut Context<Self>) {
         if self.trees.get(&tree).is_some_and(|known| record.place.epoch < known.record.place.epoch) {
@@ -244,6 +267,7 @@ impl Agent {
             BlockTransfer::new(name, record, opened, world, life).start()
         });
         let transfer = transfer.clone();
+        self.tell_ahead(&tree);
         self.transfers.send(&tree, Placed(place));
         for (_, child) in self.early_children.extract_if(.., |(awaited, _)| *awaited == tree) {
             // It may have given up.
@@ -305,6 +329,9 @@ impl Agent {
         for known in foreign.cloned().collect::<Vec<_>>() {
             self.leave(&known, ctx); // the manager's order to leave may come later
         }
+        let known = self.trees.entry(tree.clone()).or_insert_with(|| Tree::new(record.clone()));
+        known.starts(&order);
+        self.tell_ahead(&tree);
         self.place(tree.clone(), record, ctx);
         let record = InstanceRecord { order, port };
         self.save_instance(&start, Some(record.clone()), ctx);
@@ -397,6 +424,9 @@ impl Agent {
         }
         for (start, record) in std::mem::take(&mut self.former) {
             let before = TransferReport::default();
+            if let Some(known) = self.trees.get_mut(&record.order.place.tree) {
+                known.starts(&record.order);
+            }
             self.ordered.insert(start, Ordered { record, is_ready: false, before });
         }
         let mut held: BTreeMap<StartId, HeldInstance> =
@@ -472,6 +502,7 @@ impl Agent {
             self.instances.remove(&start);
             self.save_instance(&start, None, ctx);
         }
+        self.end_recording(&start, &tree, &news);
         let answer = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
         if self.trees.get(&tree).is_some_and(|known| known.is_left) {
             self.leave(&tree, ctx);
@@ -500,6 +531,27 @@ impl Agent {
                 InstanceNews::Progress { .. } => return,
             });
         }));
+    }
+
+    /// What is read of an image after the first start on it is ready tells nothing of starts.
+    fn end_recording(&mut self, start: &StartId, tree: &TreeId, news: &InstanceNews) {
+        let Some(known) = self.trees.get_mut(tree) else { return };
+        match news {
+            InstanceNews::Ready if known.recording.contains(start) => {
+                self.world.holder.send(ToHolder::EndRecording { image: tree.image });
+            }
+            InstanceNews::Ended(_) => drop(known.recording.remove(start)),
+            InstanceNews::Ready | InstanceNews::Progress { .. } => {}
+        }
+    }
+
+    /// The recording counts for one of the starts it was made for; nobody knows which of them read what.
+    fn recorded(&mut self, image: ImageId, ranges: Vec<PlainRange>) {
+        let Some(tree) = self.tree_of(&image).cloned() else { return };
+        let recording = self.trees.get_mut(&tree).map(|known| std::mem::take(&mut known.recording));
+        if let Some(start) = recording.unwrap_or_default().pop_first().filter(|_| !ranges.is_empty()) {
+            self.say(ToManager::Recorded { start, image, ranges });
+        }
     }
 
     fn held(&self) -> impl Future<Output = Vec<HeldTree>> + use<> {

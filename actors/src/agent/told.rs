@@ -36,6 +36,7 @@ fn start_of(message: &ToManager) -> Option<&StartId> {
         ToManager::Hello(_)
         | ToManager::Heartbeat { .. }
         | ToManager::Progress { .. }
+        | ToManager::Recorded { .. }
         | ToManager::Renew { .. }
         | ToManager::UpstreamLost { .. }
         | ToManager::OriginWanted { .. }

@@ -71,6 +71,11 @@ impl TransferLimits {
         retry_max: Duration::from_millis(500),
         read_deadline: Duration::from_secs(30),
     };
+
+    /// Less than the whole window, so that a read finds room in it, however much is fetched ahead.
+    fn prefetch_in_flight_max(&self) -> usize {
+        (self.in_flight_blocks_max - self.in_flight_blocks_max / 4).max(1)
+    }
 }
 
 /// Times that a block is refused by everyone before leave is asked to read the origin: a fraction of a second.
@@ -135,6 +140,11 @@ pub enum Event {
     Dropped {
         block: BlockId,
     },
+    /// A start here will read these blocks, in this order. None: it is not known what it will read, but for
+    /// what the index says.
+    Ahead {
+        blocks: Vec<BlockId>,
+    },
     /// Reads on this VM wait for these blocks.
     Demanded {
         blocks: Vec<BlockId>,
@@ -153,6 +163,11 @@ pub enum Event {
         urgency: Urgency,
         path: Vec<VmId>,
         reach: Reach,
+    },
+    /// A block that was to be sent to the child did not come to it, or was damaged.
+    NotSent {
+        child: ChildId,
+        block: BlockId,
     },
     ChildLost {
         child: ChildId,
@@ -249,6 +264,8 @@ struct Want {
 struct Child {
     vm: VmId,
     waits_for: BTreeMap<BlockId, Reach>,
+    /// Blocks that were sent lately before they were needed: on their way, if they are asked for more urgently.
+    sent_ahead: BTreeSet<BlockId>,
     wants_index: Option<Reach>,
     told_waiting_at: Instant,
 }
@@ -270,6 +287,11 @@ pub struct TransferCore {
     queued_at: BTreeMap<BlockId, (Urgency, u64)>,
     sequence: u64,
     children: BTreeMap<ChildId, Child>,
+    /// What a start here will read, in that order.
+    ahead: Vec<BlockId>,
+    is_ahead: BTreeSet<BlockId>,
+    /// Blocks that were asked for ahead and are waited for now.
+    raised: Vec<BlockId>,
     read_ahead: ReadAhead,
     progress_at: Instant,
     /// The cache did not take a block lately.
@@ -319,6 +341,9 @@ impl TransferCore {
             queued_at: BTreeMap::new(),
             sequence: 0,
             children: BTreeMap::new(),
+            ahead: Vec::new(),
+            is_ahead: BTreeSet::new(),
+            raised: Vec::new(),
             read_ahead: ReadAhead::new(limits.read_ahead_blocks_max),
             progress_at: now,
             cache_rests_until: None,
@@ -389,12 +414,24 @@ impl TransferCore {
             Event::NotKept { block } => self.not_kept(block, now, effects),
             Event::Dropped { block } => {
                 self.present.remove(&block);
+                for child in self.children.values_mut() {
+                    child.sent_ahead.remove(&block);
+                }
+            }
+            Event::Ahead { blocks } => {
+                (self.is_ahead, self.ahead) = (blocks.iter().copied().collect(), blocks);
+                self.want_ahead(now);
             }
             Event::Demanded { blocks } => self.demanded(&blocks, now, effects),
             Event::ChildOpened { child, vm } => self.child_opened(child, vm, now, effects),
             Event::ChildWantsIndex { child, reach } => self.child_wants_index(child, reach, effects),
             Event::ChildWanted { child, blocks, urgency, path, reach } => {
                 self.child_wanted(child, &blocks, urgency, (&path, reach), now, effects);
+            }
+            Event::NotSent { child, block } => {
+                if let Some(state) = self.children.get_mut(&child) {
+                    state.sent_ahead.remove(&block);
+                }
             }
             Event::ChildLost { child } => self.child_lost(child),
             Event::Tick => self.tick(now, effects),
@@ -430,6 +467,7 @@ impl TransferCore {
         self.wake(now);
         if self.index.is_some() {
             self.want_metadata(now, effects);
+            self.want_ahead(now);
         }
     }
 
@@ -475,6 +513,19 @@ impl TransferCore {
                     reach: self.links.reach(upstream, block),
                 });
             }
+        }
+    }
+
+    /// Upstreams learn that a read waits for what they were asked for ahead. The origin does not: it would be read
+    /// a second time.
+    fn ask_more_urgently(&mut self, effects: &mut Vec<Effect>) {
+        for block in std::mem::take(&mut self.raised) {
+            let Some(want) = self.wanted.get(&block) else { continue };
+            let Some(upstream) = want.asked.clone().filter(|asked| *asked != Upstream::Origin) else {
+                continue;
+            };
+            let (path, reach) = (self.path_through(want), self.links.reach(&upstream, block));
+            effects.push(Effect::Ask { upstream, blocks: vec![block], urgency: want.urgency, path, reach });
         }
     }
 
@@ -536,6 +587,25 @@ impl TransferCore {
             }
         }
         self.want_metadata(now, effects);
+        self.want_ahead(now);
+    }
+
+    /// Wants what a start will read, behind the metadata and before it reads it. The mount does not wait for it.
+    fn want_ahead(&mut self, now: Instant) {
+        if self.index.is_none() || self.cache_rests(now) {
+            return;
+        }
+        for block in self.ahead_blocks().collect::<Vec<_>>() {
+            if !self.present.contains(&block) && !self.writing.contains_key(&block) {
+                self.want(block, Urgency::Prefetch, now);
+            }
+        }
+    }
+
+    /// In their order. Numbers that the image does not have are left out.
+    fn ahead_blocks(&self) -> impl Iterator<Item = BlockId> + use<'_> {
+        let count = self.index.as_ref().map_or(0, |index| index.block_count());
+        self.ahead.iter().copied().filter(move |block| block.0 < count)
     }
 
     /// Wants what the mount reads, and says when it is there.
@@ -609,6 +679,9 @@ impl TransferCore {
         });
         let is_raised = urgency < want.urgency;
         want.urgency = want.urgency.min(urgency);
+        if is_raised && want.asked.is_some() {
+            self.raised.push(block);
+        }
         if is_new || (is_raised && want.asked.is_none()) {
             self.enqueue(block, now);
         }
@@ -651,6 +724,7 @@ impl TransferCore {
             }
             return;
         }
+        self.ask_more_urgently(effects);
         let mut asks: BTreeMap<(Urgency, Upstream, Vec<VmId>, Reach), Vec<BlockId>> = BTreeMap::new();
         let (mut chosen, mut exhausted) = (Vec::new(), Vec::new());
         for &(urgency, _, block) in &self.queue {
@@ -660,7 +734,11 @@ impl TransferCore {
             let may_read_origin = self.origin.may_read(now);
             let query =
                 Query { block, refused: &want.refused, path: &want.path, may_read_origin, now, stall };
-            let upstream = match self.links.choose(query, self.limits.in_flight_blocks_max) {
+            let in_flight_max = match urgency {
+                Urgency::Demand => self.limits.in_flight_blocks_max,
+                Urgency::Prefetch => self.limits.prefetch_in_flight_max(),
+            };
+            let upstream = match self.links.choose(query, in_flight_max) {
                 Choice::Ask(upstream) => upstream,
                 Choice::Wait => continue,
                 Choice::Connect(upstream) => {
@@ -686,7 +764,10 @@ impl TransferCore {
             self.dequeue(block);
         }
         // Refusals are common while places are on their way; only who is refused again asks for leave.
-        let is_stuck = |block: &&BlockId| self.wanted[*block].rounds >= ROUNDS_BEFORE_ORIGIN;
+        let is_stuck = |block: &&BlockId| {
+            let want = &self.wanted[*block];
+            want.rounds >= ROUNDS_BEFORE_ORIGIN && want.urgency == Urgency::Demand
+        };
         let stuck = exhausted.iter().filter(is_stuck).filter(|block| !self.links.is_root_of(**block)).count();
         if stuck > 0 && self.origin.ask(now) {
             effects.push(Effect::WantOrigin { blocks: u32::try_from(stuck).unwrap_or(u32::MAX) });
@@ -728,6 +809,7 @@ impl TransferCore {
             }
             for child in want.children {
                 self.child_answered(child, block);
+                self.sends(child, block, want.urgency);
                 let stored = Some(stored.clone());
                 effects.push(Effect::Serve { child, block, urgency: want.urgency, stored });
             }
@@ -773,6 +855,7 @@ impl TransferCore {
     /// upstreams; this VM's own is repeated after a pause, until its deadline.
     fn exhausted(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
         self.dequeue(block);
+        let is_needed = self.is_needed(block);
         let want = self.wanted.get_mut(&block).expect("only what is wanted is queued");
         want.rounds += 1;
         want.refused.clear();
@@ -780,8 +863,7 @@ impl TransferCore {
         want.path.clear();
         let pause = self.limits.retry_min.saturating_mul(2_u32.saturating_pow(want.rounds - 1));
         want.not_before = Some(now + pause.min(self.limits.retry_max));
-        let is_own =
-            want.is_read || self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
+        let is_own = want.is_read || is_needed;
         if !self.links.is_root_of(block) && self.origin.may_come(now) {
             return; // children wait for what the manager says
         }
@@ -792,6 +874,12 @@ impl TransferCore {
         if !is_own {
             self.give_up(block, now, effects);
         }
+    }
+
+    /// Whether this VM wants the block for itself before it is read.
+    fn is_needed(&self, block: BlockId) -> bool {
+        let is_metadata = self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
+        is_metadata || self.is_ahead.contains(&block)
     }
 
     /// Tells all who wait that the block cannot be had.
@@ -817,7 +905,13 @@ impl TransferCore {
         if self.children.len() >= self.limits.children_max {
             return effects.push(Effect::RefuseChild { child });
         }
-        let state = Child { vm, waits_for: BTreeMap::new(), wants_index: None, told_waiting_at: now };
+        let state = Child {
+            vm,
+            waits_for: BTreeMap::new(),
+            sent_ahead: BTreeSet::new(),
+            wants_index: None,
+            told_waiting_at: now,
+        };
         self.children.insert(child, state);
     }
 
@@ -849,6 +943,10 @@ impl TransferCore {
             };
             let refuse = |reason| Effect::NotServed { child, block, reason };
             if self.present.contains(&block) || self.writing.contains_key(&block) {
+                if urgency == Urgency::Demand && state.sent_ahead.remove(&block) {
+                    continue; // it is on its way already
+                }
+                self.sends(child, block, urgency);
                 let stored = self.writing.get(&block).cloned();
                 effects.push(Effect::Serve { child, block, urgency, stored });
                 continue;
@@ -888,6 +986,19 @@ impl TransferCore {
         }
     }
 
+    /// Notes what a child gets before it needs it.
+    fn sends(&mut self, child: ChildId, block: BlockId, urgency: Urgency) {
+        if let Some(state) = self.children.get_mut(&child)
+            && urgency == Urgency::Prefetch
+        {
+            // More than that is not on its way to a child at once.
+            if state.sent_ahead.len() >= 2 * self.limits.queued_blocks_max {
+                state.sent_ahead.pop_first();
+            }
+            state.sent_ahead.insert(block);
+        }
+    }
+
     fn child_answered(&mut self, child: ChildId, block: BlockId) {
         if let Some(state) = self.children.get_mut(&child) {
             state.waits_for.remove(&block);
@@ -899,13 +1010,13 @@ impl TransferCore {
             return;
         };
         for block in state.waits_for.into_keys() {
+            let is_needed = self.is_needed(block);
             let Some(want) = self.wanted.get_mut(&block) else {
                 continue;
             };
             want.children.remove(&child);
             // What only the lost child wanted, and nobody was asked for yet, is wanted no more.
-            let is_metadata = self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
-            if want.children.is_empty() && !want.is_read && !is_metadata && want.asked.is_none() {
+            if want.children.is_empty() && !want.is_read && !is_needed && want.asked.is_none() {
                 self.wanted.remove(&block);
                 self.dequeue(block);
             }

@@ -25,6 +25,16 @@ pub struct Placed(pub Place);
 #[rtype(result = "()")]
 pub struct OriginAnswered(pub OriginAnswer);
 
+/// What is known of the next start here, before its place.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ahead {
+    /// What it will read, in that order; none if only the index may know.
+    pub hot: Vec<BlockId>,
+    /// Whether what it reads is to be recorded.
+    pub record: bool,
+}
+
 /// Reads on this VM wait for these blocks.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -177,6 +187,12 @@ impl Flow for ImageEvent {
             Self::Step(_) | Self::Trouble(_) => return None,
         };
         Some(Hop { message, about: &"", permit: "" })
+    }
+}
+
+impl Flow for Ahead {
+    fn hop(&self) -> Option<Hop<'_>> {
+        None
     }
 }
 

@@ -4,6 +4,8 @@
 //! connection verifies what comes (`FromUpstream`), waiting children get it at once, the cache keeps
 //! it, and the holder is told that its reads can go on.
 
+#[cfg(test)]
+mod ahead_tests;
 mod core;
 #[cfg(test)]
 mod fixtures;
@@ -20,8 +22,8 @@ mod tests;
 pub use self::{
     core::{ChildId, Effect, Event, Stalls, TransferCore, TransferLimits},
     messages::{
-        Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
-        Opened, OriginAnswered, Placed, StoreBack, TransferReport,
+        Ahead, Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded,
+        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport,
     },
     shell::{BlockTransfer, Complaint, TransferNews, TransferWorld},
 };

@@ -113,6 +113,8 @@ impl World {
                 needs: Resources { memory_bytes: 1, cpu_millis: 1 },
                 probe_path: "/".into(),
                 ready_deadline_ms: 1000,
+                record: false,
+                hot: Arc::default(),
             });
             world.manage(TreeEvent::Join { vm: vm(number), contact: contact(number), start });
         }

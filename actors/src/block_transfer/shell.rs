@@ -3,8 +3,8 @@
 use super::{
     core::{ChildId, Effect, Event, TransferCore, TransferLimits},
     messages::{
-        Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded, OpenChild,
-        Opened, OriginAnswered, Placed, StoreBack, TransferReport,
+        Ahead, Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded,
+        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport,
     },
 };
 use crate::{
@@ -100,6 +100,8 @@ pub struct BlockTransfer {
     followers: BTreeMap<StartId, Recipient<ImageEvent>>,
     steps: BTreeSet<Step>,
     mounted: Option<Result<(), String>>,
+    /// Whether the next mount records what is read.
+    record: bool,
     life: Life<TreeId>,
 }
 
@@ -137,6 +139,7 @@ impl BlockTransfer {
             followers: BTreeMap::new(),
             steps,
             mounted: None,
+            record: false,
             life,
         }
     }
@@ -275,6 +278,7 @@ impl BlockTransfer {
         };
         if served.loads >= self.world.limits.queued_blocks_max {
             let refusal = FromParent::NotServed { block, reason: NotServed::Busy };
+            self.apply_later(Event::NotSent { child, block }, ctx);
             return self.tell(child, Urgency::Demand, refusal, Bytes::new(), ctx);
         }
         served.loads += 1;
@@ -288,6 +292,7 @@ impl BlockTransfer {
                 return transfer.tell(child, urgency, FromParent::Block { block }, stored, ctx);
             }
             let refusal = FromParent::NotServed { block, reason: NotServed::NoSource };
+            transfer.apply(Event::NotSent { child, block }, ctx);
             transfer.tell(child, Urgency::Demand, refusal, Bytes::new(), ctx);
             if let Ok(Err(error)) = loaded {
                 transfer.lost_on_disk(block, &error, ctx);
@@ -345,6 +350,8 @@ impl BlockTransfer {
             plain_path: self.plain_path.clone(),
             plain_bytes: self.image.plain_bytes,
             present,
+            record: self.record,
+            packed: false,
         };
         let _ = self.world.holder.send(ToHolder::Mount(mount));
     }
@@ -448,6 +455,16 @@ impl Handler<FromUpstream> for BlockTransfer {
     }
 }
 
+impl Handler<Ahead> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, Ahead { hot, record }: Ahead, ctx: &mut Context<Self>) {
+        // A mount that there is already has been read: what is read of it now is not what a start reads.
+        self.record |= record && self.mounted.is_none();
+        self.apply(Event::Ahead { blocks: hot }, ctx);
+    }
+}
+
 impl Handler<Demand> for BlockTransfer {
     type Result = ();
 
@@ -460,6 +477,7 @@ impl Handler<MountEnded> for BlockTransfer {
     type Result = ();
 
     fn handle(&mut self, MountEnded(ended): MountEnded, _: &mut Context<Self>) {
+        self.record &= ended.is_err();
         let event = match &ended {
             Ok(()) => ImageEvent::Mounted,
             Err(reason) => ImageEvent::MountFailed(reason.clone()),
@@ -557,6 +575,7 @@ impl Handler<FromChild> for BlockTransfer {
             }
             ChildEvent::SaysCorrupt(block) => {
                 tracing::warn!(tree = %self.tree, ?block, "a child says that this VM's copy of a block is bad");
+                self.apply(Event::NotSent { child, block }, ctx);
                 self.world.store.do_send(Distrust { tree: self.tree.clone(), block });
                 self.recheck(block, ctx);
             }

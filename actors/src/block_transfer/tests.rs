@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-const LIMITS: TransferLimits = TransferLimits {
+pub(super) const LIMITS: TransferLimits = TransferLimits {
     in_flight_blocks_max: 4,
     queued_blocks_max: 16,
     read_ahead_blocks_max: 4,
@@ -33,7 +33,7 @@ const LIMITS: TransferLimits = TransferLimits {
 };
 const HOP: Duration = Duration::from_millis(1);
 
-fn upstream(number: usize) -> Upstream {
+pub(super) fn upstream(number: usize) -> Upstream {
     Upstream::Vm { vm: vm(number), address: ([127, 0, 0, 1], 1).into() }
 }
 
@@ -43,12 +43,12 @@ fn seat(depth: u32) -> Seat {
 }
 
 /// The first place of a VM below these.
-fn placed(counter: u64, upstreams: Vec<Upstream>) -> Event {
+pub(super) fn placed(counter: u64, upstreams: Vec<Upstream>) -> Event {
     Event::Placed { epoch: Epoch { term: 1, counter }, stripes: vec![upstreams], seat: seat(5) }
 }
 
 /// How a VM asks that is far below all others.
-const FROM_BELOW: Reach = Reach::Upward { stripes: 1, depth: 9 };
+pub(super) const FROM_BELOW: Reach = Reach::Upward { stripes: 1, depth: 9 };
 
 /// What happens at one VM at one moment.
 enum Arrival {
@@ -57,23 +57,23 @@ enum Arrival {
 }
 
 /// VMs in a tree; `alive[n]` says whether VM n answers.
-struct World {
-    now: Instant,
+pub(super) struct World {
+    pub now: Instant,
     index: Arc<Index>,
-    vms: Vec<TransferCore>,
-    alive: Vec<bool>,
+    pub vms: Vec<TransferCore>,
+    pub alive: Vec<bool>,
     /// Child connections by (parent, child number of the VM).
     agenda: Agenda<(usize, Arrival)>,
     answered: Vec<BTreeSet<BlockId>>,
     failed: Vec<BTreeSet<BlockId>>,
-    origin_blocks: BTreeMap<BlockId, u32>,
+    pub origin_blocks: BTreeMap<BlockId, u32>,
     /// Who asked the origin for what; no block is for the index.
     origin_asks: BTreeSet<(usize, Option<BlockId>)>,
     asks: Vec<(usize, Vec<VmId>)>,
 }
 
 impl World {
-    fn new(vms: usize, blocks: u32) -> Self {
+    pub fn new(vms: usize, blocks: u32) -> Self {
         let now = Instant::now();
         let core = |number| TransferCore::new(vm(number), LIMITS, None, BTreeSet::new(), now);
         let mut world = Self {
@@ -95,7 +95,7 @@ impl World {
     }
 
     /// Parent, grandparent and root of a binary tree; the root reads from the origin.
-    fn place(&mut self, number: usize, counter: u64) {
+    pub fn place(&mut self, number: usize, counter: u64) {
         let mut ancestors = Vec::new();
         let mut place = number;
         while place > 0 {
@@ -130,11 +130,11 @@ impl World {
         }
     }
 
-    fn send(&mut self, to: usize, after: Duration, event: Event) {
+    pub fn send(&mut self, to: usize, after: Duration, event: Event) {
         self.agenda.add(self.now + after, (to, Arrival::Event(event)));
     }
 
-    fn run(&mut self, length: Duration) {
+    pub fn run(&mut self, length: Duration) {
         let end = self.now + length;
         let mut tick_at = self.now;
         while self.now < end {
@@ -430,14 +430,14 @@ proptest! {
 }
 
 /// A core with an index and a place, and what it asks of whom.
-struct Asker {
+pub(super) struct Asker {
     core: TransferCore,
     now: Instant,
-    effects: Vec<Effect>,
+    pub effects: Vec<Effect>,
 }
 
 impl Asker {
-    fn new(limits: TransferLimits, upstreams: Vec<Upstream>) -> Self {
+    pub fn new(limits: TransferLimits, upstreams: Vec<Upstream>) -> Self {
         let now = Instant::now();
         // Block 0, the metadata, is there.
         let core = TransferCore::new(vm(9), limits, Some(index(8)), BTreeSet::from([BlockId(0)]), now);
@@ -446,7 +446,7 @@ impl Asker {
         asker
     }
 
-    fn apply(&mut self, event: Event) {
+    pub fn apply(&mut self, event: Event) {
         self.core.apply(event, self.now, &mut self.effects);
     }
 

@@ -2,7 +2,7 @@
 
 use super::core::Event;
 use crate::{
-    id::{FunctionName, StartId, TreeId, VmId},
+    id::{BlockId, FunctionName, StartId, TreeId, VmId},
     image::BlockImage,
     model::TreeView,
     resources::Resources,
@@ -100,4 +100,8 @@ pub struct StartDraft {
     pub needs: Resources,
     pub probe_path: String,
     pub ready_deadline_ms: u64,
+    /// Whether it is to be recorded what it reads.
+    pub record: bool,
+    /// What it will read, in that order.
+    pub hot: Arc<[BlockId]>,
 }

@@ -45,5 +45,7 @@ fn order(start: StartDraft, place: Place) -> StartOrder {
         cpu_millis: start.needs.cpu_millis,
         probe_path: start.probe_path,
         ready_deadline_ms: start.ready_deadline_ms,
+        record: start.record,
+        hot: start.hot.to_vec(),
     }
 }

@@ -45,6 +45,8 @@ fn draft(number: usize) -> Box<StartDraft> {
         needs: Resources { memory_bytes: 1 << 28, cpu_millis: 100 },
         probe_path: "/".into(),
         ready_deadline_ms: 1000,
+        record: false,
+        hot: Arc::default(),
     })
 }
 

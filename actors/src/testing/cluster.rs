@@ -527,6 +527,7 @@ impl Holder for MemHolder {
             ToHolder::Run(run) => vec![FromHolder::Running { start: run.start, pid: 1 }],
             ToHolder::Stop { start, .. } => vec![FromHolder::Exited { start, exit: Exit::Signal(15) }],
             ToHolder::Shutdown { .. } => vec![FromHolder::Bye],
+            ToHolder::EndRecording { image } => vec![FromHolder::Recorded { image, ranges: Vec::new() }],
             ToHolder::Hello { .. }
             | ToHolder::Present { .. }
             | ToHolder::Unavailable { .. }

@@ -279,6 +279,8 @@ impl VmCore {
             ToManager::Renew { .. } => {}
             // For whoever asked, whom the shell knows.
             ToManager::Observed { .. } => {}
+            // No start is recorded yet.
+            ToManager::Recorded { .. } => {}
             ToManager::Progress { start, step, elapsed_us } => {
                 effects.push(Effect::News(VmEvent::Progress { start, step, elapsed_us }));
             }

@@ -242,6 +242,7 @@ impl Flow for ToManager {
         let (message, about): (_, &dyn Display) = match self {
             Self::Ready { start, .. } => ("Ready", start),
             Self::Ended { start, .. } => ("Ended", start),
+            Self::Recorded { start, .. } => ("Recorded", start),
             Self::UpstreamLost { vm, .. } => ("UpstreamLost", vm),
             Self::OriginWanted { tree, .. } => ("OriginWanted", tree),
             Self::Hello(_)

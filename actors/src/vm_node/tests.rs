@@ -173,6 +173,8 @@ fn order(number: u16, place: Place) -> Box<StartOrder> {
         cpu_millis: 1,
         probe_path: "/".into(),
         ready_deadline_ms: 1000,
+        record: false,
+        hot: Vec::new(),
     })
 }
 

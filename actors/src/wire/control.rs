@@ -1,8 +1,8 @@
 //! Manager and agent: joining, the session, orders and reports.
 
-use super::holder::Exit;
+use super::holder::{Exit, PlainRange};
 use crate::{
-    id::{Epoch, FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
+    id::{BlockId, Epoch, FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     support::ActorView,
 };
@@ -60,6 +60,8 @@ pub enum ToManager {
     Progress { start: StartId, step: Step, elapsed_us: u64 },
     /// The probe answered.
     Ready { start: StartId, report: StartReport },
+    /// What a start that was to be recorded has read of its image before it was ready, in the order of first use.
+    Recorded { start: StartId, image: ImageId, ranges: Vec<PlainRange> },
     /// The start did not become ready, or its instance has ended.
     Ended { start: StartId, reason: EndReason, report: StartReport },
     /// Asks for a new certificate before the present one expires, for the same key.
@@ -257,6 +259,13 @@ pub struct StartOrder {
     pub probe_path: String,
     /// From the arrival of the order to ready.
     pub ready_deadline_ms: u64,
+    /// Whether the VM is to record what this start reads, if it mounts the image for it. Answered by `Recorded`.
+    #[serde(default)]
+    pub record: bool,
+    /// Blocks that it will read, in that order, to be fetched before it does. None: it is not known, or the
+    /// image's index says it.
+    #[serde(default)]
+    pub hot: Vec<BlockId>,
 }
 
 /// A VM's place in a tree.

@@ -23,6 +23,8 @@ pub enum ToHolder {
     Present { image: ImageId, blocks: Vec<BlockId> },
     /// These blocks cannot be had: reads that wait for them fail with an I/O error.
     Unavailable { image: ImageId, blocks: Vec<BlockId> },
+    /// What was read of the image so far is what was wanted. Answered by `Recorded`.
+    EndRecording { image: ImageId },
     /// Runs a container on a mounted image. Answered by `Running` or `RunFailed`, later `Exited`.
     Run(Box<Run>),
     /// Ends a container: its stop signal, after `grace_ms` SIGKILL. Answered by `Exited`.
@@ -43,6 +45,24 @@ pub struct Mount {
     /// Bit `n % 8` of byte `n / 8` is set when block `n` is in the cache file.
     #[serde(with = "serde_bytes")]
     pub present: Vec<u8>,
+    /// Whether what is read of the image is to be recorded, until `EndRecording`.
+    #[serde(default)]
+    pub record: bool,
+    /// Whether what a start reads lies together in the image, so that reading further ahead touches blocks
+    /// that no start needs.
+    #[serde(default)]
+    pub packed: bool,
+}
+
+/// Bytes of a block image's file system: place and length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlainRange(pub u64, pub u64);
+
+impl PlainRange {
+    /// `None` when the range is empty or ends beyond what numbers can say.
+    pub fn end(self) -> Option<u64> {
+        self.0.checked_add(self.1).filter(|end| *end > self.0)
+    }
 }
 
 /// A container to run.
@@ -98,6 +118,12 @@ pub enum FromHolder {
     Exited {
         start: StartId,
         exit: Exit,
+    },
+    /// The answer to `EndRecording`: what was read of the image since it was mounted, in the order of first use,
+    /// each byte once. Empty when nothing was recorded.
+    Recorded {
+        image: ImageId,
+        ranges: Vec<PlainRange>,
     },
     Bye,
 }

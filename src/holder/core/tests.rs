@@ -60,7 +60,14 @@ fn start(name: &str) -> StartId {
 
 fn mount() -> Mount {
     let plain_bytes = u64::from(BLOCK_BYTES) + 1;
-    Mount { image: IMAGE, plain_path: "/cache".into(), plain_bytes, present: vec![0] }
+    Mount {
+        image: IMAGE,
+        plain_path: "/cache".into(),
+        plain_bytes,
+        present: vec![0],
+        record: false,
+        packed: false,
+    }
 }
 
 fn run(name: &str) -> Box<Run> {

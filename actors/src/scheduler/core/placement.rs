@@ -176,6 +176,8 @@ impl SchedulerCore {
             needs: function.spec.needs(),
             probe_path: function.spec.probe_path.clone(),
             ready_deadline_ms: millis(self.limits.ready_deadline),
+            record: false,
+            hot: Arc::default(),
         };
         let needs = draft.needs;
         self.count_waiting(&tree.tenant, -1);
