@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub const BLOCK_BYTES: u32 = 512 * 1024;
 
 /// Raised whenever the writer or a codec yields other bytes for the same source.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The most blocks an index may have: 512 GiB of file system, 23 MB of index.
 pub const BLOCKS_MAX: u32 = 1 << 20;
@@ -41,6 +41,7 @@ pub struct BlockEntry {
 pub struct Index {
     plain_bytes: u64,
     metadata_blocks: u32,
+    hot_blocks: u32,
     entries: Vec<BlockEntry>,
 }
 
@@ -55,7 +56,7 @@ pub enum IndexError {
     Version(u32),
     #[error("the index has an entry out of bounds, overlapping, or of an unknown codec: block {0}")]
     Entry(u32),
-    #[error("the number of blocks does not match the size of the file system")]
+    #[error("the numbers of blocks do not match the size of the file system or each other")]
     Count,
 }
 
@@ -68,7 +69,14 @@ impl Index {
     ///
     /// `metadata_blocks` is the number of leading blocks that hold all metadata of the file system.
     pub fn new(plain_bytes: u64, metadata_blocks: u32, entries: Vec<BlockEntry>) -> Result<Self, IndexError> {
-        let index = Self { plain_bytes, metadata_blocks, entries };
+        let index = Self { plain_bytes, metadata_blocks, hot_blocks: metadata_blocks, entries };
+        index.check().map(|()| index)
+    }
+
+    /// The same index of an image with what starts read packed behind the metadata: `hot_blocks` leading
+    /// blocks hold both.
+    pub fn packed(self, hot_blocks: u32) -> Result<Self, IndexError> {
+        let index = Self { hot_blocks, ..self };
         index.check().map(|()| index)
     }
 
@@ -76,7 +84,8 @@ impl Index {
         let count = u64::try_from(self.entries.len()).map_err(|_| IndexError::Count)?;
         let fits = count == self.plain_bytes.div_ceil(u64::from(BLOCK_BYTES))
             && (1..=u64::from(BLOCKS_MAX)).contains(&count)
-            && u64::from(self.metadata_blocks) <= count;
+            && self.metadata_blocks <= self.hot_blocks
+            && u64::from(self.hot_blocks) <= count;
         if !fits {
             return Err(IndexError::Count);
         }
@@ -104,7 +113,7 @@ impl Index {
         out.extend_from_slice(&self.metadata_blocks.to_le_bytes());
         out.extend_from_slice(&self.plain_bytes.to_le_bytes());
         out.extend_from_slice(&self.block_count().to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.hot_blocks.to_le_bytes());
         for entry in &self.entries {
             out.extend_from_slice(&entry.offset.to_le_bytes());
             out.extend_from_slice(&entry.stored_bytes.to_le_bytes());
@@ -129,9 +138,6 @@ impl Index {
             return Err(IndexError::Version(version));
         }
         let count = u32_at(header, 24);
-        if u32_at(header, 28) != 0 {
-            return Err(IndexError::Magic);
-        }
         if body.len() != count as usize * ENTRY_BYTES {
             return Err(IndexError::Length);
         }
@@ -151,7 +157,7 @@ impl Index {
                 hash,
             });
         }
-        Self::new(u64_at(header, 16), u32_at(header, 12), entries)
+        Self::new(u64_at(header, 16), u32_at(header, 12), entries)?.packed(u32_at(header, 28))
     }
 
     /// Length of the published bytes of an index with that many blocks.
@@ -166,6 +172,12 @@ impl Index {
     /// Leading blocks that hold all metadata of the file system.
     pub fn metadata_blocks(&self) -> u32 {
         self.metadata_blocks
+    }
+
+    /// Leading blocks that hold the metadata and what starts read; those of the metadata alone if the image
+    /// is not packed.
+    pub fn hot_blocks(&self) -> u32 {
+        self.hot_blocks
     }
 
     pub fn block_count(&self) -> u32 {
@@ -295,11 +307,19 @@ mod tests {
             let mut bad = good.clone();
             bad[place] ^= 0x81;
             let inside_hash = place >= 32 && (place - 32) % 48 >= 16;
-            let metadata_count = (12..16).contains(&place);
             let decoded = Index::decode(&bad);
-            assert!(decoded.is_err() || inside_hash || metadata_count, "byte {place}");
+            assert!(decoded.is_err() || inside_hash, "byte {place}");
         }
         assert_eq!(Index::decode(&good[..good.len() - 1]), Err(IndexError::Length));
+    }
+
+    #[test]
+    fn hot_blocks_are_at_least_those_of_the_metadata_and_no_more_than_all() {
+        assert_eq!((index().metadata_blocks(), index().hot_blocks()), (1, 1));
+        let packed = index().packed(2).expect("valid");
+        assert_eq!(Index::decode(&packed.encode()).expect("valid").hot_blocks(), 2);
+        assert_eq!(index().packed(0), Err(IndexError::Count));
+        assert_eq!(index().packed(3), Err(IndexError::Count));
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod instance;
 pub mod journal;
 pub mod manager;
 pub mod model;
+pub mod profile;
 pub mod resources;
 pub mod ring;
 pub mod scheduler;

@@ -1,8 +1,9 @@
 //! What actors need of the world, as traits. The process brings adapters, tests bring small ones.
 
 use crate::{
-    id::{TreeId, VmId},
+    id::{Digest, TreeId, VmId},
     image::BlockImage,
+    profile::Profile,
     wire::control::Capability,
 };
 use bytes::Bytes;
@@ -252,12 +253,22 @@ pub trait CapabilityIssuer: Send + Sync {
 
 /// Makes block images of source images.
 pub trait Converter: Send + Sync {
-    /// Done when the block image is published. May be called for the same image again.
+    /// Done when the block image is published. May be called for the same image again. With `packing`, what
+    /// starts read lies together behind the metadata.
     fn convert(
         &self,
         image: &str,
+        packing: Option<Packing>,
         progress: Arc<ConversionProgress>,
     ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>>;
+}
+
+/// What makes a block image one that is packed for starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packing {
+    /// The manifest of the source image, which the name alone may not lead to any more.
+    pub source: Digest,
+    pub profile: Arc<Profile>,
 }
 
 /// Why there is no block image, in words for the function's owner.

@@ -12,7 +12,7 @@ use crate::{
 };
 use faasnet_actors::{
     image::BlockImage,
-    world::{ConversionPhase, ConversionProgress, ConvertFailure, Converter},
+    world::{ConversionPhase, ConversionProgress, ConvertFailure, Converter, Packing},
 };
 use futures::future::BoxFuture;
 use std::{sync::Arc, time::Duration};
@@ -38,10 +38,15 @@ impl Converter for ImageConverter {
     fn convert(
         &self,
         image: &str,
+        packing: Option<Packing>,
         shown: Arc<ConversionProgress>,
     ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>> {
         let (settings, permits, image) =
             (Arc::clone(&self.settings), Arc::clone(&self.permits), image.to_owned());
+        if packing.is_some() {
+            let failure = ConvertFailure("this version does not pack images for starts".to_owned());
+            return Box::pin(std::future::ready(Err(failure)));
+        }
         Box::pin(async move {
             let _permit = permits.acquire_owned().await.expect("never closed");
             let progress = Arc::new(Progress::default());

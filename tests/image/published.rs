@@ -55,8 +55,8 @@ fn an_image_gives_the_bytes_that_are_written_down_here() {
 
 const GOLDEN: [&str; 3] = [
     "sha256:79e1f4da9b680e25d6537d43272a0249faaaa0aa3aeecb738ce9024429821dd9",
-    "sha256:31cdec87776046f0cf54dc1db4fd458b6a54f8205fe85e666c235b10be36c33d",
-    "sha256:80458ac2892eef99b9fe4cf8d377b64f04385cdd363018a1119553d777cf6954",
+    "sha256:80f952b2a0ce5be73efa9ebb0f1e0a6047fc0e06e8a1355f2001388ab85910a3",
+    "sha256:31afc32ae3dd144004fe3e10903c3e9bfaee36d945e5ddecb79d366178bae7dd",
 ];
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{
     },
     world::{
         Batch, BatchLimits, CapabilityIssuer, Condition, ConversionProgress, ConvertFailure, Converter,
-        Metadata, MetadataError, Row, Table, Write,
+        Metadata, MetadataError, Packing, Row, Table, Write,
     },
 };
 use futures::future::BoxFuture;
@@ -90,6 +90,7 @@ impl Converter for Conversions {
     fn convert(
         &self,
         image: &str,
+        _packing: Option<Packing>,
         _progress: Arc<ConversionProgress>,
     ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>> {
         let digest = digest(image);

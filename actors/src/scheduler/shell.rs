@@ -123,7 +123,7 @@ impl Scheduler {
     }
 
     fn convert(&self, source: String, progress: Arc<ConversionProgress>, ctx: &mut Context<Self>) {
-        let conversion = self.settings.converter.convert(&source, progress);
+        let conversion = self.settings.converter.convert(&source, None, progress);
         let converted = ctx.address().recipient();
         ctx.spawn(conversion.into_actor(self).map(move |result, _scheduler, _ctx| {
             let result = result.map(Box::new).map_err(|error| error.to_string());
