@@ -20,10 +20,11 @@ use faasnet_actors::{
     wire::{
         PROTOCOL_VERSION,
         frame::FrameLimits,
-        peer::{FromParent, Refusal, ToParent},
+        peer::{FromParent, Refusal, ToParent, Urgency},
         request::{RequestAnswer, RequestHead},
     },
 };
+use socket2::SockRef;
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
@@ -46,6 +47,7 @@ pub struct ListenerLimits {
     pub handshake: Duration,
     pub connections_max: usize,
     pub queued_blocks_max: usize,
+    pub unsent_socket_bytes_max: u32,
     pub requests_per_instance_max: usize,
     pub log_bytes_max: u64,
 }
@@ -90,6 +92,11 @@ async fn admit(stream: TcpStream, doors: &Doors, _permit: OwnedSemaphorePermit) 
 
 /// Serves one child until one side ends.
 async fn serve_child(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
+    // Blocks wait where demands can overtake them, not in the kernel. What cannot be set costs only that.
+    let socket = SockRef::from(stream.get_ref().0);
+    if let Err(error) = socket.set_tcp_notsent_lowat(doors.limits.unsent_socket_bytes_max) {
+        tracing::debug!(%error, "the socket's buffer was not limited");
+    }
     let (reading, mut writing) = tokio::io::split(stream);
     let mut frames = FrameReader::<_, ToParent>::new(reading, doors.limits.frame);
     let opened = match open_child(&mut frames, peer, doors).await {
@@ -105,7 +112,7 @@ async fn serve_child(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
     if framed::write(&mut writing, &FromParent::Opened, &[]).await.is_ok() {
         let lifetime = Duration::from_secs(expires_at.saturating_sub(capability::now_seconds()));
         tokio::select! {
-            () = send_blocks(&mut writing, demand, prefetch) => {}
+            () = send_blocks(&mut writing, demand, prefetch, child, &requests) => {}
             () = hear_child(&mut frames, child, &requests) => {}
             () = tokio::time::sleep(lifetime) => {
                 tracing::info!(peer = %peer.name, %tree, "a child's capability has expired");
@@ -146,18 +153,28 @@ async fn open_child<R: AsyncRead + Unpin>(
 }
 
 /// Sends what waits, demand first. Ends when the transfer drops the child or the connection breaks.
-async fn send_blocks(writing: &mut (impl AsyncWrite + Unpin), mut demand: Queue, mut prefetch: Queue) {
+async fn send_blocks(
+    writing: &mut (impl AsyncWrite + Unpin),
+    mut demand: Queue,
+    mut prefetch: Queue,
+    child: ChildId,
+    requests: &actix::Recipient<FromChild>,
+) {
     loop {
-        let next = tokio::select! {
+        let (urgency, next) = tokio::select! {
             biased;
-            next = demand.recv() => next,
-            Some(next) = prefetch.recv() => Some(next),
+            next = demand.recv() => (Urgency::Demand, next),
+            Some(next) = prefetch.recv() => (Urgency::Prefetch, Some(next)),
         };
         let Some((header, body)) = next else {
             return;
         };
         if framed::write(writing, &header, &body).await.is_err() {
             return;
+        }
+        // As many as the transfer lets be on their way.
+        if matches!(header, FromParent::Block { .. }) {
+            requests.do_send(FromChild { child, event: ChildEvent::Sent(urgency) });
         }
     }
 }
@@ -173,6 +190,7 @@ async fn hear_child<R: AsyncRead + Unpin>(
             ToParent::Want { blocks, urgency, path, reach } => {
                 ChildEvent::Wants { blocks, urgency, path, reach }
             }
+            ToParent::Hurry { blocks } => ChildEvent::Hurries(blocks),
             ToParent::Corrupt { block } => ChildEvent::SaysCorrupt(block),
             ToParent::Open { .. } => return,
         };

@@ -237,6 +237,7 @@ fn upstream_limits(settings: &Settings) -> upstream::UpstreamLimits {
             body_bytes_max: transfer.index_bytes_max,
         },
         handshake: millis(settings.agent.handshake_ms),
+        // A block is asked for, hurried and, after a new place, asked for again.
         commands_max: 4 * transfer.in_flight_blocks_max,
     }
 }
@@ -247,6 +248,7 @@ fn listener_limits(settings: &Settings) -> listener::ListenerLimits {
         handshake: millis(settings.agent.handshake_ms),
         connections_max: settings.agent.connections_max,
         queued_blocks_max: settings.transfer.queued_blocks_max,
+        unsent_socket_bytes_max: settings.transfer.unsent_socket_bytes_max,
         requests_per_instance_max: settings.agent.requests_per_instance_max,
         log_bytes_max: settings.holder.log_bytes_max,
     }

@@ -145,7 +145,7 @@ impl Owed {
         match order {
             ToParent::Want { blocks, .. } => self.blocks += blocks.len(),
             ToParent::WantIndex { .. } => self.indexes += 1,
-            ToParent::Open { .. } | ToParent::Corrupt { .. } => {}
+            ToParent::Open { .. } | ToParent::Hurry { .. } | ToParent::Corrupt { .. } => {}
         }
     }
 
@@ -261,7 +261,7 @@ async fn read_origin(
                         reads.push(Box::pin(async move { (blocks, reading.await) }));
                     }
                 }
-                Some(ToParent::Corrupt { .. } | ToParent::Open { .. }) => {}
+                Some(ToParent::Hurry { .. } | ToParent::Corrupt { .. } | ToParent::Open { .. }) => {}
             },
         }
     }

@@ -1,6 +1,6 @@
 //! Frames over any byte stream, with limits and deadlines.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use faasnet_actors::wire::frame::{self, Frame, FrameError, FrameLimits};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{io, marker::PhantomData, time::Duration};
@@ -75,15 +75,15 @@ impl<R: AsyncRead + Unpin, T: DeserializeOwned> FrameReader<R, T> {
     }
 }
 
-/// Writes one frame; the body is written as it is, without a copy into the header's buffer.
+/// Writes one frame. Header and body go out together, so that the header is no packet of its own, and without
+/// a copy into one buffer.
 pub async fn write<T: Serialize>(
     stream: &mut (impl AsyncWrite + Unpin),
     header: &T,
     body: &[u8],
 ) -> io::Result<()> {
     let head = frame::encode_head(header, body.len()).map_err(io::Error::other)?;
-    stream.write_all(&head).await?;
-    stream.write_all(body).await?;
+    stream.write_all_buf(&mut head.chain(body)).await?;
     stream.flush().await
 }
 

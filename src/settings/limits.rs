@@ -79,8 +79,10 @@ impl Settings {
             reconnect_max: millis(agent.reconnect_max_ms),
             stop_grace: millis(agent.stop_grace_ms),
             transfer: TransferLimits {
+                in_flight_blocks_min: transfer.in_flight_blocks_min,
                 in_flight_blocks_max: transfer.in_flight_blocks_max,
                 queued_blocks_max: transfer.queued_blocks_max,
+                unsent_blocks_max: transfer.unsent_blocks_max,
                 children_max: transfer.children_max,
                 read_ahead_blocks_max: transfer.read_ahead_blocks_max,
                 hops_max: transfer.hops_max,

@@ -183,8 +183,11 @@ pub struct AgentSettings {
 #[serde(deny_unknown_fields)]
 pub struct TransferSettings {
     pub children_max: usize,
+    pub in_flight_blocks_min: usize,
     pub in_flight_blocks_max: usize,
     pub queued_blocks_max: usize,
+    pub unsent_blocks_max: usize,
+    pub unsent_socket_bytes_max: u32,
     pub read_ahead_blocks_max: u32,
     pub hops_max: usize,
     pub stall_ms: u64,
@@ -388,7 +391,18 @@ impl Settings {
             ("manager.tree_threads", self.manager.tree_threads <= 64, "use at most 64"),
             ("scheduler.starts_at_once_per_vm", self.scheduler.starts_at_once_per_vm >= 1, "use at least 1"),
             ("agent.threads", self.agent.threads >= 1, "use at least 1"),
-            ("transfer.in_flight_blocks_max", self.transfer.in_flight_blocks_max >= 1, "use at least 1"),
+            ("transfer.in_flight_blocks_min", self.transfer.in_flight_blocks_min >= 1, "use at least 1"),
+            (
+                "transfer.in_flight_blocks_max",
+                self.transfer.in_flight_blocks_max > self.transfer.in_flight_blocks_min,
+                "use more than transfer.in_flight_blocks_min, or nothing is fetched ahead",
+            ),
+            ("transfer.unsent_blocks_max", self.transfer.unsent_blocks_max >= 1, "use at least 1"),
+            (
+                "transfer.unsent_socket_bytes_max",
+                self.transfer.unsent_socket_bytes_max >= 16384,
+                "use at least 16384, one record of TLS",
+            ),
             (
                 "transfer.queued_blocks_max",
                 self.transfer.queued_blocks_max >= self.transfer.in_flight_blocks_max,

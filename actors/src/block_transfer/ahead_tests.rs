@@ -1,10 +1,9 @@
 //! What is fetched before it is read: in its order, behind everything that a read waits for.
 
 use super::{
-    ChildId,
     core::{Effect, Event, TransferCore},
     fixtures::{index, stored, vm},
-    tests::{Asker, FROM_BELOW, LIMITS, World, placed, upstream},
+    tests::{Asker, LIMITS, World, placed, upstream},
 };
 use crate::{
     id::BlockId,
@@ -41,13 +40,13 @@ fn asks(asker: &mut Asker) -> Vec<(Urgency, Vec<u32>)> {
 fn a_hot_set_is_asked_for_in_its_order_and_leaves_room_for_reads() {
     let mut asker = connected();
     asker.apply(ahead(&[6, 2, 99, 0, 7, 3, 1]));
-    assert_eq!(asks(&mut asker), [(Urgency::Prefetch, vec![6, 2, 7])], "3 of a window of 4");
+    assert_eq!(asks(&mut asker), [(Urgency::Prefetch, vec![6, 2, 7, 3])], "the least window");
     asker.apply(Event::Demanded { blocks: vec![BlockId(5)] });
     assert_eq!(asks(&mut asker), [(Urgency::Demand, vec![5])]);
     asker.apply(arrived(6));
     assert_eq!(asks(&mut asker), [], "the window is full but for reads");
     asker.apply(arrived(5));
-    assert_eq!(asks(&mut asker), [(Urgency::Prefetch, vec![3])]);
+    assert_eq!(asks(&mut asker), [(Urgency::Prefetch, vec![1])]);
 }
 
 #[test]
@@ -55,10 +54,11 @@ fn a_read_of_what_was_asked_for_ahead_makes_the_question_urgent_once() {
     let mut asker = connected();
     asker.apply(ahead(&[6, 2]));
     assert_eq!(asks(&mut asker), [(Urgency::Prefetch, vec![6, 2])]);
+    asker.effects.clear();
     for _ in 0..2 {
         asker.apply(Event::Demanded { blocks: vec![BlockId(2)] });
     }
-    assert_eq!(asks(&mut asker), [(Urgency::Demand, vec![2])]);
+    assert_eq!(asker.effects, [Effect::Hurry { upstream: upstream(1), blocks: vec![BlockId(2)] }]);
 }
 
 #[test]
@@ -67,8 +67,9 @@ fn the_origin_is_not_asked_again_for_what_becomes_urgent() {
     asker.apply(Event::Opened { upstream: Upstream::Origin });
     asker.apply(ahead(&[6, 2]));
     asks(&mut asker);
+    asker.effects.clear();
     asker.apply(Event::Demanded { blocks: vec![BlockId(2)] });
-    assert_eq!(asks(&mut asker), []);
+    assert_eq!(asker.effects, []);
 }
 
 #[test]
@@ -83,33 +84,11 @@ fn a_mount_waits_for_the_metadata_and_for_nothing_that_is_fetched_ahead() {
         Effect::Ask { blocks, urgency, .. } => Some((*urgency, blocks.clone())),
         _ => None,
     };
-    let expected = [(Urgency::Demand, vec![BlockId(0)]), (Urgency::Prefetch, vec![BlockId(5), BlockId(6)])];
+    let expected = [(Urgency::Demand, vec![BlockId(0)]), (Urgency::Prefetch, (5..8).map(BlockId).collect())];
     assert_eq!(effects.iter().filter_map(asked).collect::<Vec<_>>(), expected);
     core.apply(arrived(0), now, &mut effects);
     core.apply(Event::Kept { block: BlockId(0) }, now, &mut effects);
     assert!(effects.contains(&Effect::Mount), "{effects:?}");
-}
-
-#[test]
-fn a_block_that_is_on_its_way_to_a_child_is_not_sent_again_when_it_becomes_urgent() {
-    let mut asker = connected();
-    let child = ChildId(1);
-    asker.apply(Event::ChildOpened { child, vm: vm(20) });
-    let wants = |urgency| {
-        let (blocks, path) = (vec![BlockId(0)], vec![vm(20)]);
-        Event::ChildWanted { child, blocks, urgency, path, reach: FROM_BELOW }
-    };
-    let sent = |asker: &mut Asker| {
-        asker.effects.extract_if(.., |effect| matches!(effect, Effect::Serve { .. })).count()
-    };
-    asker.apply(wants(Urgency::Prefetch));
-    asker.apply(wants(Urgency::Demand));
-    assert_eq!(sent(&mut asker), 1);
-    // It came damaged, or the disk had lost it: the next question is a new one.
-    asker.apply(wants(Urgency::Prefetch));
-    asker.apply(Event::NotSent { child, block: BlockId(0) });
-    asker.apply(wants(Urgency::Demand));
-    assert_eq!(sent(&mut asker), 2);
 }
 
 #[test]

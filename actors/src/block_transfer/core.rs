@@ -12,13 +12,14 @@
 //! it cannot be had. Invariants 5, 7 and 11 of the design are kept here.
 
 use super::{
+    children::Child,
     links::{Choice, Link, LinkState, Links, Query},
     origin::OriginPass,
     read_ahead::ReadAhead,
 };
 use crate::{
     id::{BlockId, Epoch, VmId},
-    image::{BLOCKS_MAX, Index},
+    image::Index,
     support::Snapshot,
     wire::{
         control::{BytesBySource, OriginAnswer, Seat, Step, Upstream},
@@ -36,10 +37,14 @@ use tokio::time::Instant;
 /// The bounds of one transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferLimits {
-    /// Blocks asked of one upstream and not there yet.
+    /// Blocks that one upstream may be asked for before anything is known of its speed.
+    pub in_flight_blocks_min: usize,
+    /// Blocks asked of all upstreams and not on disk yet. The last `in_flight_blocks_min` are for demands.
     pub in_flight_blocks_max: usize,
     /// Blocks that one child may wait for.
     pub queued_blocks_max: usize,
+    /// Blocks given to a child's connection and not sent yet, demands and read-ahead each.
+    pub unsent_blocks_max: usize,
     pub children_max: usize,
     pub read_ahead_blocks_max: u32,
     /// VMs that a demand may pass.
@@ -59,8 +64,10 @@ pub struct TransferLimits {
 impl TransferLimits {
     /// What `config/default.toml` says. A test of the settings holds them equal.
     pub const SHIPPED: Self = Self {
-        in_flight_blocks_max: 8,
+        in_flight_blocks_min: 8,
+        in_flight_blocks_max: 64,
         queued_blocks_max: 64,
+        unsent_blocks_max: 4,
         children_max: 16,
         read_ahead_blocks_max: 8,
         hops_max: 64,
@@ -71,11 +78,6 @@ impl TransferLimits {
         retry_max: Duration::from_millis(500),
         read_deadline: Duration::from_secs(30),
     };
-
-    /// Less than the whole window, so that a read finds room in it, however much is fetched ahead.
-    fn prefetch_in_flight_max(&self) -> usize {
-        (self.in_flight_blocks_max - self.in_flight_blocks_max / 4).max(1)
-    }
 }
 
 /// Times that a block is refused by everyone before leave is asked to read the origin: a fraction of a second.
@@ -164,10 +166,15 @@ pub enum Event {
         path: Vec<VmId>,
         reach: Reach,
     },
-    /// A block that was to be sent to the child did not come to it, or was damaged.
-    NotSent {
+    /// Reads wait for what the child has asked for ahead.
+    ChildHurries {
         child: ChildId,
-        block: BlockId,
+        blocks: Vec<BlockId>,
+    },
+    /// The child's connection has sent a block, or could not be given one that was to be served.
+    ChildSent {
+        child: ChildId,
+        urgency: Urgency,
     },
     ChildLost {
         child: ChildId,
@@ -190,6 +197,11 @@ pub enum Effect {
         path: Vec<VmId>,
         reach: Reach,
     },
+    /// Reads wait now for what this upstream VM was asked for ahead.
+    Hurry {
+        upstream: Upstream,
+        blocks: Vec<BlockId>,
+    },
     /// Tells an upstream VM that its copy of the block is bad.
     TellCorrupt {
         upstream: Upstream,
@@ -199,7 +211,7 @@ pub enum Effect {
         block: BlockId,
         stored: Bytes,
     },
-    /// Without bytes: they are in the cache.
+    /// Without bytes: they are in the cache. Answered by `ChildSent`.
     Serve {
         child: ChildId,
         block: BlockId,
@@ -244,15 +256,15 @@ pub enum Effect {
 
 /// Somebody waits for a block, or will.
 #[derive(Debug)]
-struct Want {
+pub(super) struct Want {
     since: Instant,
-    urgency: Urgency,
+    pub(super) urgency: Urgency,
     /// Reads on this VM wait.
-    is_read: bool,
-    children: BTreeSet<ChildId>,
+    pub(super) is_read: bool,
+    pub(super) children: BTreeSet<ChildId>,
     /// VMs that the demand has passed before this one.
-    path: BTreeSet<VmId>,
-    asked: Option<Upstream>,
+    pub(super) path: BTreeSet<VmId>,
+    pub(super) asked: Option<Upstream>,
     /// Upstreams that said no.
     refused: BTreeSet<Upstream>,
     /// Times that all upstreams had said no.
@@ -261,37 +273,28 @@ struct Want {
     not_before: Option<Instant>,
 }
 
-struct Child {
-    vm: VmId,
-    waits_for: BTreeMap<BlockId, Reach>,
-    /// Blocks that were sent lately before they were needed: on their way, if they are asked for more urgently.
-    sent_ahead: BTreeSet<BlockId>,
-    wants_index: Option<Reach>,
-    told_waiting_at: Instant,
-}
-
 pub struct TransferCore {
-    own: VmId,
-    limits: TransferLimits,
+    pub(super) own: VmId,
+    pub(super) limits: TransferLimits,
     epoch: Option<Epoch>,
-    links: Links,
+    pub(super) links: Links,
     origin: OriginPass,
-    index: Option<Arc<Index>>,
+    pub(super) index: Option<Arc<Index>>,
     /// Set once `Mount` was asked for.
     is_mountable: bool,
-    present: BTreeSet<BlockId>,
-    writing: BTreeMap<BlockId, Bytes>,
-    wanted: BTreeMap<BlockId, Want>,
+    pub(super) present: BTreeSet<BlockId>,
+    pub(super) writing: BTreeMap<BlockId, Bytes>,
+    pub(super) wanted: BTreeMap<BlockId, Want>,
     /// Wants that are asked of nobody, in the order in which they are to be.
     queue: BTreeSet<(Urgency, u64, BlockId)>,
     queued_at: BTreeMap<BlockId, (Urgency, u64)>,
     sequence: u64,
-    children: BTreeMap<ChildId, Child>,
+    /// Asked for ahead, and waited for since the last event.
+    hurried: Vec<BlockId>,
+    pub(super) children: BTreeMap<ChildId, Child>,
     /// What a start here will read, in that order.
     ahead: Vec<BlockId>,
     is_ahead: BTreeSet<BlockId>,
-    /// Blocks that were asked for ahead and are waited for now.
-    raised: Vec<BlockId>,
     read_ahead: ReadAhead,
     progress_at: Instant,
     /// The cache did not take a block lately.
@@ -340,10 +343,10 @@ impl TransferCore {
             queue: BTreeSet::new(),
             queued_at: BTreeMap::new(),
             sequence: 0,
+            hurried: Vec::new(),
             children: BTreeMap::new(),
             ahead: Vec::new(),
             is_ahead: BTreeSet::new(),
-            raised: Vec::new(),
             read_ahead: ReadAhead::new(limits.read_ahead_blocks_max),
             progress_at: now,
             cache_rests_until: None,
@@ -386,7 +389,7 @@ impl TransferCore {
         let asked = self.wanted.values().filter(|want| want.asked.is_some()).count();
         Snapshot::new(state)
             .queue("blocks wanted", self.wanted.len(), total as usize)
-            .queue("blocks in flight", asked, self.links.count() * self.limits.in_flight_blocks_max)
+            .queue("blocks in flight", asked, self.limits.in_flight_blocks_max)
             .queue("blocks on their way to the disk", self.writing.len(), total as usize)
             .queue("children", self.children.len(), self.limits.children_max)
     }
@@ -414,9 +417,6 @@ impl TransferCore {
             Event::NotKept { block } => self.not_kept(block, now, effects),
             Event::Dropped { block } => {
                 self.present.remove(&block);
-                for child in self.children.values_mut() {
-                    child.sent_ahead.remove(&block);
-                }
             }
             Event::Ahead { blocks } => {
                 (self.is_ahead, self.ahead) = (blocks.iter().copied().collect(), blocks);
@@ -428,11 +428,8 @@ impl TransferCore {
             Event::ChildWanted { child, blocks, urgency, path, reach } => {
                 self.child_wanted(child, &blocks, urgency, (&path, reach), now, effects);
             }
-            Event::NotSent { child, block } => {
-                if let Some(state) = self.children.get_mut(&child) {
-                    state.sent_ahead.remove(&block);
-                }
-            }
+            Event::ChildHurries { child, blocks } => self.child_hurries(child, &blocks, now, effects),
+            Event::ChildSent { child, urgency } => self.child_sent(child, urgency, effects),
             Event::ChildLost { child } => self.child_lost(child),
             Event::Tick => self.tick(now, effects),
         }
@@ -503,7 +500,7 @@ impl TransferCore {
                 let reach = self.links.reach(upstream, BlockId(0));
                 effects.push(Effect::AskIndex { upstream: upstream.clone(), reach });
             }
-            for &block in &link.in_flight {
+            for &block in link.in_flight.keys() {
                 let Some(want) = self.wanted.get(&block) else { continue };
                 effects.push(Effect::Ask {
                     upstream: upstream.clone(),
@@ -513,19 +510,6 @@ impl TransferCore {
                     reach: self.links.reach(upstream, block),
                 });
             }
-        }
-    }
-
-    /// Upstreams learn that a read waits for what they were asked for ahead. The origin does not: it would be read
-    /// a second time.
-    fn ask_more_urgently(&mut self, effects: &mut Vec<Effect>) {
-        for block in std::mem::take(&mut self.raised) {
-            let Some(want) = self.wanted.get(&block) else { continue };
-            let Some(upstream) = want.asked.clone().filter(|asked| *asked != Upstream::Origin) else {
-                continue;
-            };
-            let (path, reach) = (self.path_through(want), self.links.reach(&upstream, block));
-            effects.push(Effect::Ask { upstream, blocks: vec![block], urgency: want.urgency, path, reach });
         }
     }
 
@@ -560,7 +544,7 @@ impl TransferCore {
 
     /// Queues again what a connection that is gone was asked for.
     fn take_back(&mut self, link: &Link, now: Instant) {
-        for &block in &link.in_flight {
+        for &block in link.in_flight.keys() {
             if let Some(want) = self.wanted.get_mut(&block) {
                 want.asked = None;
                 self.enqueue(block, now);
@@ -664,7 +648,7 @@ impl TransferCore {
         }
     }
 
-    fn want(&mut self, block: BlockId, urgency: Urgency, now: Instant) -> &mut Want {
+    pub(super) fn want(&mut self, block: BlockId, urgency: Urgency, now: Instant) -> &mut Want {
         let is_new = !self.wanted.contains_key(&block);
         let want = self.wanted.entry(block).or_insert_with(|| Want {
             since: now,
@@ -679,11 +663,11 @@ impl TransferCore {
         });
         let is_raised = urgency < want.urgency;
         want.urgency = want.urgency.min(urgency);
-        if is_raised && want.asked.is_some() {
-            self.raised.push(block);
-        }
-        if is_new || (is_raised && want.asked.is_none()) {
+        let is_asked = want.asked.is_some();
+        if is_new || (is_raised && !is_asked) {
             self.enqueue(block, now);
+        } else if is_raised {
+            self.hurried.push(block);
         }
         self.wanted.get_mut(&block).expect("inserted above")
     }
@@ -701,7 +685,7 @@ impl TransferCore {
         self.queued_at.insert(block, (want.urgency, self.sequence));
     }
 
-    fn dequeue(&mut self, block: BlockId) {
+    pub(super) fn dequeue(&mut self, block: BlockId) {
         if let Some((urgency, sequence)) = self.queued_at.remove(&block) {
             self.queue.remove(&(urgency, sequence, block));
         }
@@ -724,21 +708,33 @@ impl TransferCore {
             }
             return;
         }
-        self.ask_more_urgently(effects);
         let mut asks: BTreeMap<(Urgency, Upstream, Vec<VmId>, Reach), Vec<BlockId>> = BTreeMap::new();
         let (mut chosen, mut exhausted) = (Vec::new(), Vec::new());
+        let TransferLimits { in_flight_blocks_min: min, in_flight_blocks_max: max, .. } = self.limits;
+        let mut arriving = self.links.in_flight() + self.writing.len();
         for &(urgency, _, block) in &self.queue {
+            // Demands may use what read-ahead leaves of the whole, and whole windows of read-ahead besides.
+            let has_room = |link: &Link| match urgency {
+                Urgency::Demand => true,
+                Urgency::Prefetch => link.window.has_room(min, now),
+            };
+            let is_full = match urgency {
+                Urgency::Demand => arriving >= max,
+                Urgency::Prefetch => {
+                    let mut open = self.links.open_links().map(|(_, link)| link).peekable();
+                    arriving + min >= max || (open.peek().is_some() && !open.any(has_room))
+                }
+            };
+            if is_full {
+                break; // what follows is no more urgent
+            }
             let Some(want) = self.wanted.get_mut(&block) else {
                 continue;
             };
             let may_read_origin = self.origin.may_read(now);
             let query =
                 Query { block, refused: &want.refused, path: &want.path, may_read_origin, now, stall };
-            let in_flight_max = match urgency {
-                Urgency::Demand => self.limits.in_flight_blocks_max,
-                Urgency::Prefetch => self.limits.prefetch_in_flight_max(),
-            };
-            let upstream = match self.links.choose(query, in_flight_max) {
+            let upstream = match self.links.choose(query, has_room) {
                 Choice::Ask(upstream) => upstream,
                 Choice::Wait => continue,
                 Choice::Connect(upstream) => {
@@ -753,7 +749,10 @@ impl TransferCore {
             if upstream == Upstream::Origin && !self.links.is_root_of(block) {
                 self.origin.spend();
             }
-            self.links.ask(&upstream, block, now);
+            let entry = self.index.as_ref().and_then(|index| index.entry(block));
+            let bytes = entry.map_or(0, |entry| u64::from(entry.stored_bytes));
+            self.links.ask(&upstream, (block, bytes), min, now);
+            arriving += 1;
             want.asked = Some(upstream.clone());
             chosen.push(block);
             let reach = self.links.reach(&upstream, block);
@@ -778,6 +777,21 @@ impl TransferCore {
         for ((urgency, upstream, path, reach), blocks) in asks {
             effects.push(Effect::Ask { upstream, blocks, urgency, path, reach });
         }
+        self.hurry(effects);
+    }
+
+    /// Tells upstreams what reads wait for now, so that it overtakes what is not waited for.
+    fn hurry(&mut self, effects: &mut Vec<Effect>) {
+        let mut hurried: BTreeMap<&Upstream, Vec<BlockId>> = BTreeMap::new();
+        for block in std::mem::take(&mut self.hurried) {
+            let asked = self.wanted.get(&block).and_then(|want| want.asked.as_ref());
+            if let Some(upstream @ Upstream::Vm { .. }) = asked {
+                hurried.entry(upstream).or_default().push(block);
+            }
+        }
+        for (upstream, blocks) in hurried {
+            effects.push(Effect::Hurry { upstream: upstream.clone(), blocks });
+        }
     }
 
     fn arrived(
@@ -788,7 +802,7 @@ impl TransferCore {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        self.links.answered(upstream, block, now);
+        self.links.arrived(upstream, block, now);
         self.progress_at = now;
         let length = stored.len() as u64;
         match upstream {
@@ -799,6 +813,7 @@ impl TransferCore {
         if self.present.contains(&block) || self.writing.contains_key(&block) {
             return; // it came twice: an upstream that counted as lost has answered after all
         }
+        self.writing.insert(block, stored.clone());
         if let Some(want) = self.wanted.remove(&block) {
             self.dequeue(block);
             if let Some(asked) = want.asked.as_ref().filter(|asked| *asked != upstream) {
@@ -809,12 +824,9 @@ impl TransferCore {
             }
             for child in want.children {
                 self.child_answered(child, block);
-                self.sends(child, block, want.urgency);
-                let stored = Some(stored.clone());
-                effects.push(Effect::Serve { child, block, urgency: want.urgency, stored });
+                self.serve(child, block, want.urgency, effects);
             }
         }
-        self.writing.insert(block, stored.clone());
         effects.push(Effect::Keep { block, stored });
     }
 
@@ -841,7 +853,7 @@ impl TransferCore {
 
     /// An upstream does not give a block: the next is asked.
     fn refused(&mut self, upstream: &Upstream, block: BlockId, now: Instant) {
-        self.links.answered(upstream, block, now);
+        self.links.refused(upstream, block, now);
         let Some(want) = self.wanted.get_mut(&block).filter(|want| want.asked.as_ref() == Some(upstream))
         else {
             return;
@@ -877,7 +889,7 @@ impl TransferCore {
     }
 
     /// Whether this VM wants the block for itself before it is read.
-    fn is_needed(&self, block: BlockId) -> bool {
+    pub(super) fn is_needed(&self, block: BlockId) -> bool {
         let is_metadata = self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
         is_metadata || self.is_ahead.contains(&block)
     }
@@ -898,128 +910,6 @@ impl TransferCore {
         if want.is_read {
             self.stalls.ended(now.duration_since(want.since));
             effects.push(Effect::Unavailable { blocks: vec![block] });
-        }
-    }
-
-    fn child_opened(&mut self, child: ChildId, vm: VmId, now: Instant, effects: &mut Vec<Effect>) {
-        if self.children.len() >= self.limits.children_max {
-            return effects.push(Effect::RefuseChild { child });
-        }
-        let state = Child {
-            vm,
-            waits_for: BTreeMap::new(),
-            sent_ahead: BTreeSet::new(),
-            wants_index: None,
-            told_waiting_at: now,
-        };
-        self.children.insert(child, state);
-    }
-
-    fn child_wants_index(&mut self, child: ChildId, reach: Reach, effects: &mut Vec<Effect>) {
-        let Some(state) = self.children.get_mut(&child) else {
-            return;
-        };
-        if self.index.is_some() {
-            effects.push(Effect::ServeIndex { child });
-        } else if self.links.is_above(BlockId(0), reach) {
-            state.wants_index = Some(reach);
-        }
-    }
-
-    fn child_wanted(
-        &mut self,
-        child: ChildId,
-        blocks: &[BlockId],
-        urgency: Urgency,
-        (path, reach): (&[VmId], Reach),
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
-        let count = self.index.as_ref().map_or(BLOCKS_MAX, |index| index.block_count());
-        let hops_max = self.limits.hops_max;
-        for &block in blocks {
-            let Some(state) = self.children.get_mut(&child) else {
-                return;
-            };
-            let refuse = |reason| Effect::NotServed { child, block, reason };
-            if self.present.contains(&block) || self.writing.contains_key(&block) {
-                if urgency == Urgency::Demand && state.sent_ahead.remove(&block) {
-                    continue; // it is on its way already
-                }
-                self.sends(child, block, urgency);
-                let stored = self.writing.get(&block).cloned();
-                effects.push(Effect::Serve { child, block, urgency, stored });
-                continue;
-            }
-            // A demand that has been here, or is waited for from the very child, would wait on itself; a child
-            // that was only asked for what it holds answers at once.
-            let asks_child =
-                self.wanted.get(&block).and_then(|want| want.asked.as_ref()).is_some_and(|asked| {
-                    let is_child = matches!(asked, Upstream::Vm { vm, .. } if *vm == state.vm);
-                    is_child && self.links.reach(asked, block) != Reach::Held
-                });
-            let is_above = self.links.is_above(block, reach);
-            let waits_already = state.waits_for.contains_key(&block);
-            if reach == Reach::Held {
-                effects.push(refuse(NotServed::NotHeld));
-            } else if asks_child || !is_above || path.contains(&self.own) || path.len() >= hops_max {
-                if state.waits_for.remove(&block).is_some()
-                    && let Some(want) = self.wanted.get_mut(&block)
-                {
-                    want.children.remove(&child);
-                }
-                effects.push(refuse(NotServed::Loop));
-            } else if !waits_already && state.waits_for.len() >= self.limits.queued_blocks_max {
-                effects.push(refuse(NotServed::Busy));
-            } else if block.0 >= count {
-                effects.push(refuse(NotServed::NoSource));
-            } else {
-                state.waits_for.insert(block, reach);
-                let want = self.want(block, urgency, now);
-                want.children.insert(child);
-                // A path that grew too long by joining would be refused, though each demand may go on.
-                let joined = want.path.len() + path.iter().filter(|vm| !want.path.contains(*vm)).count();
-                if want.asked.is_none() && (want.path.is_empty() || joined + 1 < hops_max) {
-                    want.path.extend(path.iter().cloned());
-                }
-            }
-        }
-    }
-
-    /// Notes what a child gets before it needs it.
-    fn sends(&mut self, child: ChildId, block: BlockId, urgency: Urgency) {
-        if let Some(state) = self.children.get_mut(&child)
-            && urgency == Urgency::Prefetch
-        {
-            // More than that is not on its way to a child at once.
-            if state.sent_ahead.len() >= 2 * self.limits.queued_blocks_max {
-                state.sent_ahead.pop_first();
-            }
-            state.sent_ahead.insert(block);
-        }
-    }
-
-    fn child_answered(&mut self, child: ChildId, block: BlockId) {
-        if let Some(state) = self.children.get_mut(&child) {
-            state.waits_for.remove(&block);
-        }
-    }
-
-    fn child_lost(&mut self, child: ChildId) {
-        let Some(state) = self.children.remove(&child) else {
-            return;
-        };
-        for block in state.waits_for.into_keys() {
-            let is_needed = self.is_needed(block);
-            let Some(want) = self.wanted.get_mut(&block) else {
-                continue;
-            };
-            want.children.remove(&child);
-            // What only the lost child wanted, and nobody was asked for yet, is wanted no more.
-            if want.children.is_empty() && !want.is_read && !is_needed && want.asked.is_none() {
-                self.wanted.remove(&block);
-                self.dequeue(block);
-            }
         }
     }
 
@@ -1081,8 +971,6 @@ impl TransferCore {
                 .all(|(block, reach)| self.links.is_above(*block, *reach)),
             "invariant 11: only VMs further below wait for this one"
         );
-        debug_assert!(
-            self.children.values().all(|child| child.waits_for.len() <= self.limits.queued_blocks_max)
-        );
+        debug_assert!(self.children.values().all(|child| child.queued() <= self.limits.queued_blocks_max));
     }
 }

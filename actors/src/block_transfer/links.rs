@@ -1,5 +1,6 @@
 //! The connections to upstreams: which are there, and which is asked for a block.
 
+use super::window::{Asked, Window};
 use crate::{
     id::{BlockId, VmId},
     wire::{
@@ -29,7 +30,8 @@ pub(super) enum LinkState {
 #[derive(Debug)]
 pub(super) struct Link {
     pub state: LinkState,
-    pub in_flight: BTreeSet<BlockId>,
+    pub in_flight: BTreeMap<BlockId, Asked>,
+    pub window: Window,
     heard_at: Option<Instant>,
     failures: u32,
     pub is_index_asked: bool,
@@ -39,7 +41,8 @@ impl Default for Link {
     fn default() -> Self {
         Self {
             state: LinkState::Idle,
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            window: Window::default(),
             heard_at: None,
             failures: 0,
             is_index_asked: false,
@@ -124,8 +127,9 @@ impl Links {
         self.links.iter().filter(|(_, link)| link.state == LinkState::Open)
     }
 
-    pub fn count(&self) -> usize {
-        self.links.len()
+    /// Blocks asked of all upstreams and not there yet.
+    pub fn in_flight(&self) -> usize {
+        self.links.values().map(|link| link.in_flight.len()).sum()
     }
 
     pub fn is_any_open(&self) -> bool {
@@ -205,19 +209,37 @@ impl Links {
         }
     }
 
-    /// The upstream said something of the block.
-    pub fn answered(&mut self, upstream: &Upstream, block: BlockId, now: Instant) {
+    /// The upstream has given the block.
+    pub fn arrived(&mut self, upstream: &Upstream, block: BlockId, now: Instant) {
+        self.works(upstream, now);
+        if let Some((link, asked)) = self.take(upstream, block) {
+            link.window.arrived(&asked, now);
+        }
+    }
+
+    /// The upstream does not give the block.
+    pub fn refused(&mut self, upstream: &Upstream, block: BlockId, now: Instant) {
+        self.works(upstream, now);
+        self.forget(upstream, block);
+    }
+
+    fn works(&mut self, upstream: &Upstream, now: Instant) {
         self.heard(upstream, now);
         if let Some(link) = self.links.get_mut(upstream) {
             link.failures = 0;
         }
-        self.forget(upstream, block);
     }
 
     pub fn forget(&mut self, upstream: &Upstream, block: BlockId) {
-        if let Some(link) = self.links.get_mut(upstream) {
-            link.in_flight.remove(&block);
+        if let Some((link, asked)) = self.take(upstream, block) {
+            link.window.forget(&asked);
         }
+    }
+
+    fn take(&mut self, upstream: &Upstream, block: BlockId) -> Option<(&mut Link, Asked)> {
+        let link = self.links.get_mut(upstream)?;
+        let asked = link.in_flight.remove(&block)?;
+        Some((link, asked))
     }
 
     /// The upstream to ask for the index, once for each connection. The index goes the way of the first
@@ -226,7 +248,7 @@ impl Links {
         let nobody = (BTreeSet::new(), BTreeSet::new());
         let (refused, path) = (&nobody.0, &nobody.1);
         let query = Query { block: BlockId(0), refused, path, may_read_origin: false, now, stall };
-        let choice = self.choose(query, usize::MAX);
+        let choice = self.choose(query, |_| true);
         if let Choice::Ask(upstream) = &choice {
             let link = self.links.get_mut(upstream).expect("chosen among the links");
             if std::mem::replace(&mut link.is_index_asked, true) {
@@ -238,7 +260,8 @@ impl Links {
 
     /// Whom to ask for a block: an upstream that may ask on, else a VM beside this one, else, for a root,
     /// the origin. A connection that is to be made counts as under way from now on.
-    pub fn choose(&mut self, query: Query<'_>, in_flight_max: usize) -> Choice {
+    /// `has_room` says whether a connection may be asked for one more.
+    pub fn choose(&mut self, query: Query<'_>, has_room: impl Fn(&Link) -> bool) -> Choice {
         if self.stripes.is_empty() {
             return Choice::Wait; // there is no place yet
         }
@@ -248,7 +271,7 @@ impl Links {
         let own: Vec<&Upstream> = own.filter(suits).collect();
         let others = self.stripes.iter().flatten().filter(|upstream| !is_root && suits(upstream));
         let upward: Vec<&Upstream> = own.iter().copied().chain(others).collect();
-        let ask = |upstream: &Upstream| match self.links[upstream].in_flight.len() < in_flight_max {
+        let ask = |upstream: &Upstream| match has_room(&self.links[upstream]) {
             true => Choice::Ask(upstream.clone()),
             false => Choice::Wait,
         };
@@ -325,12 +348,22 @@ impl Links {
         }
     }
 
-    pub fn ask(&mut self, upstream: &Upstream, block: BlockId, now: Instant) {
+    /// Counts a block of `bytes` stored bytes as asked for; `blocks_min` is the least window.
+    pub fn ask(
+        &mut self,
+        upstream: &Upstream,
+        (block, bytes): (BlockId, u64),
+        blocks_min: usize,
+        now: Instant,
+    ) {
         let link = self.links.get_mut(upstream).expect("chosen among the links");
         if link.in_flight.is_empty() {
             link.heard_at = Some(now); // silence counts from the first open question
         }
-        link.in_flight.insert(block);
+        let asked = link.window.ask(bytes, blocks_min, now);
+        if let Some(before) = link.in_flight.insert(block, asked) {
+            link.window.forget(&before);
+        }
     }
 
     /// VMs that owe an answer and have been silent for too long. The origin's adapter has deadlines

@@ -147,9 +147,20 @@ pub struct FromChild {
 }
 
 pub enum ChildEvent {
-    WantsIndex { reach: Reach },
-    Wants { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId>, reach: Reach },
+    WantsIndex {
+        reach: Reach,
+    },
+    Wants {
+        blocks: Vec<BlockId>,
+        urgency: Urgency,
+        path: Vec<VmId>,
+        reach: Reach,
+    },
+    /// Reads wait for what it has asked for ahead.
+    Hurries(Vec<BlockId>),
     SaysCorrupt(BlockId),
+    /// Its connection has sent a block.
+    Sent(Urgency),
     Gone,
 }
 

@@ -6,18 +6,21 @@
 
 #[cfg(test)]
 mod ahead_tests;
+mod children;
 mod core;
 #[cfg(test)]
 mod fixtures;
 mod links;
 mod messages;
 mod origin;
+mod outbox;
 mod read_ahead;
 #[cfg(test)]
 mod repair_tests;
 mod shell;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use self::{
     core::{ChildId, Effect, Event, Stalls, TransferCore, TransferLimits},

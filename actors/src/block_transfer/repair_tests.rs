@@ -22,7 +22,8 @@ use std::{
 use tokio::time::Instant;
 
 const LIMITS: TransferLimits = TransferLimits {
-    in_flight_blocks_max: 4,
+    in_flight_blocks_min: 4,
+    in_flight_blocks_max: 12,
     read_ahead_blocks_max: 4,
     hops_max: 32,
     origin_share_blocks: 4,
@@ -295,7 +296,11 @@ impl World {
                 });
             }
             Effect::Keep { block, .. } => self.send(number, HOP, News::Local(Event::Kept { block })),
-            Effect::Serve { child, block, .. } => {
+            Effect::Hurry { upstream, blocks } => {
+                self.up(number, &upstream, |child| Event::ChildHurries { child, blocks });
+            }
+            Effect::Serve { child, block, urgency, .. } => {
+                self.send(number, HOP, News::Local(Event::ChildSent { child, urgency }));
                 self.down(child, |upstream| Event::Arrived { upstream, block, stored: stored(block) });
             }
             Effect::ServeIndex { child } => {

@@ -73,13 +73,6 @@ impl Flow for TransferNews {
     }
 }
 
-/// A child that is served.
-struct Served {
-    link: ChildLink,
-    /// Blocks that are being read from the cache for it.
-    loads: usize,
-}
-
 /// Moves the blocks of one block image: in from upstreams, to the cache, out to children.
 pub struct BlockTransfer {
     tree: TreeId,
@@ -93,7 +86,7 @@ pub struct BlockTransfer {
     capability: Capability,
     links: BTreeMap<Upstream, (u64, TaskLink<ToParent>)>,
     links_made: u64,
-    children: BTreeMap<ChildId, Served>,
+    children: BTreeMap<ChildId, ChildLink>,
     children_seen: u64,
     /// Blocks that a child doubts and that are read again.
     rechecked: BTreeSet<BlockId>,
@@ -165,6 +158,7 @@ impl BlockTransfer {
             Effect::Ask { upstream, blocks, urgency, path, reach } => {
                 self.ask(&upstream, ToParent::Want { blocks, urgency, path, reach }, ctx);
             }
+            Effect::Hurry { upstream, blocks } => self.ask(&upstream, ToParent::Hurry { blocks }, ctx),
             Effect::TellCorrupt { upstream, block } => {
                 tracing::warn!(tree = %self.tree, ?upstream, ?block, "a block from an upstream is corrupt");
                 let source = match &upstream {
@@ -273,27 +267,15 @@ impl BlockTransfer {
     }
 
     fn load(&mut self, child: ChildId, block: BlockId, urgency: Urgency, ctx: &mut Context<Self>) {
-        let Some(served) = self.children.get_mut(&child) else {
-            return;
-        };
-        if served.loads >= self.world.limits.queued_blocks_max {
-            let refusal = FromParent::NotServed { block, reason: NotServed::Busy };
-            self.apply_later(Event::NotSent { child, block }, ctx);
-            return self.tell(child, Urgency::Demand, refusal, Bytes::new(), ctx);
-        }
-        served.loads += 1;
         let index = Arc::clone(self.index.get().expect("only blocks of a known index are present"));
         let loading = self.world.store.send(Load { tree: self.tree.clone(), index, block });
         ctx.spawn(loading.into_actor(self).map(move |loaded, transfer, ctx| {
-            if let Some(served) = transfer.children.get_mut(&child) {
-                served.loads -= 1;
-            }
             if let Ok(Ok(stored)) = loaded {
                 return transfer.tell(child, urgency, FromParent::Block { block }, stored, ctx);
             }
             let refusal = FromParent::NotServed { block, reason: NotServed::NoSource };
-            transfer.apply(Event::NotSent { child, block }, ctx);
             transfer.tell(child, Urgency::Demand, refusal, Bytes::new(), ctx);
+            transfer.apply(Event::ChildSent { child, urgency }, ctx);
             if let Ok(Err(error)) = loaded {
                 transfer.lost_on_disk(block, &error, ctx);
             }
@@ -308,10 +290,10 @@ impl BlockTransfer {
         body: Bytes,
         ctx: &mut Context<Self>,
     ) {
-        let Some(served) = self.children.get(&child) else {
+        let Some(link) = self.children.get(&child) else {
             return;
         };
-        if !served.link.send(urgency, header, body) {
+        if !link.send(urgency, header, body) {
             // Its queue is full or its connection gone. Dropping the link ends the connection.
             self.children.remove(&child);
             self.apply_later(Event::ChildLost { child }, ctx);
@@ -555,7 +537,7 @@ impl Handler<OpenChild> for BlockTransfer {
     fn handle(&mut self, OpenChild { vm, link }: OpenChild, ctx: &mut Context<Self>) -> Self::Result {
         self.children_seen += 1;
         let child = ChildId(self.children_seen);
-        self.children.insert(child, Served { link, loads: 0 });
+        self.children.insert(child, link);
         self.apply(Event::ChildOpened { child, vm }, ctx);
         if !self.children.contains_key(&child) {
             return Err(Refusal::Busy);
@@ -573,9 +555,10 @@ impl Handler<FromChild> for BlockTransfer {
             ChildEvent::Wants { blocks, urgency, path, reach } => {
                 self.apply(Event::ChildWanted { child, blocks, urgency, path, reach }, ctx);
             }
+            ChildEvent::Hurries(blocks) => self.apply(Event::ChildHurries { child, blocks }, ctx),
+            ChildEvent::Sent(urgency) => self.apply(Event::ChildSent { child, urgency }, ctx),
             ChildEvent::SaysCorrupt(block) => {
                 tracing::warn!(tree = %self.tree, ?block, "a child says that this VM's copy of a block is bad");
-                self.apply(Event::NotSent { child, block }, ctx);
                 self.world.store.do_send(Distrust { tree: self.tree.clone(), block });
                 self.recheck(block, ctx);
             }
@@ -602,7 +585,7 @@ impl BlockTransfer {
             return;
         };
         // Children may say so as often as they like.
-        if self.rechecked.len() >= self.world.limits.in_flight_blocks_max || !self.rechecked.insert(block) {
+        if self.rechecked.len() >= self.world.limits.in_flight_blocks_min || !self.rechecked.insert(block) {
             return;
         }
         let loading = self.world.disk.load(&self.tree, Arc::clone(index), block);

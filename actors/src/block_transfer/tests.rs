@@ -23,7 +23,8 @@ use std::{
 use tokio::time::Instant;
 
 pub(super) const LIMITS: TransferLimits = TransferLimits {
-    in_flight_blocks_max: 4,
+    in_flight_blocks_min: 4,
+    in_flight_blocks_max: 12,
     queued_blocks_max: 16,
     read_ahead_blocks_max: 4,
     origin_share_blocks: 4,
@@ -223,7 +224,13 @@ impl World {
                 assert_eq!(bytes, stored(block));
                 self.send(number, HOP / 2, Event::Kept { block });
             }
-            Effect::Serve { child, block, .. } => {
+            Effect::Hurry { upstream, blocks } => {
+                let parent = Self::number_of(&upstream).expect("a VM");
+                let child = ChildId(number as u64);
+                self.send(parent, HOP, Event::ChildHurries { child, blocks });
+            }
+            Effect::Serve { child, block, urgency, .. } => {
+                self.send(number, HOP, Event::ChildSent { child, urgency });
                 let event = Event::Arrived { upstream: upstream(number), block, stored: stored(block) };
                 self.send(child_of(child), HOP, event);
             }
@@ -574,4 +581,80 @@ fn metadata_that_the_cache_does_not_take_is_not_fetched_again_and_again() {
         }
     }
     assert!((2..=14).contains(&fetched), "fetched {fetched} times in 5 s");
+}
+
+fn served(effects: &[Effect]) -> Vec<u32> {
+    let block = |effect: &Effect| match effect {
+        Effect::Serve { block, .. } => Some(block.0),
+        _ => None,
+    };
+    effects.iter().filter_map(block).collect()
+}
+
+/// A VM with all blocks, and a child that asks for so many ahead.
+fn server(ahead: std::ops::Range<u32>) -> Asker {
+    let now = Instant::now();
+    let core = TransferCore::new(vm(9), LIMITS, Some(index(20)), (0..20).map(BlockId).collect(), now);
+    let mut asker = Asker { core, now, effects: Vec::new() };
+    asker.apply(placed(1, vec![upstream(1)]));
+    asker.apply(Event::ChildOpened { child: ChildId(1), vm: vm(1) });
+    asker.child_wants(ahead.map(BlockId).collect(), Urgency::Prefetch);
+    asker
+}
+
+impl Asker {
+    fn child_wants(&mut self, blocks: Vec<BlockId>, urgency: Urgency) {
+        let (child, path) = (ChildId(1), vec![vm(1)]);
+        self.apply(Event::ChildWanted { child, blocks, urgency, path, reach: FROM_BELOW });
+    }
+}
+
+#[test]
+fn a_child_that_reads_slowly_is_given_few_blocks_and_its_demands_overtake() {
+    let mut server = server(0..14);
+    assert_eq!(served(&server.effects), [0, 1, 2, 3]);
+    server.effects.clear();
+    server.child_wants(vec![BlockId(19)], Urgency::Demand);
+    assert_eq!(served(&server.effects), [19], "a demand goes to the connection at once");
+    server.apply(Event::ChildSent { child: ChildId(1), urgency: Urgency::Prefetch });
+    assert_eq!(served(&server.effects), [19, 4]);
+}
+
+#[test]
+fn what_a_child_asked_for_ahead_and_reads_now_overtakes() {
+    let mut server = server(0..14);
+    server.effects.clear();
+    server.apply(Event::ChildHurries { child: ChildId(1), blocks: vec![BlockId(12), BlockId(2)] });
+    let (child, urgency) = (ChildId(1), Urgency::Demand);
+    let demanded = Effect::Serve { child, block: BlockId(12), urgency, stored: None };
+    assert_eq!(server.effects, [demanded], "what is under way is not sent twice");
+    server.apply(Event::ChildSent { child, urgency: Urgency::Prefetch });
+    assert_eq!(served(&server.effects), [12, 4]);
+}
+
+#[test]
+fn a_child_is_promised_no_more_than_its_limit() {
+    let mut server = server(0..20);
+    assert_eq!(served(&server.effects), [0, 1, 2, 3]);
+    let busy = |effect: &&Effect| matches!(effect, Effect::NotServed { reason: NotServed::Busy, .. });
+    // Four were given to the connection, and sixteen may wait.
+    assert_eq!(server.effects.iter().filter(busy).count(), 0);
+    server.effects.clear();
+    server.child_wants((0..4).map(BlockId).collect(), Urgency::Prefetch);
+    assert_eq!(server.effects.iter().filter(busy).count(), 4);
+}
+
+#[test]
+fn a_demand_is_asked_for_when_the_window_is_full_of_read_ahead() {
+    let mut asker = Asker::new(TransferLimits { queued_blocks_max: 64, ..LIMITS }, vec![upstream(2)]);
+    asker.apply(Event::Opened { upstream: upstream(2) });
+    asker.apply(Event::ChildOpened { child: ChildId(1), vm: vm(1) });
+    asker.child_wants((1..8).map(BlockId).collect(), Urgency::Prefetch);
+    assert_eq!(asker.asked(), [(upstream(2), (1..5).map(BlockId).collect())], "the least window");
+    asker.apply(Event::Demanded { blocks: vec![BlockId(7)] });
+    assert_eq!(asker.asked(), [(upstream(2), vec![BlockId(7)])]);
+    asker.effects.clear();
+    asker.apply(Event::Demanded { blocks: vec![BlockId(3)] });
+    let hurry = Effect::Hurry { upstream: upstream(2), blocks: vec![BlockId(3)] };
+    assert_eq!(asker.effects, [hurry], "it was asked for ahead, and is read now");
 }

@@ -25,7 +25,7 @@ use crate::{
         PROTOCOL_VERSION,
         control::{Hello, ToManager, Upstream},
         holder::{Exit, FromHolder, ToHolder},
-        peer::{FromParent, ToParent},
+        peer::{FromParent, ToParent, Urgency},
     },
 };
 use actix::prelude::*;
@@ -364,7 +364,7 @@ async fn origin(mut commands: mpsc::Receiver<ToParent>, tell: &(impl Fn(Upstream
                 let with_bytes = |block| (block, stored(block));
                 tell(UpstreamEvent::Blocks(blocks.into_iter().map(with_bytes).collect()));
             }
-            ToParent::Open { .. } | ToParent::Corrupt { .. } => {}
+            ToParent::Open { .. } | ToParent::Hurry { .. } | ToParent::Corrupt { .. } => {}
         }
     }
 }
@@ -407,7 +407,7 @@ impl Wires {
         let pulled = pulled(&plugs.blocks);
         tokio::pin!(pulled);
         loop {
-            let (header, body) = tokio::select! {
+            let (urgency, (header, body)) = tokio::select! {
                 () = &mut pulled => return,
                 command = commands.recv() => {
                     let Some(command) = command else { return };
@@ -416,15 +416,25 @@ impl Wires {
                         ToParent::Want { blocks, urgency, path, reach } => {
                             child.say(ChildEvent::Wants { blocks, urgency, path, reach });
                         }
+                        ToParent::Hurry { blocks } => child.say(ChildEvent::Hurries(blocks)),
                         ToParent::Corrupt { block } => child.say(ChildEvent::SaysCorrupt(block)),
                         ToParent::Open { .. } => {}
                     }
                     continue;
                 }
-                answer = demanded.recv() => match answer { Some(answer) => answer, None => return },
-                answer = prefetched.recv() => match answer { Some(answer) => answer, None => return },
+                answer = demanded.recv() => match answer {
+                    Some(answer) => (Urgency::Demand, answer),
+                    None => return,
+                },
+                answer = prefetched.recv() => match answer {
+                    Some(answer) => (Urgency::Prefetch, answer),
+                    None => return,
+                },
             };
             sleep(HOP).await;
+            if matches!(header, FromParent::Block { .. }) {
+                child.say(ChildEvent::Sent(urgency));
+            }
             tell(match header {
                 FromParent::Opened => continue,
                 FromParent::Refused { .. } => return,

@@ -39,6 +39,8 @@ pub enum ToParent {
     /// passed, the asker last; a VM that finds itself in it refuses with `Loop` (invariant 11). Asked again
     /// for a block that is not there yet, only the reach changes.
     Want { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId>, reach: Reach },
+    /// Reads wait now for blocks that were wanted ahead: what is not under way yet overtakes. Not answered.
+    Hurry { blocks: Vec<BlockId> },
     /// The stored bytes of the block did not have the hash of the index.
     Corrupt { block: BlockId },
 }

@@ -81,6 +81,12 @@ pub(super) enum Event {
     ChildWaited {
         conn: u64,
     },
+    /// The connection has sent a block.
+    ChildSent {
+        conn: u64,
+        tree: TreeId,
+        urgency: Urgency,
+    },
     Child {
         conn: u64,
         tree: TreeId,
@@ -238,7 +244,7 @@ pub(super) struct Transfer {
     pub core: TransferCore,
     pub links: BTreeMap<Upstream, u64>,
     /// Blocks that are read from the disk for each child.
-    children: BTreeMap<ChildId, usize>,
+    children: BTreeSet<ChildId>,
     steps: BTreeSet<Step>,
 }
 
@@ -354,6 +360,10 @@ impl Agent {
                     self.early.remove(place);
                     effects.push(Effect::Refuse { conn, reason: Refusal::NotHeld });
                 }
+            }
+            Event::ChildSent { conn, tree, urgency } => {
+                let event = block_transfer::Event::ChildSent { child: ChildId(conn), urgency };
+                self.transfer(&tree, event, now, effects);
             }
             Event::Child { conn, tree, said } => self.child(conn, &tree, said, now, effects),
             Event::ChildGone { conn, tree } => {
@@ -650,7 +660,7 @@ impl Agent {
         self.store.found(tree, used);
         let (own, limits) = (self.vm.clone(), self.limits.transfer);
         let core = TransferCore::new(own, limits, index, cached.blocks.clone(), now);
-        let (links, children) = (BTreeMap::new(), BTreeMap::new());
+        let (links, children) = (BTreeMap::new(), BTreeSet::new());
         known.transfer = Some(Transfer { core, links, children, steps });
         let place = known.record.place.clone();
         let placed = placed(place);
@@ -677,7 +687,7 @@ impl Agent {
         let Some(known) = self.trees.remove(tree) else { return };
         if let Some(transfer) = known.transfer {
             effects.extend(transfer.links.into_values().map(|conn| Effect::HangUp { conn }));
-            effects.extend(transfer.children.into_keys().map(|ChildId(conn)| Effect::DropChild { conn }));
+            effects.extend(transfer.children.into_iter().map(|ChildId(conn)| Effect::DropChild { conn }));
         }
         if known.is_mounted {
             effects.push(Effect::Unmount { tree: tree.clone() });
@@ -742,6 +752,7 @@ impl Agent {
             Done::Ask { upstream, blocks, urgency, path, reach } => {
                 ask(transfer, &upstream, ToParent::Want { blocks, urgency, path, reach }, effects);
             }
+            Done::Hurry { upstream, blocks } => ask(transfer, &upstream, ToParent::Hurry { blocks }, effects),
             Done::TellCorrupt { upstream, block } => {
                 ask(transfer, &upstream, ToParent::Corrupt { block }, effects);
                 let trouble = format!("a damaged block {}", block.0);
@@ -818,13 +829,6 @@ impl Agent {
         if let Some(body) = stored.or_else(|| self.store.recall(tree, block)) {
             return effects.push(Effect::Tell { conn: child.0, urgency, message, body });
         }
-        let loads_max = self.limits.transfer.queued_blocks_max;
-        let transfer = self.trees.get_mut(tree).and_then(|known| known.transfer.as_mut());
-        let Some(loads) = transfer.and_then(|transfer| transfer.children.get_mut(&child)) else { return };
-        if *loads >= loads_max {
-            return effects.push(not_served(child, block, NotServed::Busy));
-        }
-        *loads += 1;
         effects.push(Effect::Load { tree: tree.clone(), child, block, urgency });
     }
 
@@ -837,9 +841,6 @@ impl Agent {
         effects: &mut Vec<Effect>,
     ) {
         let Some(image) = image(&self.images, tree) else { return };
-        let transfer = self.trees.get_mut(tree).and_then(|known| known.transfer.as_mut());
-        let Some(loads) = transfer.and_then(|transfer| transfer.children.get_mut(&child)) else { return };
-        *loads -= 1;
         let (message, body) = (FromParent::Block { block }, image.stored(block));
         self.store.remember(tree, block, body.clone());
         effects.push(Effect::Tell { conn: child.0, urgency, message, body });
@@ -888,12 +889,11 @@ impl Agent {
             return effects.push(Effect::WaitForTree { conn });
         };
         let child = ChildId(conn);
-        transfer.children.insert(child, 0);
+        transfer.children.insert(child);
         let at = effects.len();
         self.transfer(&tree, block_transfer::Event::ChildOpened { child, vm }, now, effects);
-        let is_in = |known: &Tree| {
-            known.transfer.as_ref().is_some_and(|transfer| transfer.children.contains_key(&child))
-        };
+        let is_in =
+            |known: &Tree| known.transfer.as_ref().is_some_and(|transfer| transfer.children.contains(&child));
         if self.trees.get(&tree).is_some_and(is_in) {
             // Before whatever the transfer says to the child.
             effects.insert(at, Effect::Admit { conn });
@@ -907,6 +907,7 @@ impl Agent {
             ToParent::Want { blocks, urgency, path, reach } => {
                 block_transfer::Event::ChildWanted { child, blocks, urgency, path, reach }
             }
+            ToParent::Hurry { blocks } => block_transfer::Event::ChildHurries { child, blocks },
             // The disk is not at fault here: what it holds was checked when it was written.
             ToParent::Corrupt { block } => return self.store.forget(tree, block),
             ToParent::Open { .. } => return,
@@ -916,7 +917,7 @@ impl Agent {
 
     fn child_lost(&mut self, tree: &TreeId, child: ChildId, now: Instant, effects: &mut Vec<Effect>) {
         let transfer = self.trees.get_mut(tree).and_then(|known| known.transfer.as_mut());
-        if transfer.is_some_and(|transfer| transfer.children.remove(&child).is_some()) {
+        if transfer.is_some_and(|transfer| transfer.children.remove(&child)) {
             self.transfer(tree, block_transfer::Event::ChildLost { child }, now, effects);
         }
     }

@@ -121,7 +121,8 @@ fn model() -> Model {
     limits.scheduler.ready_deadline = millis(15_000);
     limits.orders_in_flight_max = 2;
     limits.orders_queued_max = 1;
-    limits.transfer.in_flight_blocks_max = 4;
+    limits.transfer.in_flight_blocks_min = 4;
+    limits.transfer.in_flight_blocks_max = 12;
     limits.transfer.queued_blocks_max = 12;
     limits.transfer.children_max = 6;
     limits.transfer.read_deadline = millis(6000);

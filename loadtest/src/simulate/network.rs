@@ -26,12 +26,13 @@ pub(super) struct Frame {
     pub message: FromParent,
     pub body: Bytes,
     pub bytes: u64,
+    pub urgency: Urgency,
 }
 
 impl Frame {
     /// `body_bytes` is what the body stands for.
-    pub fn new(message: FromParent, body: Bytes, body_bytes: u64) -> Self {
-        Self { message, body, bytes: HEADER_BYTES + body_bytes }
+    pub fn new(urgency: Urgency, message: FromParent, body: Bytes, body_bytes: u64) -> Self {
+        Self { message, body, bytes: HEADER_BYTES + body_bytes, urgency }
     }
 }
 
@@ -150,9 +151,9 @@ impl Network {
         self.conns.get(&id).map_or(0, |conn| conn.demand.len() + conn.prefetch.len())
     }
 
-    pub fn send(&mut self, id: u64, urgency: Urgency, frame: Frame, now: Nanos) {
+    pub fn send(&mut self, id: u64, frame: Frame, now: Nanos) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        match urgency {
+        match frame.urgency {
             Urgency::Demand => conn.demand.push_back(frame),
             Urgency::Prefetch => conn.prefetch.push_back(frame),
         }
@@ -283,8 +284,8 @@ mod tests {
         network
     }
 
-    fn frame(bytes: u64) -> Frame {
-        Frame { message: FromParent::Opened, body: Bytes::new(), bytes }
+    fn frame(urgency: Urgency, bytes: u64) -> Frame {
+        Frame { message: FromParent::Opened, body: Bytes::new(), bytes, urgency }
     }
 
     /// When each connection has sent its frame, in milliseconds.
@@ -304,15 +305,15 @@ mod tests {
     #[test]
     fn two_children_share_their_parents_uplink_and_the_longer_one_gets_it_all_at_the_end() {
         let mut network = network();
-        network.send(1, Urgency::Demand, frame(MEBIBYTE), 0);
-        network.send(2, Urgency::Demand, frame(2 * MEBIBYTE), 0);
+        network.send(1, frame(Urgency::Demand, MEBIBYTE), 0);
+        network.send(2, frame(Urgency::Demand, 2 * MEBIBYTE), 0);
         assert_eq!(run(&mut network), [(1, 2000), (2, 3000)]);
     }
 
     #[test]
     fn a_frozen_end_stops_a_transfer_where_it_is() {
         let mut network = network();
-        network.send(1, Urgency::Demand, frame(MEBIBYTE), 0);
+        network.send(1, frame(Urgency::Demand, MEBIBYTE), 0);
         network.freeze(1, true, 500_000_000);
         network.freeze(1, false, 1_500_000_000);
         assert_eq!(run(&mut network), [(1, 2000)]);
@@ -322,7 +323,7 @@ mod tests {
     fn demand_overtakes_read_ahead_that_waits() {
         let mut network = network();
         for (urgency, bytes) in [(Urgency::Prefetch, 1), (Urgency::Prefetch, 2), (Urgency::Demand, 3)] {
-            network.send(1, urgency, frame(bytes), 0);
+            network.send(1, frame(urgency, bytes), 0);
         }
         let mut order = Vec::new();
         while let Some(sent) = network.take_sent().pop() {

@@ -989,8 +989,8 @@ impl World {
         let Some(image) = image(&images, &tree) else { return };
         match message {
             ToParent::WantIndex { .. } if is_up => {
-                let frame = Frame::new(FromParent::Index, Bytes::new(), image.index_bytes);
-                self.network.send(conn, Urgency::Demand, frame, self.now);
+                let frame = Frame::new(Urgency::Demand, FromParent::Index, Bytes::new(), image.index_bytes);
+                self.network.send(conn, frame, self.now);
             }
             ToParent::WantIndex { .. } => self.close_at_parent(conn, "the origin cannot be used".into()),
             ToParent::Want { blocks, urgency, .. } => {
@@ -998,14 +998,14 @@ impl World {
                     if is_up {
                         let body = image.stored(block);
                         let bytes = body.len() as u64;
-                        let frame = Frame::new(FromParent::Block { block }, body, bytes);
-                        self.network.send(conn, urgency, frame, self.now);
+                        let frame = Frame::new(urgency, FromParent::Block { block }, body, bytes);
+                        self.network.send(conn, frame, self.now);
                     } else {
                         self.tell_child_at_once(conn, FromPeer::NotServed(block, NotServed::NoSource));
                     }
                 }
             }
-            ToParent::Corrupt { .. } | ToParent::Open { .. } => {}
+            ToParent::Hurry { .. } | ToParent::Corrupt { .. } | ToParent::Open { .. } => {}
         }
     }
 
@@ -1034,12 +1034,17 @@ impl World {
                 body = damaged.into();
             }
         }
-        self.network.send(conn, urgency, Frame::new(message, body, bytes), self.now);
+        self.network.send(conn, Frame::new(urgency, message, body, bytes), self.now);
     }
 
     /// A frame was sent completely; it is there after the latency, and is checked.
-    fn frame_left(&mut self, conn: u64, Frame { message, body, .. }: Frame) {
-        let Some(tree) = self.network.conns.get(&conn).map(|known| &known.tree) else { return };
+    fn frame_left(&mut self, conn: u64, Frame { message, body, urgency, .. }: Frame) {
+        let Some(known) = self.network.conns.get(&conn) else { return };
+        let (tree, parent) = (known.tree.clone(), known.parent);
+        if matches!(message, FromParent::Block { .. }) && parent < self.hosts.len() {
+            self.locally(parent, 0, agent::Event::ChildSent { conn, tree: tree.clone(), urgency });
+        }
+        let tree = &tree;
         let said = match message {
             FromParent::Index => FromPeer::Index,
             FromParent::Block { block } => match image(&self.images, tree) {
