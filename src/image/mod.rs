@@ -8,7 +8,7 @@ mod accounts;
 pub mod artifact;
 pub mod blocks;
 pub mod convert;
-mod erofs;
+pub mod erofs;
 pub mod inspect;
 mod layer;
 pub mod manifest;

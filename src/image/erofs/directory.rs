@@ -4,7 +4,10 @@ use super::FS_BLOCK_BYTES;
 use crate::image::tree::{Children, InodeId, Kind, Tree};
 use std::{iter, ops::Bound};
 
-const ENTRY_BYTES: usize = 12;
+pub const ENTRY_BYTES: usize = 12;
+/// `EROFS_FT_*` of what a reader tells apart.
+pub const TYPE_FILE: u8 = 1;
+pub const TYPE_DIRECTORY: u8 = 2;
 const BLOCK: usize = FS_BLOCK_BYTES as usize;
 
 /// Bytes of a directory's content: full blocks, and what the last one uses.
@@ -81,8 +84,8 @@ fn names(children: &Children) -> impl Iterator<Item = &[u8]> {
 /// `EROFS_FT_*`, the same numbers as `FT_*` of other file systems.
 fn file_type(kind: &Kind) -> u8 {
     match kind {
-        Kind::File { .. } => 1,
-        Kind::Directory(_) => 2,
+        Kind::File { .. } => TYPE_FILE,
+        Kind::Directory(_) => TYPE_DIRECTORY,
         Kind::CharDevice(_) => 3,
         Kind::BlockDevice(_) => 4,
         Kind::Fifo => 5,

@@ -9,10 +9,13 @@ use crate::image::{
 pub const INODE_BYTES: u64 = 64;
 
 /// Bit 0 of the format: the extended form.
-const EXTENDED: u16 = 1;
+pub const EXTENDED: u16 = 1;
 /// Bits 1 to 3 of the format: how the content is laid out.
-const FLAT_PLAIN: u16 = 0 << 1;
-const FLAT_INLINE: u16 = 2 << 1;
+pub const FLAT_PLAIN: u16 = 0 << 1;
+pub const FLAT_INLINE: u16 = 2 << 1;
+pub const CHUNK_BASED: u16 = 4 << 1;
+/// `EROFS_NULL_ADDR`: a chunk of zeros that is stored nowhere.
+pub const NO_BLOCK: u32 = u32::MAX;
 
 /// `S_IF*` of Linux.
 fn type_bits(kind: &Kind) -> u16 {

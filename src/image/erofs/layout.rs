@@ -8,7 +8,7 @@ use crate::image::{
 use faasnet_actors::image::BLOCK_BYTES;
 
 /// Inodes begin at multiples of this; their number is their place divided by it.
-const SLOT_BYTES: u64 = 32;
+pub const SLOT_BYTES: u64 = 32;
 
 /// Where an inode and its content lie.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -14,6 +14,7 @@
 mod directory;
 mod inode;
 mod layout;
+pub mod read;
 mod superblock;
 mod write;
 

@@ -3,11 +3,11 @@
 use super::{FS_BLOCK_BYTES, layout::Layout};
 use crate::image::tree::ROOT;
 
-const SUPERBLOCK_START: usize = 1024;
+pub const SUPERBLOCK_START: usize = 1024;
 /// Where inodes may begin.
 pub const SUPERBLOCK_END: u64 = 1152;
 
-const MAGIC: u32 = 0xe0f5_e1e2;
+pub const MAGIC: u32 = 0xe0f5_e1e2;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM`.
 const HAS_CHECKSUM: u32 = 1;
 /// Place of the checksum within the superblock.

@@ -8,7 +8,7 @@ fn inode(kind: Kind, xattr_bytes: usize) -> Inode {
     Inode { attributes, kind, names: 1 }
 }
 
-fn file(entry: u32, size: u64) -> Kind {
+pub fn file(entry: u32, size: u64) -> Kind {
     Kind::File { size, data: DataPlace { layer: 0, entry } }
 }
 
