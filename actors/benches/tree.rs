@@ -129,6 +129,7 @@ impl Tree {
             function: "api".parse().expect("a name"),
             image: Arc::clone(&self.image),
             env: BTreeMap::new(),
+            command: None,
             needs: faasnet_actors::resources::Resources { memory_bytes: 1 << 28, cpu_millis: 100 },
             probe_path: "/".into(),
             ready_deadline_ms: 1000,

@@ -39,6 +39,9 @@ pub struct FunctionSpec {
     /// Environment, on top of the image's.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// What an instance runs, with its arguments, in place of the image's entrypoint and command.
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
 }
 
 const fn default_memory_mib() -> u64 {
@@ -76,6 +79,8 @@ pub enum SpecError {
         "env may have 256 entries with names of letters, digits and _, and 64 KiB in all; PORT is set by the system"
     )]
     Env,
+    #[error("command must have 1 to 256 words, the first of them not empty, and 64 KiB in all, without NUL")]
+    Command,
 }
 
 impl FunctionSpec {
@@ -112,8 +117,22 @@ impl FunctionSpec {
         let env_ok = self.env.len() <= 256
             && bytes <= 64 * 1024
             && self.env.iter().all(|(name, value)| name_ok(name) && !value.contains('\0'));
-        if env_ok { Ok(()) } else { Err(SpecError::Env) }
+        if !env_ok {
+            return Err(SpecError::Env);
+        }
+        if self.command.as_deref().is_some_and(|command| !is_command(command)) {
+            return Err(SpecError::Command);
+        }
+        Ok(())
     }
+}
+
+fn is_command(words: &[String]) -> bool {
+    let bytes: usize = words.iter().map(String::len).sum();
+    (1..=256).contains(&words.len())
+        && !words[0].is_empty()
+        && bytes <= 64 * 1024
+        && words.iter().all(|word| !word.contains('\0'))
 }
 
 /// Where a function's block image stands.
@@ -302,6 +321,14 @@ mod tests {
         let mut reserved = spec("/");
         reserved.env.insert("PORT".into(), "1".into());
         assert_eq!(reserved.check(), Err(SpecError::Env));
+        let running = |words: &[&str]| {
+            let command = Some(words.iter().map(|word| (*word).to_owned()).collect());
+            FunctionSpec { command, ..spec("/") }.check()
+        };
+        assert_eq!(running(&["python3", "", "-u"]), Ok(()));
+        for bad in [&[][..], &[""], &["a", "b\0"], &["x"; 257], &["x".repeat(65_537).as_str()]] {
+            assert_eq!(running(bad), Err(SpecError::Command));
+        }
     }
 
     fn with_probe(probe_path: &str) -> FunctionSpec {
@@ -315,6 +342,7 @@ mod tests {
             keep_alive_ms: None,
             probe_path: probe_path.into(),
             env: BTreeMap::new(),
+            command: None,
         }
     }
 }

@@ -59,6 +59,10 @@ pub struct Deploy {
     /// Path that answers below 400 when an instance is ready [default: /]
     #[arg(long, value_name = "PATH")]
     probe: Option<String>,
+    /// What to run, with its arguments, in place of the image's entrypoint and command. All that follows
+    /// belongs to it
+    #[arg(long, value_name = "WORD", num_args = 1.., allow_hyphen_values = true)]
+    command: Option<Vec<String>>,
     /// Return when the function is accepted, before its image is converted
     #[arg(long)]
     no_wait: bool,
@@ -128,6 +132,7 @@ impl Deploy {
             ("max_instances", self.max.map(Value::from)),
             ("keep_alive_ms", self.keep_alive.map(|seconds| seconds.saturating_mul(1000).into())),
             ("probe_path", self.probe.clone().map(Value::from)),
+            ("command", self.command.clone().map(Value::from)),
         ];
         spec.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
         if !self.env.is_empty() {
@@ -207,6 +212,10 @@ fn show(function: FunctionView) -> String {
         lines.push(("source", source.to_string()));
         lines.push(("block image", id.to_string()));
         lines.push(("size", format!("{}, {} as stored", size(plain_bytes), size(stored_bytes))));
+    }
+    // Arguments may be secrets, as values of the environment are.
+    if let Some([program, arguments @ ..]) = function.spec.command.as_deref() {
+        lines.push(("command", format!("{program}, {} arguments", arguments.len())));
     }
     lines.push(("memory", size(function.spec.memory_mib << 20)));
     lines.push(("cpu", format!("{} thousandths of a core", function.spec.cpu_millis)));

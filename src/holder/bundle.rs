@@ -5,7 +5,7 @@
 //! container could listen to the traffic of the agent and of its neighbours.
 
 use super::{cgroup::Cgroups, seccomp};
-use faasnet_actors::wire::holder::Run;
+use faasnet_actors::wire::holder::{CODE_PATH, Run};
 use oci_spec::{
     OciSpecError,
     runtime::{
@@ -44,7 +44,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Why a container cannot be described.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    #[error("the image names no command to run; give it an ENTRYPOINT or CMD")]
+    #[error("the image names no command to run; give it an ENTRYPOINT or CMD, or the function a command")]
     NoCommand,
     #[error("the working directory {0:?} is not an absolute path")]
     Cwd(String),
@@ -58,8 +58,9 @@ pub enum BundleError {
     Spec(#[from] OciSpecError),
 }
 
-/// Describes the container of `run` with its root file system at `folder/rootfs`.
-pub fn spec(run: &Run, folder: &Path, cgroups: &Cgroups) -> Result<Spec, BundleError> {
+/// Describes the container of `run` with its root file system at `folder/rootfs`. `code` is the file system
+/// of its code, and `rootfs` has a folder for it.
+pub fn spec(run: &Run, folder: &Path, code: Option<&Path>, cgroups: &Cgroups) -> Result<Spec, BundleError> {
     let id = run.start.as_str();
     let memory_bytes = i64::try_from(run.memory_bytes).map_err(|_| BundleError::Memory)?;
     let mut memory = LinuxMemoryBuilder::default().limit(memory_bytes);
@@ -89,7 +90,7 @@ pub fn spec(run: &Run, folder: &Path, cgroups: &Cgroups) -> Result<Spec, BundleE
         .version("1.0.2")
         .root(RootBuilder::default().path("rootfs").readonly(false).build()?)
         .hostname(id.chars().take(12).collect::<String>())
-        .mounts(mounts(folder)?)
+        .mounts(mounts(folder, code)?)
         .process(process(run)?)
         .linux(linux)
         .build()?;
@@ -109,26 +110,40 @@ fn namespaces() -> Result<Vec<oci_spec::runtime::LinuxNamespace>, OciSpecError> 
         .collect()
 }
 
-fn mounts(folder: &Path) -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(folder: &Path, code: Option<&Path>) -> Result<Vec<Mount>, OciSpecError> {
     let mut mounts = get_default_mounts();
     for name in ["hosts", "resolv.conf"] {
-        let options = ["bind", "ro", "nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
-        let mount = MountBuilder::default().destination(Path::new("/etc").join(name)).typ("bind");
-        mounts.push(mount.source(folder.join(name)).options(options).build()?);
+        let options = ["bind", "ro", "nosuid", "nodev", "noexec"];
+        mounts.push(bind(&folder.join(name), &Path::new("/etc").join(name), &options)?);
+    }
+    if let Some(code) = code {
+        // The last, so that nothing of the system comes to lie above or below it.
+        mounts.push(bind(code, Path::new(CODE_PATH), &["bind", "ro", "nosuid", "nodev"])?);
     }
     Ok(mounts)
 }
 
+fn bind(source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, OciSpecError> {
+    let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+    MountBuilder::default().destination(destination).typ("bind").source(source).options(options).build()
+}
+
 fn process(run: &Run) -> Result<oci_spec::runtime::Process, BundleError> {
     let config = &run.runtime;
-    let args: Vec<String> = config.entrypoint.iter().chain(&config.cmd).cloned().collect();
+    let of_image = || config.entrypoint.iter().chain(&config.cmd).cloned().collect();
+    let args: Vec<String> = run.command.clone().unwrap_or_else(of_image);
     if args.first().is_none_or(String::is_empty) {
         return Err(BundleError::NoCommand);
     }
     if args.iter().any(|arg| arg.contains('\0')) {
         return Err(BundleError::Argument);
     }
-    let cwd = if config.cwd.is_empty() { "/" } else { config.cwd.as_str() };
+    // As in AWS Lambda, so that a command may name files of the package by their names there.
+    let cwd = match (&run.code, config.cwd.as_str()) {
+        (Some(_), _) => CODE_PATH,
+        (None, "") => "/",
+        (None, cwd) => cwd,
+    };
     if !cwd.starts_with('/') || cwd.contains('\0') {
         return Err(BundleError::Cwd(cwd.to_owned()));
     }

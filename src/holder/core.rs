@@ -118,11 +118,19 @@ struct Image {
 
 struct Instance {
     image: ImageId,
+    code: Option<ImageId>,
     port: u16,
     pid: Option<u32>,
     exit: Option<Exit>,
     /// Whether the end was in the `State` of the present agent.
     is_in_state: bool,
+}
+
+impl Instance {
+    /// Whether its container may read that image.
+    fn uses(&self, image: ImageId) -> bool {
+        self.exit.is_none() && (self.image == image || self.code == Some(image))
+    }
 }
 
 pub struct HolderCore {
@@ -300,8 +308,7 @@ impl HolderCore {
     }
 
     fn unmount(&mut self, image: ImageId, effects: &mut Vec<Effect>) {
-        let user =
-            self.instances.iter().find(|(_, instance)| instance.image == image && instance.exit.is_none());
+        let user = self.instances.iter().find(|(_, instance)| instance.uses(image));
         if let Some((start, _)) = user {
             let reason = format!("instance {start} uses it");
             return effects.push(Effect::Tell(FromHolder::MountFailed { image, reason }));
@@ -331,10 +338,12 @@ impl HolderCore {
             }
             return;
         }
-        let mounted = self.images.get(&run.image).is_some_and(|held| matches!(held.stage, Stage::Mounted));
+        let is_mounted =
+            |image: &ImageId| self.images.get(image).is_some_and(|held| matches!(held.stage, Stage::Mounted));
+        let mounted = [Some(run.image), run.code].iter().flatten().all(is_mounted);
         let refusal = match (self.closing, mounted) {
             (true, _) => Some("the holder is shutting down"),
-            (false, false) => Some("the image is not mounted"),
+            (false, false) => Some("its image or code is not mounted"),
             (false, true) if self.instances.len() >= INSTANCES_MAX => Some("too many instances on this VM"),
             (false, true) => None,
         };
@@ -342,19 +351,21 @@ impl HolderCore {
             let reason = reason.to_owned();
             return effects.push(Effect::Tell(FromHolder::RunFailed { start, reason }));
         }
-        let instance =
-            Instance { image: run.image, port: run.port, pid: None, exit: None, is_in_state: false };
+        let (image, code, port) = (run.image, run.code, run.port);
+        let instance = Instance { image, code, port, pid: None, exit: None, is_in_state: false };
         self.instances.insert(start, instance);
         effects.push(Effect::Start(run));
     }
 
     /// Fails the reads that a killed container may hang on, if no other container needs them.
     fn killed(&mut self, start: &StartId, now: Instant, effects: &mut Vec<Effect>) {
-        let Some(image) = self.instances.get(start).map(|instance| instance.image) else { return };
-        let others = self.instances.iter().filter(|(other, _)| *other != start);
-        let needed = others.into_iter().any(|(_, other)| other.image == image && other.exit.is_none());
-        if !needed || self.closing {
-            self.with_reads(image, effects, |reads, out| reads.fail_all(now, out));
+        let Some(killed) = self.instances.get(start) else { return };
+        for image in [Some(killed.image), killed.code].into_iter().flatten() {
+            let mut others = self.instances.iter().filter(|(other, _)| *other != start);
+            let needed = others.any(|(_, other)| other.uses(image));
+            if !needed || self.closing {
+                self.with_reads(image, effects, |reads, out| reads.fail_all(now, out));
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use super::{
     agent::Agent,
     core::{Effect, Event, HolderCore, Limits},
     file::{ImageFile, PendingRead, PresentBits, ReadNumbers, Recorder, answer_reads},
-    instance::{self, Host},
+    instance::{self, Files, Host},
     mount::{MountOptions, MountedImage},
     reads::ReadId,
     recording::Recording,
@@ -266,8 +266,13 @@ impl Desk {
         };
         self.instances.insert(start.clone(), orders);
         let (desk, host) = (self.inputs.clone(), Arc::clone(&self.host));
-        let lower = MountedImage::file_system(&host.data.join("images").join(run.image.hex()));
-        let work = move || instance::run(&host, &run, &lower, control, &desk);
+        let file_system =
+            |image: ImageId| MountedImage::file_system(&host.data.join("images").join(image.hex()));
+        let (root, code) = (file_system(run.image), run.code.map(file_system));
+        let work = move || {
+            let files = Files { root: &root, code: code.as_deref() };
+            instance::run(&host, &run, files, control, &desk);
+        };
         self.spawn("instance", work, failed);
     }
 

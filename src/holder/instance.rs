@@ -17,7 +17,7 @@ use super::{
     step::{self, Output},
     wait,
 };
-use faasnet_actors::wire::holder::{Exit, Run};
+use faasnet_actors::wire::holder::{CODE_PATH, Exit, Run};
 use rustix::{
     pipe::{PipeFlags, pipe_with},
     process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid},
@@ -57,13 +57,20 @@ pub fn log_path(data: &Path, start: &str) -> PathBuf {
     data.join("logs").join(format!("{start}.log"))
 }
 
-/// Runs the container to its end. `lower` is the mounted image; `control` brings stop orders: the
-/// time of grace in ms as eight little-endian bytes.
-pub fn run(host: &Host, run: &Run, lower: &Path, control: UnixDatagram, desk: &SyncSender<Input>) {
+/// The file systems of mounted images that a container is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    pub root: &'a Path,
+    pub code: Option<&'a Path>,
+}
+
+/// Runs the container to its end. `control` brings stop orders: the time of grace in ms as eight
+/// little-endian bytes.
+pub fn run(host: &Host, run: &Run, files: Files<'_>, control: UnixDatagram, desk: &SyncSender<Input>) {
     let folder = host.instances().join(run.start.as_str());
     let start = run.start.clone();
     let started = Instant::now();
-    let ended = match Container::start(host, run, &folder, lower) {
+    let ended = match Container::start(host, run, &folder, files) {
         Ok(mut container) => {
             let pid = container.pid.as_raw_nonzero().get() as u32;
             let elapsed_ms = started.elapsed().as_millis() as u64;
@@ -102,14 +109,15 @@ struct Container<'a> {
 
 impl<'a> Container<'a> {
     /// Mounts and starts. On an error the mounts are the caller's to remove.
-    fn start(host: &'a Host, run: &'a Run, folder: &'a Path, lower: &Path) -> Result<Self, String> {
+    fn start(host: &'a Host, run: &'a Run, folder: &'a Path, files: Files<'_>) -> Result<Self, String> {
         let text = |error: io::Error| format!("the instance's folder cannot be used: {error}");
         let id = run.start.as_str();
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(text)?;
-        let spec = bundle::spec(run, folder, &host.cgroups).map_err(|error| error.to_string())?;
+        let spec = bundle::spec(run, folder, files.code, &host.cgroups).map_err(|error| error.to_string())?;
         spec.save(folder.join("config.json")).map_err(|error| error.to_string())?;
         write_network_files(folder, &hostname(id)).map_err(text)?;
-        step::mount_overlay(folder, lower, run.writable_bytes, host.runc.deadline)?;
+        let code_path = files.code.map_or("", |_| CODE_PATH);
+        step::mount_overlay(folder, files.root, run.writable_bytes, code_path, host.runc.deadline)?;
         let (pipe, into_pipe) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| text(error.into()))?;
         let output = Output::keep(pipe, &host.log_path(id), run.log_bytes_max).map_err(text)?;
         match Self::start_process(host, id, folder, File::from(into_pipe)) {

@@ -3,7 +3,7 @@
 //! As in Cloud Run, what a container writes is kept in memory and counts against its memory limit.
 
 use rustix::{
-    fs::{AtFlags, CWD, Timespec, Timestamps, stat, utimensat},
+    fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, mkdirat, open, openat, stat, utimensat},
     io::Errno,
     mount::{MountFlags, mount as mount_type},
 };
@@ -12,7 +12,7 @@ use std::{
     fs::{self, DirBuilder, Permissions},
     io,
     os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 /// Features by which extended attributes in a layer could direct overlayfs elsewhere are off; the
@@ -28,6 +28,11 @@ pub enum OverlayError {
     Unreadable,
     #[error("overlayfs refuses the mount ({0}); is it in this kernel (`modprobe overlay`)?")]
     Overlay(Errno),
+    #[error(
+        "the function's code cannot be mounted at {0}: in the image, {1} is a link or file; use an image in \
+         which it is a folder or missing"
+    )]
+    NotAFolder(PathBuf, PathBuf),
 }
 
 /// Mounts `lower` with a writable layer of at most `writable_bytes` at `folder/rootfs`; the layer is a
@@ -53,6 +58,29 @@ pub fn mount(folder: &Path, lower: &Path, writable_bytes: u64) -> Result<(), Ove
     let layers = layers.map(|(option, path)| format!("{option}={},", escape(path))).concat();
     let options = CString::new(layers + FEATURES).map_err(|_| OverlayError::Overlay(Errno::INVAL))?;
     mount_type("faasnet", &rootfs, "overlay", MountFlags::NODEV, options.as_c_str()).map_err(overlay_error)
+}
+
+/// Makes the folders of `path` that the mounted root file system lacks, in its writable layer. An image in
+/// which one of them is a link is refused: the mount would land where the image wants it, over `/proc` or
+/// `/etc` for instance.
+pub fn make_mount_point(folder: &Path, path: &Path) -> Result<(), OverlayError> {
+    let [rootfs, _] = mount_points(folder);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut parent = open(&rootfs, flags, Mode::empty()).map_err(overlay_error)?;
+    for name in path.components().filter(|part| matches!(part, Component::Normal(_))) {
+        match mkdirat(&parent, name.as_os_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(OverlayError::Writable(error.into())),
+        }
+        parent = openat(&parent, name.as_os_str(), flags, Mode::empty()).map_err(|error| match error {
+            Errno::IO => OverlayError::Unreadable,
+            Errno::NOTDIR | Errno::LOOP => {
+                OverlayError::NotAFolder(path.to_owned(), PathBuf::from(name.as_os_str()))
+            }
+            other => OverlayError::Writable(other.into()),
+        })?;
+    }
+    Ok(())
 }
 
 /// What is mounted for an instance, in the order in which it is unmounted.

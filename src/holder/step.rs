@@ -47,8 +47,11 @@ pub fn run(arguments: &[OsString]) -> anyhow::Result<()> {
                 eprintln!("the read-ahead of a mount was not set: {error}");
             }
         }
-        [name, folder, lower, bytes] if *name == "overlay" => {
+        [name, folder, lower, bytes, mount_point] if *name == "overlay" => {
             overlay::mount(Path::new(folder), Path::new(lower), number(bytes)?)?;
+            if !mount_point.is_empty() {
+                overlay::make_mount_point(Path::new(folder), Path::new(mount_point))?;
+            }
         }
         [name, paths @ ..] if *name == "unmount" => {
             paths.iter().for_each(|path| mount::unmount_now(Path::new(path)));
@@ -76,10 +79,18 @@ pub fn mount_erofs(file: &Path, target: &Path, options: &MountOptions) -> Result
     call(&arguments, options.deadline)
 }
 
-/// Mounts the root file system of an instance below `folder`.
-pub fn mount_overlay(folder: &Path, lower: &Path, bytes: u64, deadline: Duration) -> Result<(), String> {
+/// Mounts the root file system of an instance below `folder`, with a folder at `mount_point` unless that is
+/// empty.
+pub fn mount_overlay(
+    folder: &Path,
+    lower: &Path,
+    bytes: u64,
+    mount_point: &str,
+    deadline: Duration,
+) -> Result<(), String> {
     let bytes = bytes.to_string();
-    call(&["overlay".as_ref(), folder.as_ref(), lower.as_ref(), bytes.as_ref()], deadline)
+    let (folder, lower): (&OsStr, &OsStr) = (folder.as_ref(), lower.as_ref());
+    call(&["overlay".as_ref(), folder, lower, bytes.as_ref(), mount_point.as_ref()], deadline)
 }
 
 /// Unmounts in that order; whether it was done in time.

@@ -184,6 +184,7 @@ impl World {
             image: image.clone(),
             place,
             env: BTreeMap::new(),
+            command: None,
             memory_bytes: 64 << 20,
             cpu_millis: 100,
             probe_path: "/".into(),

@@ -143,7 +143,9 @@ impl TestImage {
         Run {
             start: name.parse::<StartId>().expect("a name"),
             image: self.id,
+            code: None,
             runtime,
+            command: None,
             env: Default::default(),
             port: 1,
             memory_bytes: 256 << 20,

@@ -111,6 +111,7 @@ impl World {
                 function: "api".parse().expect("valid"),
                 image: Arc::new(image),
                 env: BTreeMap::new(),
+                command: None,
                 needs: Resources { memory_bytes: 1, cpu_millis: 1 },
                 probe_path: "/".into(),
                 ready_deadline_ms: 1000,

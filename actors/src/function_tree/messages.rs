@@ -97,6 +97,7 @@ pub struct StartDraft {
     pub function: FunctionName,
     pub image: Arc<BlockImage>,
     pub env: BTreeMap<String, String>,
+    pub command: Option<Vec<String>>,
     pub needs: Resources,
     pub probe_path: String,
     pub ready_deadline_ms: u64,

@@ -41,6 +41,7 @@ fn order(start: StartDraft, place: Place) -> StartOrder {
         image: start.image.as_ref().clone(),
         place,
         env: start.env,
+        command: start.command,
         memory_bytes: start.needs.memory_bytes,
         cpu_millis: start.needs.cpu_millis,
         probe_path: start.probe_path,

@@ -42,6 +42,7 @@ fn draft(number: usize) -> Box<StartDraft> {
         function: "api".parse().expect("name"),
         image: image(),
         env: BTreeMap::new(),
+        command: None,
         needs: Resources { memory_bytes: 1 << 28, cpu_millis: 100 },
         probe_path: "/".into(),
         ready_deadline_ms: 1000,

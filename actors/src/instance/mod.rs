@@ -167,7 +167,9 @@ impl Instance {
         let run = Run {
             start: self.order.start.clone(),
             image: self.order.image.id,
+            code: None,
             runtime: self.order.image.runtime.clone(),
+            command: self.order.command.clone(),
             env: self.order.env.clone(),
             port: self.port,
             memory_bytes: self.order.memory_bytes,

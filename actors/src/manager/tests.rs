@@ -179,6 +179,7 @@ fn spec(image: &str) -> FunctionSpec {
         keep_alive_ms: None,
         probe_path: "/".into(),
         env: BTreeMap::new(),
+        command: None,
     }
 }
 

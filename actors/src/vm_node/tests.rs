@@ -169,6 +169,7 @@ fn order(number: u16, place: Place) -> Box<StartOrder> {
         image: BlockImage::of_test(place.tree.image),
         place,
         env: BTreeMap::new(),
+        command: None,
         memory_bytes: 1 << 20,
         cpu_millis: 1,
         probe_path: "/".into(),

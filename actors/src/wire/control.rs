@@ -252,6 +252,9 @@ pub struct StartOrder {
     pub image: BlockImage,
     pub place: Place,
     pub env: BTreeMap<String, String>,
+    /// What to run in place of the image's entrypoint and command.
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
     pub memory_bytes: u64,
     /// Absent in what an agent of an earlier release kept of its instances.
     #[serde(default)]

@@ -65,12 +65,21 @@ impl PlainRange {
     }
 }
 
+/// Where a container finds its package of code: where those who bring one from AWS Lambda expect it.
+pub const CODE_PATH: &str = "/var/task";
+
 /// A container to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     pub start: StartId,
     pub image: ImageId,
+    /// A second image, mounted already, that the container finds read-only at [`CODE_PATH`].
+    #[serde(default)]
+    pub code: Option<ImageId>,
     pub runtime: RuntimeConfig,
+    /// What to run in place of the image's entrypoint and command.
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
     /// Settings of the function; they win over those of the image.
     pub env: BTreeMap<String, String>,
     /// A free port on the VM's loopback, chosen by the agent; the container finds it as `$PORT`.

@@ -239,6 +239,7 @@ impl World {
                 keep_alive_ms: Some(86_400_000),
                 probe_path: "/".into(),
                 env: BTreeMap::new(),
+                command: None,
             };
             let (tenant, name) = names(function.tenant, function.name);
             let ticket = self.ticket();

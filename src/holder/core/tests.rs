@@ -74,7 +74,9 @@ fn run(name: &str) -> Box<Run> {
     Box::new(Run {
         start: start(name),
         image: IMAGE,
+        code: None,
         runtime: RuntimeConfig::default(),
+        command: None,
         env: BTreeMap::new(),
         port: 80,
         memory_bytes: 1,
@@ -93,6 +95,44 @@ fn state(exit: Option<Exit>) -> Effect {
     let held = HeldInstance { start: start("a"), image: IMAGE, port: 80, exit };
     let (mounts, instances) = (vec![IMAGE], vec![held]);
     Effect::Tell(FromHolder::State { version: PROTOCOL_VERSION, mounts, instances })
+}
+
+const CODE: ImageId = Digest::from_bytes([8; 32]);
+
+fn run_with_code(name: &str) -> Box<Run> {
+    Box::new(Run { code: Some(CODE), ..*run(name) })
+}
+
+#[test]
+fn code_must_be_mounted_before_a_container_runs_and_stays_mounted_while_it_does() {
+    let mut bench = Bench::mounted();
+    let refused = bench.apply(Event::Order(ToHolder::Run(run_with_code("a"))));
+    assert!(matches!(&refused[..], [Effect::Tell(FromHolder::RunFailed { .. })]), "{refused:?}");
+    bench.apply(Event::Order(ToHolder::Mount(Mount { image: CODE, ..mount() })));
+    bench.apply(Event::MountEnded { image: CODE, result: Ok(()) });
+    assert_eq!(
+        bench.apply(Event::Order(ToHolder::Run(run_with_code("a")))),
+        [Effect::Start(run_with_code("a"))]
+    );
+    bench.run("b");
+    let unmount = || Event::Order(ToHolder::Unmount { image: CODE });
+    let refused = bench.apply(unmount());
+    assert!(matches!(&refused[..], [Effect::Tell(FromHolder::MountFailed { image: CODE, .. })]));
+    bench.apply(Event::Ended { start: start("a"), exit: Exit::Code(0) });
+    assert_eq!(bench.apply(unmount()), [Effect::Unmount(CODE)]);
+}
+
+#[test]
+fn reads_of_code_fail_when_the_only_container_that_has_it_is_killed() {
+    let mut bench = Bench::mounted();
+    bench.apply(Event::Order(ToHolder::Mount(Mount { image: CODE, ..mount() })));
+    bench.apply(Event::MountEnded { image: CODE, result: Ok(()) });
+    bench.apply(Event::Order(ToHolder::Run(run_with_code("a"))));
+    bench.run("b");
+    bench.read(1);
+    bench.apply(Event::ReadWaits { image: CODE, read: ReadId(2), blocks: 0..=1 });
+    let failed = bench.apply(Event::Killed { start: start("a") });
+    assert_eq!(failed, [Effect::Fail(CODE, ReadId(2))], "the other container reads the image still");
 }
 
 #[test]

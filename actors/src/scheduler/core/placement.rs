@@ -173,6 +173,7 @@ impl SchedulerCore {
             function: start.key.1.clone(),
             image: Arc::clone(image),
             env: function.spec.env.clone(),
+            command: function.spec.command.clone(),
             needs: function.spec.needs(),
             probe_path: function.spec.probe_path.clone(),
             ready_deadline_ms: millis(self.limits.ready_deadline),
