@@ -31,12 +31,15 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
+use tokio_util::task::TaskTracker;
 
 /// Below one data folder. Cheap to clone.
 #[derive(Clone)]
 pub struct Cache {
     data: Arc<PathBuf>,
     records: Arc<RecordWrites>,
+    /// Work under way on the runtime's blocking threads.
+    tasks: TaskTracker,
 }
 
 /// Records that are to be written, in the order in which they were given: two writes of one record must
@@ -81,7 +84,22 @@ impl Cache {
     pub fn open(data: &Path) -> io::Result<Self> {
         fs::create_dir_all(data.join("images"))?;
         fs::create_dir_all(data.join("orders"))?;
-        Ok(Self { data: Arc::new(data.to_owned()), records: Arc::default() })
+        Ok(Self { data: Arc::new(data.to_owned()), records: Arc::default(), tasks: TaskTracker::new() })
+    }
+
+    /// Waits until all that was begun is done. Whoever calls it lets nothing else be begun.
+    pub async fn at_rest(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Runs file and CPU work on the runtime's blocking threads.
+    fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, DiskError>> {
+        let running = self.tasks.spawn_blocking(work);
+        Box::pin(async move { running.await.unwrap_or_else(|error| Err(DiskError::Io(error.to_string()))) })
     }
 
     fn folder(&self, tree: &TreeId) -> PathBuf {
@@ -95,7 +113,7 @@ impl Cache {
     ) -> BoxFuture<'static, Result<(), DiskError>> {
         self.records.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back((path, bytes));
         let records = Arc::clone(&self.records);
-        blocking(move || records.write_next())
+        self.blocking(move || records.write_next())
     }
 
     /// What a former agent was doing. Records that are damaged are left out: the manager orders again.
@@ -204,23 +222,15 @@ fn load_block(folder: &Path, index: &Index, block: BlockId) -> Result<Bytes, Dis
     Ok(stored.into())
 }
 
-/// Runs file and CPU work on the runtime's blocking threads.
-fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
-) -> BoxFuture<'static, Result<T, DiskError>> {
-    let running = tokio::task::spawn_blocking(work);
-    Box::pin(async move { running.await.unwrap_or_else(|error| Err(DiskError::Io(error.to_string()))) })
-}
-
 impl Disk for Cache {
     fn open(&self, tree: &TreeId, image: &BlockImage) -> BoxFuture<'static, Result<OpenedImage, DiskError>> {
         let (folder, image) = (self.folder(tree), image.clone());
-        blocking(move || open_image(&folder, &image))
+        self.blocking(move || open_image(&folder, &image))
     }
 
     fn save_index(&self, tree: &TreeId, encoded: Bytes) -> BoxFuture<'static, Result<(), DiskError>> {
         let folder = self.folder(tree);
-        blocking(move || replace(&folder.join("index"), &encoded).map_err(failed))
+        self.blocking(move || replace(&folder.join("index"), &encoded).map_err(failed))
     }
 
     fn keep(
@@ -231,7 +241,7 @@ impl Disk for Cache {
         stored: Bytes,
     ) -> BoxFuture<'static, Result<(), DiskError>> {
         let folder = self.folder(tree);
-        blocking(move || keep_block(&folder, &index, block, &stored))
+        self.blocking(move || keep_block(&folder, &index, block, &stored))
     }
 
     fn load(
@@ -241,12 +251,12 @@ impl Disk for Cache {
         block: BlockId,
     ) -> BoxFuture<'static, Result<Bytes, DiskError>> {
         let folder = self.folder(tree);
-        blocking(move || load_block(&folder, &index, block))
+        self.blocking(move || load_block(&folder, &index, block))
     }
 
     fn remove(&self, tree: &TreeId) -> BoxFuture<'static, Result<(), DiskError>> {
         let folder = self.folder(tree);
-        blocking(move || match fs::remove_dir_all(&folder) {
+        self.blocking(move || match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
             _ => Ok(()),
         })

@@ -38,6 +38,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
 };
 use tokio_rustls::server::TlsStream;
+use tokio_util::task::TaskTracker;
 
 /// The bounds of connections from others.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +60,10 @@ pub struct Doors {
     pub capability_key: watch::Receiver<Vec<u8>>,
     pub data: PathBuf,
     pub limits: ListenerLimits,
+    /// Connections under way.
+    pub tasks: TaskTracker,
+    /// True when children are to turn to others.
+    pub leaving: watch::Receiver<bool>,
     /// Requests under way at each instance. Held for a map look-up only, never across an await.
     pub requests: Mutex<BTreeMap<StartId, Arc<Semaphore>>>,
 }
@@ -66,8 +71,8 @@ pub struct Doors {
 /// Accepts connections until the task is ended.
 pub async fn listen(listener: TcpListener, doors: Arc<Doors>) {
     accept_each(listener, doors.limits.connections_max, |stream, permit| {
-        let doors = Arc::clone(&doors);
-        tokio::spawn(async move { admit(stream, &doors, permit).await });
+        let shared = Arc::clone(&doors);
+        doors.tasks.spawn(async move { admit(stream, &shared, permit).await });
     })
     .await;
 }
@@ -82,7 +87,13 @@ async fn admit(stream: TcpStream, doors: &Doors, _permit: OwnedSemaphorePermit) 
         return;
     };
     match purpose {
-        Purpose::Blocks => serve_child(stream, &peer, doors).await,
+        Purpose::Blocks => {
+            let mut leaving = doors.leaving.clone();
+            tokio::select! {
+                () = serve_child(stream, &peer, doors) => {}
+                _ = leaving.wait_for(|leaves| *leaves) => {}
+            }
+        }
         Purpose::Request if peer.name == MANAGER_NAME => serve_request(stream, doors).await,
         Purpose::Request | Purpose::Join | Purpose::Control => {
             tracing::warn!(peer = %peer.name, ?purpose, "a connection that is not for this peer was refused");

@@ -1,7 +1,9 @@
 //! The agent process: joins the manager, makes the adapters, and runs the agent's actors.
 
 mod disk;
+mod handover;
 mod holder_link;
+mod life;
 mod listener;
 mod manager_link;
 mod prober;
@@ -9,7 +11,6 @@ mod renewal;
 mod upstream;
 
 use crate::{
-    holder,
     net::{
         identity::{Identity, Peer},
         tls::{Acceptor, Dialer},
@@ -18,27 +19,19 @@ use crate::{
     settings::Settings,
     tokens::JoinToken,
 };
-use actix::{Actor, System};
+use actix::System;
 use anyhow::{Context, bail};
-use disk::{Cache, Records};
-use faasnet_actors::{
-    agent::{Agent, AgentWorld, Shutdown},
-    id::VmId,
-    wire::frame::FrameLimits,
-};
-use rustix::fs::{FlockOperation, flock};
+use faasnet_actors::{id::VmId, wire::frame::FrameLimits, world::Origin};
+use handover::{Inherited, Lock};
+use life::End;
 use std::{
-    collections::BTreeMap,
-    fs::{DirBuilder, File},
+    fs::DirBuilder,
+    io,
+    net::{SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 /// What the command line says of an agent, beside the settings.
@@ -51,6 +44,8 @@ pub struct AgentOptions {
     pub join_token: Option<String>,
     /// The settings file, for the holder.
     pub config: Option<PathBuf>,
+    /// Take the place of an agent that runs on the data folder.
+    pub replace: bool,
 }
 
 /// Memory that the machine itself needs, when `agent.memory_bytes` is 0.
@@ -61,7 +56,8 @@ fn millis(value: u64) -> Duration {
 }
 
 /// Runs an agent until SIGTERM or SIGINT: then its containers and its holder end too. A killed agent
-/// leaves both running, and finds them again when it is started on the same folder.
+/// leaves both running, and finds them again when it is started on the same folder; so does one that is
+/// replaced (`handover`).
 pub fn run(settings: Settings, options: AgentOptions) -> anyhow::Result<()> {
     let threads = settings.agent.threads;
     let runtime = move || {
@@ -77,115 +73,97 @@ pub fn run(settings: Settings, options: AgentOptions) -> anyhow::Result<()> {
     System::with_tokio_rt(runtime).block_on(serve(settings, options))
 }
 
+/// What is prepared before anything of an agent that runs is touched.
+struct Parts {
+    identity: Identity,
+    origin: Arc<dyn Origin>,
+    memory_bytes: u64,
+    cpu_millis: u32,
+}
+
+impl Parts {
+    async fn prepare(settings: &Settings, options: &AgentOptions) -> anyhow::Result<Self> {
+        let listen = settings.agent.listen;
+        if listen.ip().is_unspecified() {
+            bail!("agent.listen must name the address at which other VMs reach this one, not {listen}");
+        }
+        let identity = identity(&settings.agent.data, settings, options).await?;
+        // They are made again by each life; here they show that the certificate is good.
+        Acceptor::agent(&identity, millis(settings.agent.handshake_ms)).context("using the certificate")?;
+        Dialer::new(&identity, millis(settings.agent.connect_ms)).context("using the certificate")?;
+        Ok(Self {
+            identity,
+            origin: origin::open(&settings.origin, rand::random())?,
+            memory_bytes: memory_bytes(settings)?,
+            cpu_millis: cpu_millis(settings)?,
+        })
+    }
+}
+
 async fn serve(settings: Settings, options: AgentOptions) -> anyhow::Result<()> {
     let data = &settings.agent.data;
     DirBuilder::new().recursive(true).mode(0o700).create(data).context("making the data folder")?;
-    let _lock = lock(data)?;
-    let identity = identity(data, &settings, &options).await?;
-    if settings.agent.listen.ip().is_unspecified() {
+    let lock = Lock::try_take(data).context("locking the data folder")?;
+    if lock.is_none() && !options.replace {
         bail!(
-            "agent.listen must name the address at which other VMs reach this one, not {}",
-            settings.agent.listen
+            "another agent uses the data folder {}; to put this process in its place, add --replace",
+            data.display()
         );
     }
-    let listener = TcpListener::bind(settings.agent.listen).await.with_context(|| {
-        format!("listening on {}; choose another address with agent.listen", settings.agent.listen)
-    })?;
-    let address = listener.local_addr()?;
-    let handshake = millis(settings.agent.handshake_ms);
-    let connect = millis(settings.agent.connect_ms);
-    let (acceptors, acceptor) = watch::channel(Acceptor::agent(&identity, handshake)?);
-    let (dialers, dialer) = watch::channel(Dialer::new(&identity, connect)?);
-    let (certificates, renewed) = mpsc::channel(1);
-    let (holder, holder_queue) = holder_link::HolderLink::new();
-    let capability_key = watch::Sender::new(Vec::new());
-    let cache = Cache::open(data).context("opening the cache")?;
-    let Records { trees, instances } = cache.records().context("reading what a former agent left")?;
-    let world = AgentWorld {
-        vm: options.name.clone(),
-        address,
-        memory_bytes: memory_bytes(&settings)?,
-        cpu_millis: cpu_millis(&settings)?,
-        limits: settings.agent_limits(),
-        upstreams: Arc::new(upstream::Dialling {
-            dialer: dialer.clone(),
-            origin: origin::open(&settings.origin, rand::random())?,
-            limits: upstream_limits(&settings),
-        }),
-        disk: Arc::new(cache),
-        holder: Arc::new(holder),
-        prober: Arc::new(prober::HttpProber),
-        manager: Arc::new(manager_link::ManagerLink {
-            manager: options.manager.clone(),
-            dialer,
-            frame: FrameLimits {
-                header_bytes_max: settings.transfer.frame_header_bytes_max,
-                body_bytes_max: 0,
-            },
-            handshake,
-            reports_max: 16 * settings.agent.instances_max,
-        }),
-        capability_key: capability_key.clone(),
-        certificates,
+    let parts = Parts::prepare(&settings, &options).await?;
+    let (mut lock, socket, mut inherited) = match lock {
+        Some(lock) => (lock, bind(settings.agent.listen)?, None),
+        None => {
+            let (socket, inherited) = take_over(&settings).await?;
+            let Inherited { lock, before } = inherited;
+            (lock, socket, Some(before))
+        }
     };
-    let agent = Agent::new(world, trees, instances).start();
-    let (leave, leaving) = watch::channel(false);
-    let config = options.config.clone();
-    let keeping = holder_link::keep(data.clone(), config, holder_queue, agent.clone().recipient(), leaving);
-    let mut keeping = tokio::spawn(keeping);
-    let doors = Arc::new(listener::Doors {
-        agent: agent.clone(),
-        acceptor,
-        capability_key: capability_key.subscribe(),
-        data: data.clone(),
-        limits: listener_limits(&settings),
-        requests: Mutex::new(BTreeMap::new()),
-    });
-    let listening = tokio::spawn(listener::listen(listener, doors));
-    let users = renewal::Users { acceptors, dialers, handshake, connect };
-    tokio::spawn(renewal::keep_fresh(data.join("identity"), identity, agent.clone(), renewed, users));
-    tracing::info!(vm = %options.name, %address, manager = %options.manager, "the agent is up");
-
-    stop_signal(&agent).await?;
-    tracing::info!("the agent shuts down");
-    listening.abort();
-    leave.send_replace(true);
-    let deadline = millis(settings.agent.stop_grace_ms + settings.holder.call_deadline_ms);
-    let ending = async {
-        let _ = agent.send(Shutdown).await;
-        let _ = (&mut keeping).await;
-        let folder = data.clone();
-        let _ = tokio::task::spawn_blocking(move || holder::wait_ended(&folder)).await;
-    };
-    if tokio::time::timeout(deadline, ending).await.is_err() {
-        tracing::error!("the holder did not end in time");
-    }
-    keeping.abort();
-    Ok(())
-}
-
-/// Waits for a signal to end, or for the agent's actor to give up.
-async fn stop_signal(agent: &actix::Addr<Agent>) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut look = tokio::time::interval(Duration::from_secs(1));
     loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = look.tick() => if !agent.connected() {
-                bail!("the agent's actors crashed too often; containers go on, start the agent again");
-            },
+        let before = inherited.take();
+        let up = async {
+            if let Some(before) = before {
+                before.say_taken().await;
+            }
+        };
+        match life::live(&settings, &options, &parts, &socket, lock, up).await? {
+            End::Stopped | End::Replaced => return Ok(()),
+            End::LeftAlone(free) => lock = free,
         }
     }
 }
 
-/// One agent for a data folder.
-fn lock(data: &Path) -> anyhow::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(data.join("agent.lock"))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| anyhow::anyhow!("another agent uses the data folder {}", data.display()))?;
-    Ok(file)
+fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bound = TcpListener::bind(listen).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.with_context(|| format!("listening on {listen}; choose another address with agent.listen"))
+}
+
+/// Takes the place of the agent that runs, and its socket if that is where we are to listen.
+async fn take_over(settings: &Settings) -> anyhow::Result<(TcpListener, Inherited)> {
+    let listen = settings.agent.listen;
+    // Before the other one goes: an address that cannot be ours must not cost it its place.
+    let own = match TcpListener::bind(listen) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+        _ if listen.port() == 0 => None,
+        _ => Some(bind(listen)?),
+    };
+    let begun = Instant::now();
+    let (inherited, listener) =
+        handover::take_over(&settings.agent.data, millis(settings.agent.replace_ms)).await?;
+    let is_ours = |listener: &TcpListener| {
+        listener
+            .local_addr()
+            .is_ok_and(|address| address == listen || (listen.port() == 0 && address.ip() == listen.ip()))
+    };
+    let socket = match own.or(listener.filter(is_ours)) {
+        Some(socket) => socket,
+        None => bind(listen)?,
+    };
+    tracing::info!(gap_ms = begun.elapsed().as_millis(), "the agent before has handed over");
+    Ok((socket, inherited))
 }
 
 async fn identity(data: &Path, settings: &Settings, options: &AgentOptions) -> anyhow::Result<Identity> {

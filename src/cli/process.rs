@@ -77,6 +77,9 @@ pub struct Agent {
     /// Data folder [default: agent.data of the settings]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Take the place of the agent that runs on the data folder; containers and requests go on
+    #[arg(long)]
+    replace: bool,
     #[command(flatten)]
     parent: Parent,
 }
@@ -122,10 +125,10 @@ impl Process {
                 settings.manager.data = data.unwrap_or(settings.manager.data);
                 crate::manager::run(settings)
             }
-            Self::Agent(Agent { name, manager, join_token, data, parent }) => {
+            Self::Agent(Agent { name, manager, join_token, data, replace, parent }) => {
                 parent.obey()?;
                 settings.agent.data = data.unwrap_or(settings.agent.data);
-                agent::run(settings, AgentOptions { name, manager, join_token, config })
+                agent::run(settings, AgentOptions { name, manager, join_token, config, replace })
             }
             Self::Holder(Holder { data }) => holder::run(HolderOptions { data, settings: settings.holder }),
             Self::Doctor => return Ok(doctor::run(&settings, is_json)?),

@@ -67,20 +67,23 @@ impl Drop for Agent {
     }
 }
 
-/// The socket's path, by way of the open folder: a socket's path may have only 108 bytes.
-pub fn socket_path(folder: &File) -> PathBuf {
-    Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join("holder.sock")
+/// The holder's socket in the VM's data folder.
+pub const SOCKET: &str = "holder.sock";
+
+/// A socket's path, by way of the open folder: it may have only 108 bytes.
+pub fn socket_path(folder: &File, name: &str) -> PathBuf {
+    Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name)
 }
 
 /// Listens below `data`. A socket that a dead holder left is replaced; the caller holds the lock.
 pub fn listen(data: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(data.join("holder.sock")) {
+    match fs::remove_file(data.join(SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let folder = File::open(data)?;
-    let listener = UnixListener::bind(socket_path(&folder))?;
-    fs::set_permissions(data.join("holder.sock"), Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(socket_path(&folder, SOCKET))?;
+    fs::set_permissions(data.join(SOCKET), Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 

@@ -33,6 +33,7 @@ mod spawn;
 mod step;
 mod wait;
 
+pub(crate) use agent::socket_path;
 pub use spawn::{SpawnError, connect, spawn, spawn_program, wait_ended};
 pub use step::{VERB as STEP_VERB, run as run_step};
 

@@ -1,6 +1,6 @@
 //! Starting a holder and reaching it, from the agent's side.
 
-use super::agent::socket_path;
+use super::agent::{SOCKET, socket_path};
 use rustix::fs::{FileType, FlockOperation, flock, fstat, ftruncate};
 use std::{
     fs::{DirBuilder, File},
@@ -40,7 +40,7 @@ pub fn wait_ended(data: &Path) -> io::Result<()> {
 pub fn spawn_program(program: &Path, data: &Path, config: Option<&Path>) -> Result<(), SpawnError> {
     DirBuilder::new().recursive(true).mode(0o700).create(data)?;
     let folder = File::open(data)?;
-    if std::os::unix::net::UnixStream::connect(socket_path(&folder)).is_ok() {
+    if std::os::unix::net::UnixStream::connect(socket_path(&folder, SOCKET)).is_ok() {
         return Ok(());
     }
     let log_path = data.join("holder.log");
@@ -72,7 +72,7 @@ pub const READY: &str = "ready";
 /// Connects to the holder of `data`.
 pub async fn connect(data: &Path) -> io::Result<tokio::net::UnixStream> {
     let folder = File::open(data)?;
-    tokio::net::UnixStream::connect(socket_path(&folder)).await
+    tokio::net::UnixStream::connect(socket_path(&folder, SOCKET)).await
 }
 
 /// Empties our own log when it grew too long. It was opened for appending, so writing goes on at its start.

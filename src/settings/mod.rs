@@ -177,6 +177,8 @@ pub struct AgentSettings {
     pub probe_timeout_ms: u64,
     pub stop_grace_ms: u64,
     pub requests_per_instance_max: usize,
+    pub replace_ms: u64,
+    pub drain_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test that panics has failed, as it should.
 
+mod replace;
 mod world;
 
 use bytes::Bytes;
@@ -287,6 +288,7 @@ async fn a_vm_joins_only_with_a_right_token_and_its_own_folder() {
     let mut second = Agent::start(&world, "vm-1", &[]);
     assert!(!second.ends().await);
     assert!(second.log().contains("another agent uses the data folder"), "{}", second.log());
+    assert!(second.log().contains("add --replace"), "{}", second.log());
     first.terminate();
     assert!(first.ends().await);
     let mut renamed = Agent::start_with(&world, "vm-7", first.data.clone(), &world.token, &[]);

@@ -319,6 +319,9 @@ impl Door {
         loop {
             tokio::select! {
                 frame = frames.next() => match frame {
+                    Ok(Some(frame)) if frame.header == ToManager::Yield => {
+                        framed::write(&mut writing, &ToAgent::Yielded, &[]).await.unwrap();
+                    }
                     Ok(Some(frame)) => { let _ = received.send(frame.header); }
                     _ => return,
                 },
@@ -390,19 +393,7 @@ impl Agent {
         token: &str,
         variables: &[(&str, &str)],
     ) -> Self {
-        let arguments: Vec<String> = [
-            "agent",
-            "--name",
-            name,
-            "--manager",
-            &world.control.to_string(),
-            "--data",
-            data.to_str().unwrap(),
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        let mut variables: Vec<(String, String)> =
-            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (arguments, mut variables) = (arguments(world, name, &data), owned(variables));
         variables.push(("FAASNET_JOIN_TOKEN".into(), token.to_owned()));
         variables.push(("FAASNET__AGENT__STOP_GRACE_MS".into(), "500".into()));
         fs::create_dir_all(&data).unwrap();
@@ -419,6 +410,29 @@ impl Agent {
     /// Starts it again on the same folder.
     pub fn again(&mut self) {
         self.child = spawn(&self.data, &self.arguments, &self.variables);
+    }
+
+    /// A process of its own that is to take the place of the VM's agent.
+    pub fn start_replacing(world: &World, name: &str, variables: &[(&str, &str)]) -> Self {
+        let (data, variables) = (world.folder.path().join(name), owned(variables));
+        let mut arguments = arguments(world, name, &data);
+        arguments.push("--replace".to_owned());
+        let child = spawn(&data, &arguments, &variables);
+        Self { name: name.to_owned(), data, arguments, variables, child }
+    }
+
+    /// Starts another process with `--replace` and makes it this one; the one before.
+    pub fn replaced(&mut self) -> Self {
+        let arguments: Vec<String> = self.arguments.iter().cloned().chain(["--replace".to_owned()]).collect();
+        let child = spawn(&self.data, &arguments, &self.variables);
+        let child = std::mem::replace(&mut self.child, child);
+        Self {
+            name: self.name.clone(),
+            data: self.data.clone(),
+            arguments: self.arguments.clone(),
+            variables: self.variables.clone(),
+            child,
+        }
     }
 
     pub fn log(&self) -> String {
@@ -440,9 +454,22 @@ impl Agent {
     }
 
     pub fn terminate(&self) {
-        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.signal(rustix::process::Signal::TERM);
     }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+fn arguments(world: &World, name: &str, data: &Path) -> Vec<String> {
+    let (control, data) = (world.control.to_string(), data.to_str().unwrap());
+    ["agent", "--name", name, "--manager", &control, "--data", data].map(str::to_owned).to_vec()
+}
+
+fn owned(variables: &[(&str, &str)]) -> Vec<(String, String)> {
+    variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 fn spawn(data: &Path, arguments: &[String], variables: &[(String, String)]) -> Child {

@@ -59,10 +59,3 @@ fn a_container_reads_and_answers_while_its_agent_is_killed_and_replaced() {
     let answer = faasnet_loadtest::rig::wait_until("the agent to join again", READY, again).unwrap();
     assert_eq!(serde_json::from_str::<serde_json::Value>(&answer).unwrap(), hello);
 }
-
-fn percent_encoded(path: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte);
-    path.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
-}

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, but not the helpers beside them")]
 
+mod agent_replace;
 mod agent_restart;
 mod bad_input;
 mod burst;

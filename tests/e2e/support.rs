@@ -127,3 +127,11 @@ pub fn assert_same_tree(reference: &BTreeMap<String, Entry>, seen: &BTreeMap<Str
     assert!(different.is_empty(), "{} names differ", different.len());
     assert!(reference.len() > 1000, "the reference is complete: {}", reference.len());
 }
+
+/// A path as the value of a query.
+pub fn percent_encoded(path: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte);
+    path.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}

@@ -44,7 +44,7 @@ impl Handler<Order> for Agent {
                 }));
             }
             // The session has dealt with these.
-            ToAgent::Welcome { .. } | ToAgent::Refused { .. } => {}
+            ToAgent::Welcome { .. } | ToAgent::Refused { .. } | ToAgent::Yielded => {}
         }
     }
 }
@@ -72,6 +72,9 @@ impl Handler<HolderEvent> for Agent {
     type Result = ();
 
     fn handle(&mut self, event: HolderEvent, ctx: &mut Context<Self>) {
+        if self.has_yielded {
+            return; // the holder says it again to the next process
+        }
         match event {
             HolderEvent::Says(FromHolder::State { version: _, mounts, instances }) => {
                 self.holder_back(&mounts, instances, ctx);
@@ -136,16 +139,15 @@ impl Handler<GetHello> for Agent {
     type Result = ResponseFuture<Hello>;
 
     fn handle(&mut self, _: GetHello, _: &mut Context<Self>) -> Self::Result {
-        let instances =
-            self.ordered.iter().map(|(start, Ordered { record, is_ready, before: _ })| RunningInstance {
-                start: start.clone(),
-                tenant: record.order.place.tree.tenant.clone(),
-                function: record.order.function.clone(),
-                image: record.order.image.id,
-                memory_bytes: record.order.memory_bytes,
-                cpu_millis: record.order.cpu_millis,
-                ready: *is_ready,
-            });
+        let instances = self.ordered.iter().map(|(start, Ordered { record, before: _ })| RunningInstance {
+            start: start.clone(),
+            tenant: record.order.place.tree.tenant.clone(),
+            function: record.order.function.clone(),
+            image: record.order.image.id,
+            memory_bytes: record.order.memory_bytes,
+            cpu_millis: record.order.cpu_millis,
+            ready: record.is_ready,
+        });
         let instances = instances.collect();
         let AgentWorld { memory_bytes, cpu_millis, address, .. } = self.world;
         let held = self.held();
@@ -172,6 +174,7 @@ impl Handler<OpenChildOf> for Agent {
         let (known, found) = oneshot::channel();
         match self.transfers.get(&tree) {
             Some(transfer) => drop(known.send(transfer.clone())),
+            None if self.has_yielded => {}
             // In a burst a child may be here before the order that makes this VM its parent.
             None => {
                 self.early_children.retain(|(_, child)| !child.is_closed());
@@ -192,7 +195,34 @@ impl Handler<GetPort> for Agent {
     type Result = Option<u16>;
 
     fn handle(&mut self, GetPort { start }: GetPort, _: &mut Context<Self>) -> Option<u16> {
-        self.ordered.get(&start).map(|ordered| ordered.record.port)
+        let former =
+            || self.former.iter().find(|(former, _)| *former == start).map(|(_, record)| record.port);
+        self.ordered.get(&start).map(|ordered| ordered.record.port).or_else(former)
+    }
+}
+
+impl Handler<Yield> for Agent {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: Yield, _: &mut Context<Self>) -> Self::Result {
+        let (done, yielded) = oneshot::channel();
+        // Without a session nobody has to be told: the sender is dropped here.
+        if let Some(session) = self.session.get(&SESSION) {
+            session.do_send(agent_session::Yield);
+            self.yielding = Some(done);
+        }
+        let waiting = tokio::time::timeout(YIELD_WITHIN, yielded).into_actor(self);
+        Box::pin(waiting.then(|_, agent, _| agent.come_to_rest().into_actor(agent)))
+    }
+}
+
+impl Handler<Yielded> for Agent {
+    type Result = ();
+
+    fn handle(&mut self, _: Yielded, _: &mut Context<Self>) {
+        if let Some(waiting) = self.yielding.take() {
+            let _ = waiting.send(());
+        }
     }
 }
 

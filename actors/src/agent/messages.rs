@@ -29,7 +29,8 @@ impl Flow for Order {
             ToAgent::Welcome { .. }
             | ToAgent::Refused { .. }
             | ToAgent::Renewed { .. }
-            | ToAgent::Observe { .. } => return None,
+            | ToAgent::Observe { .. }
+            | ToAgent::Yielded => return None,
         };
         Some(Hop { message, about, permit: "order slot" })
     }
@@ -74,6 +75,17 @@ pub struct OpenChildOf {
 pub struct GetPort {
     pub start: StartId,
 }
+
+/// Another process takes this agent's place: answered when nothing changes any more but what is under way
+/// on connections. Containers and the holder go on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Yield;
+
+/// The manager sends no more orders, or there is no session.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Yielded;
 
 /// Stops every instance and the holder; answered when the holder has gone.
 #[derive(Message)]

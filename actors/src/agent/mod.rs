@@ -9,10 +9,12 @@ mod messages;
 mod told;
 pub mod world;
 
-pub use messages::{GetHeld, GetHello, GetPort, OpenChildOf, Order, Renew, Shutdown, Welcomed};
+pub use messages::{
+    GetHeld, GetHello, GetPort, OpenChildOf, Order, Renew, Shutdown, Welcomed, Yield, Yielded,
+};
 
 use crate::{
-    agent_session::{AgentSession, Say, SessionCore},
+    agent_session::{self, AgentSession, Say, SessionCore},
     block_store::{BlockStore, Found},
     block_transfer::{
         Ahead, Attach, BlockTransfer, Complaint, Demand, GetReport, HolderBack, ImageEvent, MountEnded,
@@ -23,7 +25,7 @@ use crate::{
     instance::{
         FromHolderAbout, Instance, InstanceLimits, InstanceNews, InstanceReport, InstanceWorld, Stop,
     },
-    support::{AfterExit, ChildExited, Children, Life, Observe, Snapshot, micros, millis, supervise},
+    support::{self, AfterExit, ChildExited, Children, Life, Observe, Snapshot, micros, millis, supervise},
     wire::{
         PROTOCOL_VERSION,
         control::{EndReason, HeldTree, Hello, RunningInstance, StartOrder, StartReport, ToAgent, ToManager},
@@ -32,7 +34,7 @@ use crate::{
     },
 };
 use actix::prelude::*;
-use futures::future::join_all;
+use futures::{FutureExt, future::join_all};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -110,7 +112,6 @@ impl Tree {
 
 struct Ordered {
     record: InstanceRecord,
-    is_ready: bool,
     /// What the transfer had done before this start.
     before: TransferReport,
 }
@@ -135,7 +136,13 @@ pub struct Agent {
     told: Told,
     shutdown: Option<oneshot::Sender<()>>,
     is_shut_down: bool,
+    yielding: Option<oneshot::Sender<()>>,
+    /// Another process has taken over, or is about to.
+    has_yielded: bool,
 }
+
+/// Time for the manager to answer that it keeps orders back; without its answer one may be lost.
+const YIELD_WITHIN: Duration = Duration::from_secs(1);
 
 const AGENT: &str = "agent";
 const STORE: &str = "block_store";
@@ -166,6 +173,8 @@ impl Agent {
             told,
             shutdown: None,
             is_shut_down: false,
+            yielding: None,
+            has_yielded: false,
         }
     }
 
@@ -233,7 +242,7 @@ impl Agent {
         let Some(known) = self.trees.get(&tree) else {
             return;
         };
-        if self.transfers.get(&tree).is_some() || !self.opening.insert(tree.clone()) {
+        if self.has_yielded || self.transfers.get(&tree).is_some() || !self.opening.insert(tree.clone()) {
             return;
         }
         let opening = self.world.disk.open(&tree, &known.record.image);
@@ -249,7 +258,7 @@ impl Agent {
 
     fn start_transfer(&mut self, tree: TreeId, opened: world::OpenedImage, ctx: &mut Context<Self>) {
         let (Some(known), Some(store)) = (self.trees.get(&tree), self.store.get(&STORE)) else {
-            return;
+            return; // without a store it is opened again when there is one
         };
         let world = TransferWorld {
             vm: self.world.vm.clone(),
@@ -333,10 +342,9 @@ impl Agent {
         known.starts(&order);
         self.tell_ahead(&tree);
         self.place(tree.clone(), record, ctx);
-        let record = InstanceRecord { order, port };
+        let record = InstanceRecord { order, port, is_ready: false };
         self.save_instance(&start, Some(record.clone()), ctx);
-        self.ordered
-            .insert(start.clone(), Ordered { record, is_ready: false, before: TransferReport::default() });
+        self.ordered.insert(start.clone(), Ordered { record, before: TransferReport::default() });
         if let Some(transfer) = self.transfers.get(&tree) {
             let start = start.clone();
             ctx.spawn(transfer.send(GetReport).into_actor(self).map(move |before, agent, _| {
@@ -357,7 +365,7 @@ impl Agent {
         let Some(ordered) = self.ordered.get(start) else {
             return;
         };
-        let InstanceRecord { order, port } = ordered.record.clone();
+        let InstanceRecord { order, port, is_ready: _ } = ordered.record.clone();
         let tree = order.place.tree.clone();
         let world = InstanceWorld {
             holder: Arc::clone(&self.world.holder),
@@ -424,19 +432,26 @@ impl Agent {
         }
         for (start, record) in std::mem::take(&mut self.former) {
             let before = TransferReport::default();
-            if let Some(known) = self.trees.get_mut(&record.order.place.tree) {
+            if let Some(known) = self.trees.get_mut(&record.order.place.tree).filter(|_| !record.is_ready) {
                 known.starts(&record.order);
             }
-            self.ordered.insert(start, Ordered { record, is_ready: false, before });
+            self.ordered.insert(start, Ordered { record, before });
         }
         let mut held: BTreeMap<StartId, HeldInstance> =
             held.into_iter().map(|instance| (instance.start.clone(), instance)).collect();
         let known: Vec<StartId> = self.ordered.keys().cloned().collect();
         for start in known {
+            let held = held.remove(&start);
             if self.instances.get(&start).is_none() {
-                self.start_instance(&start, Instance::resumed, ctx);
+                let make = match &held {
+                    _ if self.ordered[&start].record.is_ready => Instance::ready,
+                    Some(_) => Instance::resumed,
+                    // The agent before did not come to run it.
+                    None => Instance::new,
+                };
+                self.start_instance(&start, make, ctx);
             }
-            let about = match held.remove(&start) {
+            let about = match held {
                 Some(HeldInstance { exit: None, .. }) => FromHolderAbout::Held,
                 Some(HeldInstance { exit: Some(exit), .. }) => FromHolderAbout::Exited(exit),
                 None => FromHolderAbout::NotHeld { is_mounted: self.is_mounted(&start) },
@@ -492,11 +507,15 @@ impl Agent {
         if let InstanceNews::Progress { step, elapsed } = news {
             return self.say(ToManager::Progress { start, step, elapsed_us: micros(elapsed) });
         }
-        let Some(ordered) = self.ordered.get_mut(&start) else {
+        let Some(ordered) = self.ordered.get_mut(&start).filter(|_| !self.has_yielded) else {
             return;
         };
         let (tree, before) = (ordered.record.order.place.tree.clone(), ordered.before.clone());
-        ordered.is_ready = news == InstanceNews::Ready;
+        ordered.record.is_ready = news == InstanceNews::Ready;
+        if news == InstanceNews::Ready {
+            let record = ordered.record.clone();
+            self.save_instance(&start, Some(record), ctx);
+        }
         if matches!(news, InstanceNews::Ended(_)) {
             self.ordered.remove(&start);
             self.instances.remove(&start);
@@ -552,6 +571,27 @@ impl Agent {
         if let Some(start) = recording.unwrap_or_default().pop_first().filter(|_| !ranges.is_empty()) {
             self.say(ToManager::Recorded { start, image, ranges });
         }
+    }
+
+    /// Ends all actors but this one, which still answers on whose port an instance listens.
+    fn come_to_rest(&mut self) -> impl Future<Output = ()> + use<> {
+        self.has_yielded = true;
+        self.early_children.clear();
+        let mut stopping = Vec::new();
+        // What they have begun to write down is begun when they answer.
+        for tree in self.trees.keys() {
+            stopping.extend(self.transfers.remove(tree).map(|transfer| transfer.send(support::Stop)));
+        }
+        for start in self.ordered.keys() {
+            if let Some(instance) = self.instances.remove(start) {
+                instance.do_send(support::Stop);
+            }
+        }
+        self.store.remove(&STORE);
+        if let Some(session) = self.session.remove(&SESSION) {
+            session.do_send(support::Stop);
+        }
+        join_all(stopping).map(drop)
     }
 
     fn held(&self) -> impl Future<Output = Vec<HeldTree>> + use<> {

@@ -40,7 +40,8 @@ fn start_of(message: &ToManager) -> Option<&StartId> {
         | ToManager::Renew { .. }
         | ToManager::UpstreamLost { .. }
         | ToManager::OriginWanted { .. }
-        | ToManager::Observed { .. } => None,
+        | ToManager::Observed { .. }
+        | ToManager::Yield => None,
     }
 }
 

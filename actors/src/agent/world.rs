@@ -157,6 +157,9 @@ pub struct TreeRecord {
 pub struct InstanceRecord {
     pub order: StartOrder,
     pub port: u16,
+    /// Absent in records of earlier releases.
+    #[serde(default)]
+    pub is_ready: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,16 +6,28 @@ use tokio::time::Instant;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+    },
     Connecting,
-    Open { heartbeat_at: Instant },
+    Open {
+        heartbeat_at: Instant,
+    },
+    /// For good: another process has the next session.
+    Left,
 }
 
 #[derive(Debug)]
 pub enum Event {
-    Welcomed { heartbeat: Duration },
+    Welcomed {
+        heartbeat: Duration,
+    },
     Closed,
     Say(ToManager),
+    /// Another process takes over.
+    Yield,
+    /// The manager sends no more orders.
+    Yielded,
     Tick,
 }
 
@@ -24,6 +36,8 @@ pub enum Effect {
     Connect,
     Send(ToManager),
     Heartbeat,
+    /// There is no session any more, nor will there be one.
+    Leave,
 }
 
 /// Keeps the session alive. What is said while there is none is in the next `Hello`, or the agent says it
@@ -31,6 +45,7 @@ pub enum Effect {
 pub struct SessionCore {
     state: State,
     failures: u32,
+    yields: bool,
     heartbeat: Duration,
     retry_min: Duration,
     retry_max: Duration,
@@ -41,6 +56,7 @@ impl SessionCore {
         Self {
             state: State::Waiting { until: now },
             failures: 0,
+            yields: false,
             heartbeat: Duration::from_secs(1),
             retry_min,
             retry_max,
@@ -51,8 +67,19 @@ impl SessionCore {
         matches!(self.state, State::Open { .. })
     }
 
+    pub fn has_left(&self) -> bool {
+        self.state == State::Left
+    }
+
     pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {
         match event {
+            _ if self.has_left() => {}
+            Event::Yield if self.is_open() => {
+                self.yields = true;
+                effects.push(Effect::Send(ToManager::Yield));
+            }
+            Event::Yield | Event::Yielded => self.leave(effects),
+            Event::Closed if self.yields => self.leave(effects),
             Event::Welcomed { heartbeat } => {
                 self.failures = 0;
                 self.heartbeat = heartbeat;
@@ -69,6 +96,11 @@ impl SessionCore {
         }
     }
 
+    fn leave(&mut self, effects: &mut Vec<Effect>) {
+        self.state = State::Left;
+        effects.push(Effect::Leave);
+    }
+
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         match self.state {
             State::Waiting { until } if until <= now => {
@@ -79,7 +111,7 @@ impl SessionCore {
                 self.state = State::Open { heartbeat_at: now + self.heartbeat };
                 effects.push(Effect::Heartbeat);
             }
-            State::Waiting { .. } | State::Connecting | State::Open { .. } => {}
+            State::Waiting { .. } | State::Connecting | State::Open { .. } | State::Left => {}
         }
     }
 }
@@ -109,5 +141,26 @@ mod tests {
             core.apply(Event::Closed, now, &mut effects);
         }
         assert_eq!(pauses, [0, 100, 200, 400]);
+    }
+
+    #[test]
+    fn a_session_that_yields_is_left_when_the_manager_says_so_or_is_gone() {
+        for end in [|| Event::Yielded, || Event::Closed] {
+            let (mut core, now) = core();
+            let mut effects = Vec::new();
+            core.apply(Event::Welcomed { heartbeat: Duration::from_secs(1) }, now, &mut effects);
+            core.apply(Event::Yield, now, &mut effects);
+            core.apply(Event::Say(ToManager::Heartbeat { held: Vec::new() }), now, &mut effects);
+            assert!(!core.has_left(), "what is said before the answer is heard");
+            core.apply(end(), now, &mut effects);
+            core.apply(Event::Tick, now + Duration::from_secs(60), &mut effects);
+            let said = Effect::Send(ToManager::Heartbeat { held: Vec::new() });
+            assert_eq!(effects, [Effect::Send(ToManager::Yield), said, Effect::Leave]);
+        }
+        let (mut core, now) = core();
+        let mut effects = Vec::new();
+        core.apply(Event::Yield, now, &mut effects);
+        core.apply(Event::Tick, now, &mut effects);
+        assert_eq!(effects, [Effect::Leave], "without a session nobody has to be asked");
     }
 }

@@ -6,10 +6,10 @@ pub use self::core::{Effect, Event, SessionCore};
 
 use crate::{
     agent::{
-        Agent, GetHeld, GetHello,
+        Agent, GetHeld, GetHello, Yielded,
         world::{FromManager, ManagerDialer, ManagerEvent, TaskLink},
     },
-    support::{Flow, Hop, Life, Observe, Snapshot, flow},
+    support::{Flow, Hop, Life, Observe, Snapshot, Stop, flow},
     wire::control::{ToAgent, ToManager},
 };
 use actix::{WeakAddr, prelude::*};
@@ -29,6 +29,11 @@ impl Flow for Say {
         self.0.hop()
     }
 }
+
+/// Another process takes over: the manager is told, and no session follows.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Yield;
 
 pub struct AgentSession {
     core: SessionCore,
@@ -57,6 +62,7 @@ impl AgentSession {
                 Effect::Connect => self.connect(ctx),
                 Effect::Send(message) => self.send(message, ctx),
                 Effect::Heartbeat => self.heartbeat(ctx),
+                Effect::Leave => self.leave(ctx),
             }
         }
     }
@@ -68,9 +74,17 @@ impl AgentSession {
             return ctx.stop();
         };
         ctx.spawn(agent.send(GetHello).into_actor(self).map(move |hello, session, ctx| match hello {
+            _ if session.core.has_left() => {}
             Ok(hello) => session.link = Some(session.dialer.open(hello, link, ctx.address().recipient())),
             Err(_) => session.apply(Event::Closed, ctx),
         }));
+    }
+
+    fn leave(&mut self, ctx: &mut Context<Self>) {
+        match self.agent.upgrade() {
+            Some(agent) => agent.do_send(Yielded),
+            None => ctx.stop(),
+        }
     }
 
     fn heartbeat(&mut self, ctx: &mut Context<Self>) {
@@ -114,6 +128,23 @@ impl Handler<Say> for AgentSession {
     }
 }
 
+impl Handler<Yield> for AgentSession {
+    type Result = ();
+
+    fn handle(&mut self, _: Yield, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
+        self.apply(Event::Yield, ctx);
+    }
+}
+
+impl Handler<Stop> for AgentSession {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
+    }
+}
+
 impl Handler<FromManager> for AgentSession {
     type Result = ();
 
@@ -130,6 +161,7 @@ impl Handler<FromManager> for AgentSession {
                     agent.do_send(crate::agent::Welcomed { capability_key });
                 }
             }
+            ManagerEvent::Says(ToAgent::Yielded) => self.apply(Event::Yielded, ctx),
             ManagerEvent::Says(order) => {
                 if let Some(agent) = self.agent.upgrade() {
                     let order = crate::agent::Order(order);

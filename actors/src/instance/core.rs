@@ -90,6 +90,13 @@ impl InstanceCore {
         core
     }
 
+    /// An instance that was ready when another process of the agent had it.
+    pub fn ready(now: Instant, ready_deadline: Duration, probe_interval: Duration) -> Self {
+        let mut core = Self::new(now, ready_deadline, probe_interval);
+        core.phase = Phase::Ready;
+        core
+    }
+
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
@@ -320,6 +327,17 @@ mod tests {
         assert_eq!(run(ready).1.last(), Some(&Effect::Ended(gone)));
         let stopping = vec![(1, mounted()), (2, Event::Running), (3, Event::Stop), (4, not_held())];
         assert_eq!(run(stopping).1.last(), Some(&Effect::Ended(EndReason::Stopped)));
+    }
+
+    #[test]
+    fn what_was_ready_stays_so_without_a_probe_until_it_ends() {
+        let start = Instant::now();
+        let mut core = InstanceCore::ready(start, DEADLINE, INTERVAL);
+        let mut effects = Vec::new();
+        for event in [Event::Held, Event::Tick, Event::Exited(Exit::Code(1))] {
+            core.apply(event, start + 2 * DEADLINE, &mut effects);
+        }
+        assert_eq!(effects, [Effect::Ended(EndReason::Exited(Exit::Code(1)))]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     agent::world::{Holder, Prober},
     block_transfer::ImageEvent,
     id::StartId,
-    support::{Flow, Hop, Life, Observe, Snapshot, flow, micros, millis},
+    support::{self, Flow, Hop, Life, Observe, Snapshot, flow, micros, millis},
     wire::{
         control::{EndReason, StartOrder, Step},
         holder::{Exit, Run, ToHolder},
@@ -131,6 +131,13 @@ impl Instance {
         Self { order, port, core, world, life }
     }
 
+    /// An instance that was ready before the agent was replaced.
+    pub fn ready(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
+        let deadline = Duration::from_millis(order.ready_deadline_ms);
+        let core = InstanceCore::ready(Instant::now(), deadline, world.limits.probe_interval);
+        Self { order, port, core, world, life }
+    }
+
     fn apply(&mut self, event: Event, ctx: &mut Context<Self>) {
         let mut effects = Vec::new();
         self.core.apply(event, Instant::now(), &mut effects);
@@ -237,6 +244,15 @@ impl Handler<Stop> for Instance {
     fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
         self.life.took(ctx);
         self.apply(Event::Stop, ctx);
+    }
+}
+
+/// The actor ends; its container goes on.
+impl Handler<support::Stop> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, _: support::Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
     }
 }
 

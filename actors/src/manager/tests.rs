@@ -244,6 +244,7 @@ impl TestAgent {
             Some(ToAgent::Observe { number, .. }) => format!("observe {number}"),
             Some(ToAgent::Origin { answer, .. }) => format!("origin {answer:?}"),
             Some(ToAgent::Refused { reason }) => format!("refused {reason}"),
+            Some(ToAgent::Yielded) => "yielded".to_owned(),
         }
     }
 

@@ -4,7 +4,7 @@
 //!            opened                    closed, or silent for a lease
 //!   down ---------------> up ------------------------------------------> down
 //!    |                    ^ |
-//!    | a lease later      +-+ opened, after a lease of silence
+//!    | a lease later      +-+ opened, after a lease of silence or when it has yielded
 //!    v
 //!   lost (said once)
 //! ```
@@ -82,6 +82,8 @@ pub enum Effect {
 /// What one VM may hold and run at most, as it says itself; more is a broken or hostile agent.
 const HELD_MAX: usize = 4096;
 const INSTANCES_MAX: usize = 4096;
+/// Far more than a VM is told within a lease; a VM with more is told everything anew.
+const KEPT_BACK_MAX: usize = 1024;
 /// Far more than end on one VM within the second that a scheduler takes to be rebuilt.
 const ENDED_KEPT: usize = 256;
 
@@ -100,6 +102,8 @@ pub struct NodeLimits {
 pub(super) struct Session {
     id: SessionId,
     heard_at: Instant,
+    /// Orders for the agent's next process, once this one has said that it yields.
+    kept_back: Option<Vec<ToAgent>>,
     /// Instances are those that were ordered and have not ended.
     pub facts: VmFacts,
 }
@@ -156,11 +160,13 @@ impl VmCore {
                 }
             }
             Event::Closed { session } => {
-                if self.session.as_ref().is_some_and(|present| present.id == session) {
+                // One that has yielded is awaited for the rest of its lease.
+                let ends = |present: &Session| present.id == session && present.kept_back.is_none();
+                if self.session.as_ref().is_some_and(ends) {
                     self.down(now, effects);
                 }
             }
-            Event::Order(order) => self.order(order, effects),
+            Event::Order(order) => self.order(order, now, effects),
             // An agent that does not read must not miss an order for good: with a new session it tells
             // what it has, and everything is decided anew.
             Event::QueueFull { start } => {
@@ -197,7 +203,10 @@ impl VmCore {
         if let Some(reason) = self.refusal(&hello, now) {
             return effects.push(Effect::Refuse { session: id, reason });
         }
-        if self.session.is_some() {
+        let kept_back = self.session.as_mut().and_then(|before| before.kept_back.take());
+        if kept_back.is_some() {
+            self.session = None; // the same VM goes on, and nobody has to hear of it
+        } else if self.session.is_some() {
             self.down(now, effects);
         }
         let Hello { memory_bytes, cpu_millis, address, held, instances, .. } = hello;
@@ -207,9 +216,26 @@ impl VmCore {
         let facts = VmFacts { address, key_hash, capacity, held, instances };
         effects.push(Effect::Accept { session: id });
         effects.push(Effect::News(VmEvent::Up(Box::new(facts.clone()))));
-        self.session = Some(Session { id, heard_at: now, facts });
+        self.session = Some(Session { id, heard_at: now, kept_back: None, facts });
         self.lost_at = None;
+        if let Some(kept_back) = kept_back {
+            self.went_on(kept_back, effects);
+        }
         self.rejoin(None, effects);
+    }
+
+    /// Another process of the agent has taken over.
+    fn went_on(&mut self, kept_back: Vec<ToAgent>, effects: &mut Vec<Effect>) {
+        // The scheduler, which has just heard all that the VM has, places them again.
+        self.refuse_waiting(|_| true, effects);
+        let facts = self.session.as_ref().map(|session| &session.facts);
+        let held: BTreeSet<TreeId> =
+            facts.iter().flat_map(|facts| &facts.held).map(|held| held.tree.clone()).collect();
+        for gone in self.trees.difference(&held).cloned().collect::<Vec<_>>() {
+            self.trees.remove(&gone);
+            self.leave(gone, effects);
+        }
+        effects.extend(kept_back.into_iter().map(Effect::Send));
     }
 
     fn refusal(&self, hello: &Hello, now: Instant) -> Option<JoinRefusal> {
@@ -219,7 +245,9 @@ impl VmCore {
         if hello.held.len() > HELD_MAX || hello.instances.len() > INSTANCES_MAX {
             return Some(JoinRefusal::Request);
         }
-        let alive = self.session.as_ref().is_some_and(|session| now < session.heard_at + self.limits.lease);
+        let is_alive =
+            |session: &Session| session.kept_back.is_none() && now < session.heard_at + self.limits.lease;
+        let alive = self.session.as_ref().is_some_and(is_alive);
         alive.then_some(JoinRefusal::NameTaken)
     }
 
@@ -310,6 +338,12 @@ impl VmCore {
                 effects.push(Effect::News(ended));
                 self.send_waiting(effects);
             }
+            ToManager::Yield => {
+                if let Some(session) = self.session.as_mut().filter(|session| session.kept_back.is_none()) {
+                    session.kept_back = Some(Vec::new());
+                    effects.push(Effect::Send(ToAgent::Yielded));
+                }
+            }
             ToManager::OriginWanted { tree, blocks } => {
                 if self.trees.contains(&tree) {
                     let event = TreeEvent::OriginWanted { vm: self.vm.clone(), blocks };
@@ -363,7 +397,7 @@ impl VmCore {
         effects.push(Effect::News(VmEvent::Held(held)));
     }
 
-    fn order(&mut self, order: Order, effects: &mut Vec<Effect>) {
+    fn order(&mut self, order: Order, now: Instant, effects: &mut Vec<Effect>) {
         if self.session.is_none() {
             // The tree hears of it as well: it may have placed the VM after it was told of its end.
             match order {
@@ -381,23 +415,37 @@ impl VmCore {
             Order::Start(order) => self.start(order, effects),
             Order::Stop { start } => {
                 if !self.stop_waiting(&start, effects) {
-                    effects.push(Effect::Send(ToAgent::Stop { start }));
+                    self.send(ToAgent::Stop { start }, now, effects);
                 }
             }
             Order::Place(place) => {
                 self.renew(&place);
-                effects.push(Effect::Send(ToAgent::Place(place)));
+                self.send(ToAgent::Place(place), now, effects);
             }
-            Order::Origin { tree, answer } => effects.push(Effect::Send(ToAgent::Origin { tree, answer })),
+            Order::Origin { tree, answer } => self.send(ToAgent::Origin { tree, answer }, now, effects),
             Order::Leave { tree, epoch } => {
                 let was_member = self.trees.remove(&tree);
                 self.refuse_waiting(|order| order.place.tree == tree, effects);
-                effects.push(Effect::Send(ToAgent::Leave { tree, epoch }));
+                self.send(ToAgent::Leave { tree, epoch }, now, effects);
                 if was_member {
                     effects.push(self.member());
                 }
             }
         }
+    }
+
+    /// Sends an order, or keeps it for the agent's next process.
+    fn send(&mut self, message: ToAgent, now: Instant, effects: &mut Vec<Effect>) {
+        match self.session.as_mut().and_then(|session| session.kept_back.as_mut()) {
+            None => effects.push(Effect::Send(message)),
+            Some(kept) if kept.len() < KEPT_BACK_MAX => kept.push(message),
+            Some(_) => self.down(now, effects),
+        }
+    }
+
+    /// Whether orders are kept for the agent's next process.
+    pub(super) fn has_yielded(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.kept_back.is_some())
     }
 
     pub(super) fn leave(&mut self, tree: TreeId, effects: &mut Vec<Effect>) {

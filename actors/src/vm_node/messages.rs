@@ -249,7 +249,8 @@ impl Flow for ToManager {
             | Self::Heartbeat { .. }
             | Self::Progress { .. }
             | Self::Renew { .. }
-            | Self::Observed { .. } => return None,
+            | Self::Observed { .. }
+            | Self::Yield => return None,
         };
         Some(Hop { message, about, permit: "" })
     }

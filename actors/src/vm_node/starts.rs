@@ -41,7 +41,7 @@ impl VmCore {
         }
         let (waiting, in_flight) = self.starts();
         let is_known = self.instances().iter().any(|one| one.start == start);
-        let goes_now = is_known || in_flight < self.limits.in_flight_max;
+        let goes_now = !self.has_yielded() && (is_known || in_flight < self.limits.in_flight_max);
         let may_wait = waiting < self.limits.queued_max;
         if !(is_known || self.has_room(&order)) || !(goes_now || may_wait) {
             effects.push(Effect::News(VmEvent::Undeliverable { start }));
@@ -88,7 +88,7 @@ impl VmCore {
 
     /// Sends those who wait longest, as many as may go.
     pub(super) fn send_waiting(&mut self, effects: &mut Vec<Effect>) {
-        while self.starts().1 < self.limits.in_flight_max {
+        while !self.has_yielded() && self.starts().1 < self.limits.in_flight_max {
             let Some(order) = self.waiting.orders.pop_front() else { return };
             self.send_start(order, effects);
         }
@@ -148,7 +148,8 @@ impl VmCore {
     pub(super) fn check(&self) {
         let (waiting, in_flight) = self.starts();
         assert!(waiting <= self.limits.queued_max);
-        assert!(waiting == 0 || in_flight >= self.limits.in_flight_max, "a start waits for nothing");
+        let is_held_up = in_flight >= self.limits.in_flight_max || self.has_yielded();
+        assert!(waiting == 0 || is_held_up, "a start waits for nothing");
         assert!(self.waiting.unheard.iter().all(|tree| self.trees.contains(tree)));
         assert!(self.waiting.orders.iter().all(|order| self.trees.contains(&order.place.tree)));
     }

@@ -107,6 +107,46 @@ fn silence_for_a_lease_or_a_closed_session_takes_a_vm_down_and_out_of_its_trees(
 }
 
 #[test]
+fn a_vm_whose_agent_is_replaced_stays_up_and_hears_what_was_meant_for_it() {
+    let mut world = World::new();
+    world.open(1, hello(vec![held(1), held(2)]));
+    let stop = || ToAgent::Stop { start: "s1".parse().expect("name") };
+    assert_eq!(world.say(1, ToManager::Yield), [Effect::Send(ToAgent::Yielded)]);
+    assert!(world.say(1, ToManager::Yield).is_empty(), "said once");
+    assert!(world.apply(Event::Order(Order::Stop { start: "s1".parse().expect("name") })).is_empty());
+    assert!(world.apply(Event::Closed { session: SessionId(1) }).is_empty(), "its next process is awaited");
+    let effects = world.open(2, hello(vec![held(1)]));
+    let at = |wanted: &Effect| effects.iter().position(|effect| effect == wanted);
+    assert_eq!(at(&Effect::Accept { session: SessionId(2) }), Some(0));
+    assert_eq!(at(&Effect::News(VmEvent::Down)), None);
+    assert!(at(&Effect::Send(stop())).is_some(), "{effects:?}");
+    assert!(at(&gone(2)).is_some(), "the next process does not have that tree: {effects:?}");
+    assert!(at(&gone(1)).is_none(), "{effects:?}");
+    assert_eq!(
+        world.apply(Event::Order(Order::Stop { start: "s1".parse().expect("name") })),
+        [Effect::Send(stop())]
+    );
+}
+
+#[test]
+fn a_vm_whose_agent_yields_and_does_not_come_back_is_down_after_its_lease() {
+    let mut world = World::new();
+    world.open(1, hello(vec![held(1)]));
+    world.say(1, ToManager::Yield);
+    world.apply(Event::Closed { session: SessionId(1) });
+    world.now += LEASE;
+    let down = [Effect::CloseSession, Effect::News(VmEvent::Down), gone(1), Effect::News(VmEvent::LeaseOver)];
+    assert_eq!(world.apply(Event::Tick), down);
+    // What nobody takes does not pile up.
+    let mut world = World::new();
+    world.open(1, hello(vec![held(1)]));
+    world.say(1, ToManager::Yield);
+    let stop = || Event::Order(Order::Stop { start: "s1".parse().expect("name") });
+    let ends_it = (0..10_000).position(|_| world.apply(stop()).contains(&Effect::News(VmEvent::Down)));
+    assert_eq!(ends_it, Some(1024));
+}
+
+#[test]
 fn a_second_session_is_refused_while_the_first_is_alive_and_replaces_a_silent_one() {
     let mut world = World::new();
     world.open(1, hello(Vec::new()));

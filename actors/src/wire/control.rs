@@ -72,6 +72,9 @@ pub enum ToManager {
     Observed { number: u64, agent: ActorView },
     /// Nobody serves this VM, which waits for so many blocks: may it read the origin? Answered by `Origin`.
     OriginWanted { tree: TreeId, blocks: u32 },
+    /// Another process of this VM is about to say `Hello`: orders are kept back for it. Answered by `Yielded`,
+    /// the last order on this session.
+    Yield,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -232,6 +235,8 @@ pub enum ToAgent {
     Observe { number: u64, children_max: u32 },
     /// The answer to `OriginWanted`.
     Origin { tree: TreeId, answer: OriginAnswer },
+    /// The answer to `Yield`: no order follows.
+    Yielded,
 }
 
 /// Whether a VM that is no root may read the origin.

@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod frame;
+pub mod handover;
 pub mod holder;
 pub mod peer;
 pub mod request;

@@ -108,6 +108,25 @@ impl Cluster {
         Ok(())
     }
 
+    /// Puts a new process in the place of the VM's agent, and waits until the old one has ended by itself.
+    pub fn replace_agent(&mut self, vm: &str) -> anyhow::Result<()> {
+        let mut old = self.agents.remove(vm).with_context(|| format!("no agent runs on {vm}"))?;
+        let mut command = self.agent_command(vm, vm, &self.join_token)?;
+        command.arg("--replace").arg("--data").arg(self.data(vm));
+        let mut new = Service::start(vm, &mut command, &self.logs())?;
+        wait_until("the old agent to end", STOP_DEADLINE, || {
+            if let Some(status) = new.ended()? {
+                bail!("the new one ended with {status}: {}", tail(&new.log));
+            }
+            match old.ended()? {
+                Some(status) if !status.success() => bail!("it ended with {status}: {}", tail(&old.log)),
+                status => Ok(status.map(drop)),
+            }
+        })?;
+        self.agents.insert(vm.to_owned(), new);
+        Ok(())
+    }
+
     /// An agent's command on a host, without its data folder.
     pub fn agent_command(&self, host: &str, name: &str, join_token: &str) -> anyhow::Result<Command> {
         let mut command = self.command(host)?;

@@ -324,11 +324,13 @@ impl Agent {
             self.trees.insert(tree.clone(), Tree::new(record.clone()));
             self.open(tree, effects);
         }
-        for (start, InstanceRecord { order, .. }) in instances {
+        for (start, InstanceRecord { order, is_ready, .. }) in instances {
             let deadline = Duration::from_millis(order.ready_deadline_ms);
-            let core = InstanceCore::resumed(now, deadline, self.limits.probe_interval);
+            // What was not ready is begun anew.
+            let make = if *is_ready { InstanceCore::ready } else { InstanceCore::new };
+            let core = make(now, deadline, self.limits.probe_interval);
             let before = TransferReport::default();
-            let ordered = Ordered { order: order.clone(), core, is_ready: false, before };
+            let ordered = Ordered { order: order.clone(), core, is_ready: *is_ready, before };
             self.ordered.insert(start.clone(), ordered);
             self.instance(start, instance::Event::NotHeld { is_mounted: false }, now, effects);
         }
@@ -425,6 +427,7 @@ impl Agent {
                 }
                 agent_session::Effect::Send(message) => message,
                 agent_session::Effect::Heartbeat => ToManager::Heartbeat { held: self.held(now) },
+                agent_session::Effect::Leave => unreachable!("agents are not replaced here"),
             };
             effects.push(Effect::Say { link: self.link, message });
         }
@@ -505,7 +508,10 @@ impl Agent {
             ToAgent::Origin { tree, answer } => {
                 self.transfer(&tree, block_transfer::Event::OriginAnswered { answer }, now, effects);
             }
-            ToAgent::Refused { .. } | ToAgent::Renewed { .. } | ToAgent::Observe { .. } => {}
+            ToAgent::Refused { .. }
+            | ToAgent::Renewed { .. }
+            | ToAgent::Observe { .. }
+            | ToAgent::Yielded => {}
         }
     }
 
@@ -534,7 +540,7 @@ impl Agent {
         }
         let record = TreeRecord { image: order.image.clone(), place: order.place.clone() };
         self.place(&tree, record, now, effects);
-        let record = Some(Box::new(InstanceRecord { order: order.clone(), port: 0 }));
+        let record = Some(Box::new(InstanceRecord { order: order.clone(), port: 0, is_ready: false }));
         effects.push(Effect::SaveInstance { start: start.clone(), record });
         let deadline = Duration::from_millis(order.ready_deadline_ms);
         let core = InstanceCore::new(now, deadline, self.limits.probe_interval);
@@ -587,6 +593,9 @@ impl Agent {
                     let report = self.report(start, now);
                     if let Some(ordered) = self.ordered.get_mut(start) {
                         ordered.is_ready = true;
+                        let order = ordered.order.clone();
+                        let record = Some(Box::new(InstanceRecord { order, port: 0, is_ready: true }));
+                        effects.push(Effect::SaveInstance { start: start.clone(), record });
                     }
                     self.say(ToManager::Ready { start: start.clone(), report }, now, effects);
                 }
