@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use faasnet::{
-    cli::{Access, Cli, Command, Process, Verb},
+    cli::{Access, Cli, ClientVerb, Command, Image, Process, Verb, run_image},
     holder,
     settings::{LogFormat, LogSettings, Settings},
 };
@@ -33,6 +33,20 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Verb::Image(Image::Here(command)) => {
+            let done = actix::System::new().block_on(run_image(command, &settings, json));
+            match done {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("error: {error:#}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Verb::Image(Image::OfFunction(image)) => {
+            let command = Command::Client(ClientVerb::Image(image));
+            ask(command, Access { json, api, token_file, tenant }, &settings)
+        }
         Verb::Command(command) => ask(command, Access { json, api, token_file, tenant }, &settings),
     }
 }

@@ -15,6 +15,7 @@ pub mod journal;
 pub mod manager;
 pub mod model;
 pub mod profile;
+pub mod profiles;
 pub mod resources;
 pub mod ring;
 pub mod scheduler;

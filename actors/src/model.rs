@@ -2,6 +2,7 @@
 
 use crate::{
     id::{Digest, Epoch, FunctionName, ImageId, StartId, TenantId, VmId},
+    profile::Profile,
     resources::Resources,
     wire::control::{BytesBySource, EndReason, Step},
 };
@@ -235,6 +236,42 @@ impl Timeline {
             *phase = length;
         }
     }
+}
+
+/// What starts of a function read of their image before they are ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileView {
+    pub source: Digest,
+    /// The block image that the function's starts use now; what is said of blocks is said of this one.
+    pub image: ImageId,
+    /// Starts that were recorded.
+    pub recordings: u32,
+    pub files: u64,
+    /// Plain bytes that starts read of files.
+    pub plain_bytes: u64,
+    /// Blocks in which these lie, and their stored bytes; none until the image was looked at.
+    pub blocks: Option<u64>,
+    pub stored_bytes: Option<u64>,
+    /// Whether what starts read lies together in the image.
+    pub is_packed: bool,
+    pub packing: PackingState,
+    pub profile: Profile,
+}
+
+/// Whether an image is being packed by a profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum PackingState {
+    /// Nobody has asked for it.
+    None,
+    /// Others are before it.
+    Waiting,
+    /// Both counts are bytes; `total` is 0 until it is known.
+    Running { phase: String, done: u64, total: u64 },
+    /// There is an image that is packed by this profile.
+    Done,
+    /// The last attempt failed; it is tried again after a pause, some times.
+    Failed { reason: String, attempts: u32 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,13 +1,14 @@
 //! What actors need of the world, as traits. The process brings adapters, tests bring small ones.
 
 use crate::{
-    id::{Digest, TreeId, VmId},
+    id::{BlockId, Digest, TreeId, VmId},
     image::BlockImage,
     profile::Profile,
-    wire::control::Capability,
+    wire::{control::Capability, holder::PlainRange},
 };
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use std::{
     ops::Range,
     sync::{
@@ -85,12 +86,14 @@ pub enum Table {
     Starts,
     /// Names of VMs that are drained.
     Drains,
+    /// What starts read, by tenant and source image.
+    Profiles,
     /// Single values: the term, for instance.
     Values,
 }
 
 impl Table {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Functions,
         Self::Images,
         Self::Tokens,
@@ -98,6 +101,7 @@ impl Table {
         Self::Vms,
         Self::Starts,
         Self::Drains,
+        Self::Profiles,
         Self::Values,
     ];
 
@@ -110,6 +114,7 @@ impl Table {
             Self::Vms => "vms",
             Self::Starts => "starts",
             Self::Drains => "drains",
+            Self::Profiles => "profiles",
             Self::Values => "values",
         }
     }
@@ -269,6 +274,43 @@ pub struct Packing {
     /// The manifest of the source image, which the name alone may not lead to any more.
     pub source: Digest,
     pub profile: Arc<Profile>,
+}
+
+/// Finds out what lies where in a block image, from the metadata of its file system. Both calls read that from
+/// the origin and take seconds of work; both give words for people when they fail.
+pub trait Surveyor: Send + Sync {
+    /// Takes what a start has read into a profile, and looks where the result lies in that image.
+    fn take_in(
+        &self,
+        image: Arc<BlockImage>,
+        before: Arc<Profile>,
+        ranges: Arc<[PlainRange]>,
+    ) -> BoxFuture<'static, Result<TakenIn, String>>;
+
+    /// Looks where a profile lies in an image.
+    fn place(
+        &self,
+        image: Arc<BlockImage>,
+        profile: Arc<Profile>,
+    ) -> BoxFuture<'static, Result<HotSet, String>>;
+}
+
+/// A profile with one more recording.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TakenIn {
+    pub profile: Profile,
+    /// Where it lies in the image that was recorded.
+    pub hot: HotSet,
+}
+
+/// What starts read of one block image, beside its metadata.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HotSet {
+    /// In the order of first use.
+    pub blocks: Vec<BlockId>,
+    /// Stored bytes of these blocks.
+    pub stored_bytes: u64,
 }
 
 /// Why there is no block image, in words for the function's owner.

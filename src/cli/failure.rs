@@ -28,6 +28,8 @@ pub enum Failure {
     Starts { ended: usize, count: usize, reason: String },
     #[error("it was not done within {0:?}; it goes on, only nobody waits for it any more")]
     Timeout(Duration),
+    #[error("{} cannot be written: {error}", path.display())]
+    File { path: PathBuf, error: io::Error },
     #[error("{0}")]
     Usage(String),
     #[error("the result cannot be written: {0}")]
@@ -51,7 +53,7 @@ impl Failure {
             }
             Self::Timeout(_) => "--timeout gives it more time",
             Self::Answer(_) => "use the same release as the manager, and the address of its API",
-            Self::Usage(_) | Self::Output(_) => return None,
+            Self::Usage(_) | Self::File { .. } | Self::Output(_) => return None,
         };
         Some(hint.to_owned())
     }

@@ -8,6 +8,7 @@ mod completions;
 mod doctor;
 mod failure;
 mod function;
+mod function_image;
 mod image;
 mod invoke;
 mod logs;
@@ -20,6 +21,8 @@ mod vm;
 
 pub(crate) use client::Client;
 pub use failure::Failure;
+pub use function_image::FunctionImage;
+pub use image::{ImageCommand, run as run_image};
 pub use process::Process;
 
 use crate::settings::Settings;
@@ -69,6 +72,18 @@ pub enum Verb {
     Process(Process),
     #[command(flatten)]
     Command(Command),
+    /// Convert images, look at what was made of them, and fit them to what starts read
+    #[command(subcommand)]
+    Image(Image),
+}
+
+/// What is done with images: here, or by the manager.
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    #[command(flatten)]
+    Here(ImageCommand),
+    #[command(flatten)]
+    OfFunction(FunctionImage),
 }
 
 /// What a client asks of the manager, over its API.
@@ -101,6 +116,9 @@ pub enum ClientVerb {
     Actors(actors::Actors),
     /// Draw the tree along which the blocks of a function's image travel
     Tree(tree::Tree),
+    /// Named `image`, beside what needs no manager.
+    #[command(skip)]
+    Image(FunctionImage),
 }
 
 /// What the verbs of clients work with.
@@ -148,6 +166,7 @@ impl ClientVerb {
             Self::Vm(vm) => vm.run(context).await,
             Self::Actors(actors) => actors.run(context).await,
             Self::Tree(tree) => tree.run(context).await,
+            Self::Image(image) => image.run(context).await,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The verbs that are processes of the system themselves.
 
 use super::doctor;
-use super::image::{self, ImageCommand};
 use crate::{
     agent::{self, AgentOptions},
     holder::{self, HolderOptions},
@@ -25,9 +24,6 @@ pub enum Process {
     /// Hold mounts and containers; started by the agent
     #[command(hide = true)]
     Holder(Holder),
-    /// Convert images, and look at what was made of them
-    #[command(subcommand)]
-    Image(ImageCommand),
     /// Check whether this machine can run functions, and say how to mend what is missing
     Doctor,
     /// One call of the holder that may hang on its own mounts
@@ -133,7 +129,6 @@ impl Process {
             Self::Holder(Holder { data }) => holder::run(HolderOptions { data, settings: settings.holder }),
             Self::Doctor => return Ok(doctor::run(&settings, is_json)?),
             Self::HolderStep { .. } => unreachable!("it runs before settings are read"),
-            Self::Image(command) => actix::System::new().block_on(image::run(command, &settings, is_json)),
             Self::SampleServe => sample::serve(ServeOptions::from_env()?),
         }?;
         Ok(ExitCode::SUCCESS)

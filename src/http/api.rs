@@ -15,7 +15,7 @@ use actix_web::{
 };
 use faasnet_actors::{
     id::{FunctionName, StartId, VmId},
-    model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+    model::{FunctionSpec, FunctionView, ProfileView, StartView, TreeView, VmView},
     support::ActorView,
 };
 use serde::{Deserialize, Serialize};
@@ -183,6 +183,20 @@ pub(super) async fn logs(
 
 pub(super) async fn tree(state: State, caller: Caller, name: Path<FunctionName>) -> Answer<TreeView> {
     Ok(Json(state.scheduler.tree(caller.tenant, name.into_inner()).await?))
+}
+
+pub(super) async fn profile(state: State, caller: Caller, name: Path<FunctionName>) -> Answer<ProfileView> {
+    Ok(Json(state.scheduler.profile(caller.tenant, name.into_inner()).await?))
+}
+
+/// Accepted when it is durable that the image will be packed; how far that is says the profile.
+pub(super) async fn optimize(
+    state: State,
+    caller: Caller,
+    name: Path<FunctionName>,
+) -> Result<HttpResponse, Problem> {
+    let view = state.scheduler.optimize(caller.tenant, name.into_inner()).await?;
+    Ok(HttpResponse::Accepted().json(view))
 }
 
 pub(super) async fn list_vms(state: State, _: AllTenants) -> Answer<Vms> {

@@ -50,6 +50,8 @@ pub fn routes() -> Vec<RouteEntry> {
         route(Method::GET, STARTS, Viewer, || web::to(api::list_starts)),
         route(Method::POST, STARTS, Operator, || web::to(api::start_instances)),
         route(Method::GET, "/v1/functions/{name}/tree", Viewer, || web::to(api::tree)),
+        route(Method::GET, "/v1/functions/{name}/profile", Viewer, || web::to(api::profile)),
+        route(Method::POST, "/v1/functions/{name}/optimize", Operator, || web::to(api::optimize)),
         route(Method::GET, START, Viewer, || web::to(api::get_start)),
         route(Method::DELETE, START, Operator, || web::to(api::stop)),
         route(Method::GET, "/v1/starts/{id}/logs", Viewer, || web::to(api::logs)),

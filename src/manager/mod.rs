@@ -5,6 +5,7 @@ mod dial;
 mod keys;
 mod observe;
 mod sessions;
+mod survey;
 
 use crate::{
     http::{self, HttpState},
@@ -13,6 +14,7 @@ use crate::{
         identity::Authority,
         tls::{Acceptor, Dialer},
     },
+    origin,
     settings::{Settings, Topology, TreeSettings},
     tokens::{ApiTokens, JoinTokens, system_secrets},
     up::ManagerReady,
@@ -38,6 +40,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use survey::ImageSurveyor;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -108,7 +111,7 @@ pub async fn serve(
         millis(settings.tokens.join_ttl_ms),
         settings.tokens.join_tokens_max,
     ));
-    let manager = Manager::start(world(&settings, &term, capabilities));
+    let manager = Manager::start(world(&settings, &term, capabilities)?);
     let sessions = TaskTracker::new();
     let authority = Arc::new(authority);
     let doors = Arc::new(Doors {
@@ -199,11 +202,13 @@ async fn bind(settings: &Settings) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listening on {listen}; choose another address with manager.listen"))
 }
 
-fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> ManagerWorld {
+fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> anyhow::Result<ManagerWorld> {
     let TreeSettings { topology, fan_out, stripes, .. } = settings.tree;
-    ManagerWorld {
+    let origin = origin::open(&settings.origin, rand::random()).context("preparing to read the origin")?;
+    Ok(ManagerWorld {
         metadata: Arc::new(term.clone()),
         converter: Arc::new(ImageConverter::new(settings.clone())),
+        surveyor: Arc::new(ImageSurveyor::new(origin, &settings.profile)),
         capability_key: capabilities.public().to_vec(),
         capabilities: Arc::new(capabilities),
         topology: Arc::new(move || match topology {
@@ -214,7 +219,7 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> Manage
         term: term.number(),
         seed: rand::random(),
         limits: settings.manager_limits(term.limits()),
-    }
+    })
 }
 
 fn session_limits(settings: &Settings) -> SessionLimits {

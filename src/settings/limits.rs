@@ -7,6 +7,7 @@ use faasnet_actors::{
     function_tree::{OriginLimits, TreeLimits},
     instance::InstanceLimits,
     manager::ManagerLimits,
+    profiles::ProfileLimits,
     scheduler::Limits,
     world::BatchLimits,
 };
@@ -20,6 +21,7 @@ impl Settings {
     /// `batch` is what the metadata store takes at once.
     pub fn manager_limits(&self, batch: BatchLimits) -> ManagerLimits {
         let (manager, scheduler, tree) = (&self.manager, &self.scheduler, &self.tree);
+        let profile = &self.profile;
         let lease = millis(manager.lease_ms);
         ManagerLimits {
             scheduler: Limits {
@@ -43,8 +45,21 @@ impl Settings {
                 drain_deadline: millis(scheduler.drain_deadline_ms),
                 // Agents try again after at most the longest pause, and say hello within a lease.
                 rejoin_grace: lease + millis(self.agent.reconnect_max_ms),
+                recordings_max: profile.recordings_max,
+                recordings_at_once_max: profile.recordings_at_once_max,
                 starts_per_row_max: scheduler.starts_per_row_max,
                 batch,
+            },
+            profiles: ProfileLimits {
+                profiles_max: profile.profiles_max,
+                ranges_max: profile.ranges_max,
+                recordings_waiting_max: profile.recordings_waiting_max,
+                hot_blocks_max: profile.hot_blocks_max,
+                optimize_after: profile.optimize_after,
+                packings_max: profile.packings_max,
+                attempts_max: profile.attempts_max,
+                retry_min: millis(profile.retry_min_ms),
+                retry_max: millis(profile.retry_max_ms),
             },
             tree: TreeLimits {
                 ancestors_max: tree.ancestors_max,
@@ -115,5 +130,6 @@ mod tests {
         assert_eq!(settings.agent_limits().transfer, TransferLimits::SHIPPED);
         let batch = BatchLimits { operations_max: 1, bytes_max: 1 };
         assert_eq!(settings.manager_limits(batch).tree, TreeLimits::SHIPPED);
+        assert_eq!(settings.manager_limits(batch).profiles, ProfileLimits::SHIPPED);
     }
 }

@@ -26,6 +26,7 @@ pub struct Settings {
     pub agent: AgentSettings,
     pub transfer: TransferSettings,
     pub holder: HolderSettings,
+    pub profile: ProfileSettings,
     pub image: ImageSettings,
     pub origin: OriginSettings,
 }
@@ -224,6 +225,24 @@ pub struct HolderSettings {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct ProfileSettings {
+    pub recordings_max: u32,
+    pub recordings_at_once_max: usize,
+    pub missed_max: u32,
+    pub optimize_after: u32,
+    pub profiles_max: usize,
+    pub ranges_max: usize,
+    pub recordings_waiting_max: usize,
+    pub hot_blocks_max: usize,
+    pub metadata_bytes_max: u64,
+    pub packings_max: usize,
+    pub attempts_max: u32,
+    pub retry_min_ms: u64,
+    pub retry_max_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ImageSettings {
     pub destination: String,
     pub layout_roots: Vec<PathBuf>,
@@ -296,6 +315,12 @@ impl Settings {
     }
 
     /// Checks what types cannot say.
+    /// How many things of so many bytes the header of a frame has room for, beside what else is in it.
+    fn frame_holds(&self, bytes_each: usize) -> usize {
+        // A function's environment takes up to 64 KiB.
+        self.transfer.frame_header_bytes_max.saturating_sub(80 << 10) as usize / bytes_each
+    }
+
     fn check(&self) -> Result<(), SettingsError> {
         let starts_per_row = self.scheduler.starts_per_row_max;
         let starts_per_request = self.scheduler.starts_per_request_max as usize;
@@ -337,6 +362,23 @@ impl Settings {
                 self.tree.topology != Topology::Striped
                     || (1..=self.tree.fan_out).contains(&self.tree.stripes),
                 "use 1 to tree.fan_out, or there is no room in each stripe's tree for all VMs",
+            ),
+            (
+                "holder.recorded_ranges_max",
+                self.holder.recorded_ranges_max <= self.frame_holds(20),
+                "use less: a recording travels in one frame, with 20 bytes for each range",
+            ),
+            (
+                "profile.hot_blocks_max",
+                self.profile.hot_blocks_max <= self.frame_holds(5),
+                "use less: a start's order travels in one frame, with 5 bytes for each block",
+            ),
+            ("profile.packings_max", self.profile.packings_max >= 1, "use at least 1"),
+            ("profile.missed_max", self.profile.missed_max >= 1, "use at least 1"),
+            (
+                "profile.retry_min_ms",
+                (1..=self.profile.retry_max_ms).contains(&self.profile.retry_min_ms),
+                "use 1 to profile.retry_max_ms",
             ),
             ("tree.ancestors_max", (1..=8).contains(&self.tree.ancestors_max), "use 1 to 8"),
             (

@@ -4,7 +4,7 @@ use super::{
     control::{OTHER_START, START},
     world::World,
 };
-use faasnet_actors::scheduler::Located;
+use faasnet_actors::{profile::Profile, scheduler::Located};
 use serde_json::Value;
 use std::{process::Stdio, time::Duration};
 use tokio::{
@@ -373,4 +373,31 @@ async fn completions_need_no_manager() {
     let script = run(command(&["completions", "bash"])).await;
     assert_eq!(script.code, 0, "{}", script.err);
     assert!(script.out.contains("join-token"));
+}
+
+#[actix_web::test]
+async fn what_starts_read_is_shown_kept_in_a_file_and_packed() {
+    let world = World::new().await;
+    for (name, image) in [("app", "app:1"), ("broken", "broken:2"), ("unread", "new:1")] {
+        world.prints(&["function", "deploy", name, "--image", image, "--no-wait"]).await;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("profile.json");
+    let path = file.to_str().expect("text");
+    let shown = world.prints(&["image", "profile", "app", "--out", path]).await;
+    for wanted in
+        ["recordings   1\n", "3.0 MiB of 2 files\n", "7 blocks, 1.0 MiB as stored, 0.33 times", "packed by"]
+    {
+        assert!(shown.contains(wanted), "{wanted:?} is not in\n{shown}");
+    }
+    let kept: Profile = serde_json::from_slice(&std::fs::read(&file).expect("written")).expect("a profile");
+    assert_eq!(kept.parts().len(), 2);
+    let json: Value =
+        serde_json::from_str(&world.prints(&["--json", "image", "profile", "app"]).await).expect("JSON");
+    assert_eq!(json["blocks"], 7);
+    assert_eq!(world.prints(&["image", "optimize", "app", "--wait"]).await, shown);
+    let failed = world.cli(&["image", "optimize", "broken", "--wait"]).await;
+    assert!(failed.code == 1 && failed.err.contains("no space left"), "{}", failed.err);
+    let unread = world.cli(&["image", "optimize", "unread"]).await;
+    assert!(unread.code == 1 && unread.err.contains("start an instance"), "{}", unread.err);
 }

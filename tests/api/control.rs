@@ -4,6 +4,7 @@ use actix::prelude::*;
 use faasnet_actors::{
     id::{Digest, Epoch, FunctionName, StartId, TenantId, VmId},
     model::*,
+    profile::{FilePath, Profile},
     resources::Resources,
     scheduler::{Acquired, Ask, CallId, ControlError, Located, Release, Reply, Request},
     wire::control::BytesBySource,
@@ -101,6 +102,10 @@ impl Handler<Request> for Control {
             Ask::UndrainVm { vm: name, reply } => {
                 let known = name == vm().id;
                 let _ = reply.send(if known { Ok(vm()) } else { Err(ControlError::NotFound("VM")) });
+            }
+            Ask::GetProfile { tenant, name, reply } | Ask::Optimize { tenant, name, reply } => {
+                let spec = self.functions.get(&(tenant, name));
+                let _ = reply.send(spec.ok_or(ControlError::NotFound("function")).and_then(profile));
             }
             Ask::GetTree { reply, .. } => {
                 let _ = reply.send(Ok(tree()));
@@ -231,6 +236,31 @@ fn vm() -> VmView {
         instances: vec![START.parse().expect("valid")],
         trees: vec![],
     }
+}
+
+/// What starts of the function read: nothing that is known if its image is a new one.
+fn profile(spec: &FunctionSpec) -> Result<ProfileView, ControlError> {
+    if spec.image.contains("new") {
+        return Err(ControlError::Conflict("no start was recorded; start an instance".into()));
+    }
+    let path = |text: &str| text.parse::<FilePath>().expect("valid");
+    let parts = [(path("/usr/bin/python3"), 0..3 << 20), (path("/app/main.py"), 0..5000)];
+    let profile = Profile::recorded(parts);
+    Ok(ProfileView {
+        source: Digest::from_bytes([2; 32]),
+        image: Digest::from_bytes([1; 32]),
+        recordings: profile.recordings(),
+        files: 2,
+        plain_bytes: profile.bytes(),
+        blocks: Some(7),
+        stored_bytes: Some(1 << 20),
+        is_packed: true,
+        packing: match spec.image.contains("broken") {
+            true => PackingState::Failed { reason: "no space left".into(), attempts: 2 },
+            false => PackingState::Done,
+        },
+        profile,
+    })
 }
 
 /// The only VM, which is drained by force.

@@ -108,6 +108,15 @@ async fn tenants_do_not_see_each_other() {
     assert_eq!(names(&world.viewer, None).await, 0, "the default tenant has none");
     assert_eq!(names(&world.viewer, Some("team-a")).await, 1);
 
+    let profile = async |tenant: &str| {
+        let request = world.request("GET", "/v1/functions/app/profile", &world.viewer);
+        request.header("faasnet-tenant", tenant).send().await.expect("answered")
+    };
+    assert_eq!(profile("team-a").await.status(), 200);
+    problem(profile("team-b").await, 404, "not_found").await;
+    let optimize = world.request("POST", "/v1/functions/app/optimize", &world.operator);
+    problem(optimize.send().await.expect("answered"), 404, "not_found").await;
+
     let other = world.request("GET", "/v1/functions", &world.team_a).header("faasnet-tenant", "team-b");
     problem(other.send().await.expect("answered"), 403, "forbidden").await;
     let vms = world.request("GET", "/v1/vms", &world.team_a).send().await.expect("answered");
@@ -216,6 +225,16 @@ async fn the_answers_have_their_shapes() {
     }
     let tree = json(world.as_admin("GET", "/v1/functions/app/tree"), 200).await;
     assert_eq!(tree["members"][0]["vm"], "vm-0");
+    for (method, path, status) in [("GET", "profile", 200), ("POST", "optimize", 202)] {
+        let request = world.as_admin(method, &format!("/v1/functions/app/{path}"));
+        let profile = json(request, status).await;
+        assert_eq!((&profile["recordings"], &profile["packing"]["state"]), (&json!(1), &json!("done")));
+        assert_eq!(profile["profile"]["parts"][0]["path"], "/usr/bin/python3");
+    }
+    let new = world.as_admin("PUT", "/v1/functions/unread").json(&json!({"image": "registry.example/new:1"}));
+    json(new, 200).await;
+    let unread = world.as_admin("POST", "/v1/functions/unread/optimize").send().await.expect("answered");
+    problem(unread, 409, "conflict").await;
     let token = json(world.as_admin("POST", "/v1/join-tokens"), 201).await;
     assert!(token["token"].as_str().expect("text").starts_with("fnj_"));
 

@@ -125,3 +125,18 @@ fn what_a_parent_cannot_give_ahead_is_asked_for_again_later() {
     world.run(Duration::from_secs(3));
     assert!(world.vms[1].present().contains(&BlockId(3)));
 }
+
+#[test]
+fn what_is_packed_behind_the_metadata_is_fetched_ahead_without_being_told() {
+    let packed = index(8).as_ref().clone().packed(4).expect("valid");
+    let now = Instant::now();
+    let mut core = TransferCore::new(vm(9), LIMITS, Some(packed.into()), BTreeSet::from([BlockId(0)]), now);
+    let mut effects = Vec::new();
+    core.apply(placed(1, vec![upstream(1)]), now, &mut effects);
+    core.apply(Event::Opened { upstream: upstream(1) }, now, &mut effects);
+    let asked = |effect: &Effect| {
+        matches!(effect, Effect::Ask { blocks, urgency: Urgency::Prefetch, .. }
+        if *blocks == [1, 2, 3].map(BlockId))
+    };
+    assert!(effects.iter().any(asked), "{effects:?}");
+}

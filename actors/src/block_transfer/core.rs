@@ -586,10 +586,14 @@ impl TransferCore {
         }
     }
 
-    /// In their order. Numbers that the image does not have are left out.
+    /// In their order: what the start was said to read, else what is packed behind the metadata. Numbers that the
+    /// image does not have are left out.
     fn ahead_blocks(&self) -> impl Iterator<Item = BlockId> + use<'_> {
         let count = self.index.as_ref().map_or(0, |index| index.block_count());
-        self.ahead.iter().copied().filter(move |block| block.0 < count)
+        let is_told = !self.ahead.is_empty();
+        let packed = self.index.as_ref().filter(|_| !is_told);
+        let packed = packed.map_or(0..0, |index| index.metadata_blocks()..index.hot_blocks());
+        self.ahead.iter().copied().filter(move |block| block.0 < count).chain(packed.map(BlockId))
     }
 
     /// Wants what the mount reads, and says when it is there.
@@ -890,8 +894,8 @@ impl TransferCore {
 
     /// Whether this VM wants the block for itself before it is read.
     pub(super) fn is_needed(&self, block: BlockId) -> bool {
-        let is_metadata = self.index.as_ref().is_some_and(|index| block.0 < index.metadata_blocks());
-        is_metadata || self.is_ahead.contains(&block)
+        let is_packed = self.index.as_ref().is_some_and(|index| block.0 < index.hot_blocks());
+        is_packed || self.is_ahead.contains(&block)
     }
 
     /// Tells all who wait that the block cannot be had.

@@ -333,7 +333,7 @@ impl BlockTransfer {
             plain_bytes: self.image.plain_bytes,
             present,
             record: self.record,
-            packed: false,
+            packed: self.core.index().is_some_and(|index| index.hot_blocks() > index.metadata_blocks()),
         };
         let _ = self.world.holder.send(ToHolder::Mount(mount));
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! Manager -+- Journal
 //!          +- Scheduler
+//!          +- Profiles
 //!          +- Forest ---- FunctionTree (x tree)
 //!          +- Fleet ----- VmNode (x VM)
 //! ```
@@ -14,6 +15,7 @@ use crate::{
     function_tree::{Forest, ForestSettings, ToForest, ToTree, TreeLimits},
     id::VmId,
     journal::{Commit, Journal, JournalHandle, JournalSettings},
+    profiles::{Hinted, ProfileLimits, Profiles, ProfilesSettings, ToProfiles},
     scheduler::{Limits, Request, Scheduler, SchedulerHandle, SchedulerSettings},
     support::{
         ActorView, AfterExit, ChildExited, Children, Link, LinkSource, Observe, Snapshot, Stop, Threads,
@@ -21,7 +23,7 @@ use crate::{
     },
     tree::Topology,
     vm_node::{Fleet, FleetSettings, NodeLimits, ToFleet, ToVm, VmMessage, VmNews},
-    world::{CapabilityIssuer, Converter, Metadata},
+    world::{CapabilityIssuer, Converter, Metadata, Surveyor},
 };
 use actix::{WeakRecipient, prelude::*};
 use std::{sync::Arc, time::Duration};
@@ -30,6 +32,7 @@ use tokio::sync::oneshot;
 const MANAGER: &str = "manager";
 const JOURNAL: &str = "journal";
 const SCHEDULER: &str = "scheduler";
+const PROFILES: &str = "profiles";
 const FOREST: &str = "forest";
 const FLEET: &str = "fleet";
 const FUNCTION_TREE: &str = "function_tree";
@@ -41,6 +44,7 @@ const SESSION: &str = "session";
 pub struct ManagerWorld {
     pub metadata: Arc<dyn Metadata>,
     pub converter: Arc<dyn Converter>,
+    pub surveyor: Arc<dyn Surveyor>,
     pub capabilities: Arc<dyn CapabilityIssuer>,
     /// Ed25519, as agents check capabilities with it.
     pub capability_key: Vec<u8>,
@@ -56,6 +60,7 @@ pub struct ManagerWorld {
 #[derive(Debug, Clone, Copy)]
 pub struct ManagerLimits {
     pub scheduler: Limits,
+    pub profiles: ProfileLimits,
     pub tree: TreeLimits,
     pub heartbeat: Duration,
     pub lease: Duration,
@@ -84,6 +89,7 @@ pub struct Manager {
     journal_settings: JournalSettings,
     commits: LinkSource<Commit>,
     schedulers: Children<&'static str, Scheduler>,
+    profiles: Children<&'static str, Profiles>,
     forests: Children<&'static str, Forest>,
     fleets: Children<&'static str, Fleet>,
     journals: Children<&'static str, Journal>,
@@ -92,6 +98,9 @@ pub struct Manager {
     fleet: LinkSource<ToFleet>,
     trees: LinkSource<ToTree>,
     forest: LinkSource<ToForest>,
+    /// To the keeper of profiles, and from it to the scheduler.
+    to_profiles: LinkSource<ToProfiles>,
+    hints: LinkSource<Hinted>,
 }
 
 /// The manager's actors as the process sees them. Cheap to clone.
@@ -142,6 +151,8 @@ impl Manager {
                 threads: Threads::new(world.limits.tree_threads),
                 world,
                 schedulers: Children::vital(MANAGER, SCHEDULER),
+                // Without it starts read as they did before.
+                profiles: Children::many(MANAGER, PROFILES),
                 forests: Children::vital(MANAGER, FOREST),
                 fleets: Children::vital(MANAGER, FLEET),
                 journals: Children::vital(MANAGER, JOURNAL),
@@ -150,12 +161,15 @@ impl Manager {
                 fleet,
                 trees: LinkSource::new(FOREST),
                 forest: LinkSource::new(FOREST),
+                to_profiles: LinkSource::new(PROFILES),
+                hints: LinkSource::new(SCHEDULER),
             };
             // Here and not when it has started, so that links lead somewhere from the beginning.
             manager.start_journal(ctx);
             manager.start_fleet(ctx);
             manager.start_forest(ctx);
             manager.start_scheduler(ctx);
+            manager.start_profiles(ctx);
             manager
         });
         let scheduler = SchedulerHandle::new(root.clone().recipient(), permits);
@@ -217,9 +231,24 @@ impl Manager {
             fleet: self.fleet.link(SCHEDULER),
             trees: self.trees.link(SCHEDULER),
             forest: self.forest.link(SCHEDULER),
+            profiles: self.to_profiles.link(SCHEDULER),
         };
         self.schedulers.start(&SCHEDULER, parent(ctx), |life| Scheduler::new(settings, life).start());
         self.schedulers.link(&SCHEDULER, &self.news);
+        self.schedulers.link(&SCHEDULER, &self.hints);
+    }
+
+    fn start_profiles(&mut self, ctx: &mut Context<Self>) {
+        let settings = ProfilesSettings {
+            limits: self.world.limits.profiles,
+            metadata: Arc::clone(&self.world.metadata),
+            journal: self.journal(PROFILES),
+            converter: Arc::clone(&self.world.converter),
+            surveyor: Arc::clone(&self.world.surveyor),
+            scheduler: self.hints.link(PROFILES),
+        };
+        self.profiles.start(&PROFILES, parent(ctx), |life| Profiles::new(settings, life).start());
+        self.profiles.link(&PROFILES, &self.to_profiles);
     }
 
     fn start_journal(&mut self, ctx: &mut Context<Self>) {
@@ -269,6 +298,13 @@ impl Handler<ChildExited<&'static str>> for Manager {
                 |root, _, ctx| root.start_scheduler(ctx),
                 ctx,
             ),
+            PROFILES => supervise(
+                self,
+                &exit,
+                |root| &mut root.profiles,
+                |root, _, ctx| root.start_profiles(ctx),
+                ctx,
+            ),
             JOURNAL => {
                 supervise(self, &exit, |root| &mut root.journals, |root, _, ctx| root.start_journal(ctx), ctx)
             }
@@ -276,6 +312,7 @@ impl Handler<ChildExited<&'static str>> for Manager {
         };
         match after {
             AfterExit::Ignore | AfterExit::Gone | AfterExit::Rebuild { .. } => {}
+            AfterExit::Abandon { .. } if exit.child == PROFILES => {}
             // The process sees that its root has ended.
             AfterExit::Abandon { .. } | AfterExit::GiveUp => ctx.stop(),
         }
@@ -288,10 +325,13 @@ impl Handler<Observe> for Manager {
     fn handle(&mut self, ask: Observe, _: &mut Context<Self>) -> Self::Result {
         let (journal, scheduler) = (self.journals.observe(ask), self.schedulers.observe(ask));
         let (forest, fleet) = (self.forests.observe(ask), self.fleets.observe(ask));
+        let profiles = self.profiles.observe(ask);
         let snapshot = Snapshot::new(format!("term {}", self.world.term));
         Box::pin(async move {
-            let (journal, scheduler, forest, fleet) = tokio::join!(journal, scheduler, forest, fleet);
-            snapshot.children(journal).children(scheduler).children(forest).children(fleet)
+            let (journal, scheduler, profiles, forest, fleet) =
+                tokio::join!(journal, scheduler, profiles, forest, fleet);
+            let services = snapshot.children(journal).children(scheduler).children(profiles);
+            services.children(forest).children(fleet)
         })
     }
 }
@@ -302,6 +342,9 @@ impl Handler<Stop> for Manager {
     fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
         if let Some(scheduler) = self.schedulers.remove(&SCHEDULER) {
             scheduler.do_send(Stop);
+        }
+        if let Some(profiles) = self.profiles.remove(&PROFILES) {
+            profiles.do_send(Stop);
         }
         if let Some(forest) = self.forests.remove(&FOREST) {
             forest.do_send(Stop);

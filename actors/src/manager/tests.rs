@@ -3,9 +3,11 @@
 use super::{Manager, ManagerHandle, ManagerLimits, ManagerWorld};
 use crate::{
     function_tree::TreeLimits,
-    id::{Digest, StartId, TenantId, TreeId, VmId},
-    image::BlockImage,
+    id::{BlockId, Digest, StartId, TenantId, TreeId, VmId},
+    image::{BLOCK_BYTES, BlockImage},
     model::{FunctionSpec, ImageState, StartState, VmState},
+    profile::{FilePath, Profile},
+    profiles::ProfileLimits,
     scheduler::{ControlError, Limits},
     testing::simulate,
     tree::Complete,
@@ -16,15 +18,16 @@ use crate::{
             BytesBySource, Capability, EndReason, HeldTree, Hello, JoinRefusal, StartReport, Step, ToAgent,
             ToManager, Upstream,
         },
+        holder::PlainRange,
     },
     world::{
         Batch, BatchLimits, CapabilityIssuer, Condition, ConversionProgress, ConvertFailure, Converter,
-        Metadata, MetadataError, Packing, Row, Table, Write,
+        HotSet, Metadata, MetadataError, Packing, Row, Surveyor, Table, TakenIn, Write,
     },
 };
 use futures::future::BoxFuture;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -90,14 +93,50 @@ impl Converter for Conversions {
     fn convert(
         &self,
         image: &str,
-        _packing: Option<Packing>,
+        packing: Option<Packing>,
         _progress: Arc<ConversionProgress>,
     ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>> {
-        let digest = digest(image);
+        let source = digest(image);
+        let packed = packing.map(|packing| digest(&format!("{image} {}", packing.profile.fingerprint())));
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            Ok(BlockImage::of_test(digest))
+            Ok(BlockImage { id: packed.unwrap_or(source), ..BlockImage::of_test(source) })
         })
+    }
+}
+
+/// Every image has one file, which is all of it.
+struct Surveys;
+
+const FILE: &[u8] = b"/app";
+
+fn hot_set(image: &BlockImage, profile: &Profile) -> HotSet {
+    let parts = profile.parts().iter();
+    let blocks: BTreeSet<u32> = parts.map(|part| (part.start / u64::from(BLOCK_BYTES)) as u32).collect();
+    HotSet { blocks: blocks.into_iter().map(BlockId).collect(), stored_bytes: image.blob_bytes / 2 }
+}
+
+impl Surveyor for Surveys {
+    fn take_in(
+        &self,
+        image: Arc<BlockImage>,
+        before: Arc<Profile>,
+        ranges: Arc<[PlainRange]>,
+    ) -> BoxFuture<'static, Result<TakenIn, String>> {
+        let path = FilePath::new(FILE).expect("a path");
+        let parts = ranges.iter().map(|range| (path.clone(), range.0..range.0 + range.1));
+        let mut profile = (*before).clone();
+        profile.merge(&Profile::recorded(parts), 3);
+        let hot = hot_set(&image, &profile);
+        Box::pin(async move { Ok(TakenIn { profile, hot }) })
+    }
+
+    fn place(
+        &self,
+        image: Arc<BlockImage>,
+        profile: Arc<Profile>,
+    ) -> BoxFuture<'static, Result<HotSet, String>> {
+        Box::pin(async move { Ok(hot_set(&image, &profile)) })
     }
 }
 
@@ -122,6 +161,7 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
     ManagerWorld {
         metadata: Arc::clone(disk) as Arc<dyn Metadata>,
         converter: Arc::new(Conversions),
+        surveyor: Arc::new(Surveys),
         capabilities: Arc::new(Capabilities),
         capability_key: vec![1; 32],
         topology: Arc::new(|| Box::new(Complete::new(2))),
@@ -148,9 +188,12 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
                 ready_deadline: Duration::from_secs(120),
                 lease,
                 rejoin_grace: Duration::from_secs(8),
+                recordings_max: 3,
+                recordings_at_once_max: 2,
                 starts_per_row_max: 100,
                 batch: BatchLimits { operations_max: 100, bytes_max: 1 << 20 },
             },
+            profiles: ProfileLimits { optimize_after: 0, ..ProfileLimits::SHIPPED },
             tree: TreeLimits { lease, ..TreeLimits::SHIPPED },
             heartbeat: Duration::from_secs(1),
             lease,

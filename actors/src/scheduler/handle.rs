@@ -3,7 +3,7 @@
 use super::messages::{Acquired, Ask, CallId, ControlError, Located, Reply, Request};
 use crate::{
     id::{FunctionName, StartId, TenantId, VmId},
-    model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+    model::{FunctionSpec, FunctionView, ProfileView, StartView, TreeView, VmView},
     support::{Full, SharedPermits},
 };
 use actix::Recipient;
@@ -146,6 +146,15 @@ impl SchedulerHandle {
 
     pub async fn tree(&self, tenant: TenantId, name: FunctionName) -> Result<TreeView, ControlError> {
         self.ask(Some(tenant.clone()), |reply| Ask::GetTree { tenant, name, reply }).await
+    }
+
+    pub async fn profile(&self, tenant: TenantId, name: FunctionName) -> Result<ProfileView, ControlError> {
+        self.ask(Some(tenant.clone()), |reply| Ask::GetProfile { tenant, name, reply }).await
+    }
+
+    /// Packs the function's image by what its starts read.
+    pub async fn optimize(&self, tenant: TenantId, name: FunctionName) -> Result<ProfileView, ControlError> {
+        self.ask(Some(tenant.clone()), |reply| Ask::Optimize { tenant, name, reply }).await
     }
 }
 

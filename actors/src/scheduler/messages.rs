@@ -2,7 +2,7 @@
 
 use crate::{
     id::{FunctionName, StartId, TenantId, VmId},
-    model::{FunctionSpec, FunctionView, StartView, TreeView, VmView},
+    model::{FunctionSpec, FunctionView, ProfileView, StartView, TreeView, VmView},
     resources::Resources,
     support::{Flow, Hop, SharedPermit},
     world::MetadataError,
@@ -42,6 +42,7 @@ impl Flow for Request {
             Ask::RemoveVm { vm, .. } => ("RemoveVm", vm),
             Ask::DrainVm { vm, .. } => ("DrainVm", vm),
             Ask::UndrainVm { vm, .. } => ("UndrainVm", vm),
+            Ask::Optimize { name, .. } => ("Optimize", name),
             // Questions that change nothing.
             Ask::GetFunction { .. }
             | Ask::ListFunctions { .. }
@@ -50,6 +51,7 @@ impl Flow for Request {
             | Ask::Locate { .. }
             | Ask::ListVms { .. }
             | Ask::GetTree { .. }
+            | Ask::GetProfile { .. }
             | Ask::Abandon { .. } => return None,
         };
         Some(Hop { message, about, permit: "mailbox permit" })
@@ -147,6 +149,18 @@ pub enum Ask {
         tenant: TenantId,
         name: FunctionName,
         reply: Reply<TreeView>,
+    },
+    /// What starts of a function read of their image.
+    GetProfile {
+        tenant: TenantId,
+        name: FunctionName,
+        reply: Reply<ProfileView>,
+    },
+    /// Packs a function's image by that. Answered when it is durable that it will be done.
+    Optimize {
+        tenant: TenantId,
+        name: FunctionName,
+        reply: Reply<ProfileView>,
     },
 }
 

@@ -53,15 +53,15 @@ pub struct Loaded {
     pub starts: Vec<StartRow>,
 }
 
-fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(record).expect("records are plain data")
 }
 
-fn decode<T: DeserializeOwned>(row: &Row) -> Result<T, MetadataError> {
+pub fn decode<T: DeserializeOwned>(row: &Row) -> Result<T, MetadataError> {
     rmp_serde::from_slice(&row.value).map_err(|_| damaged(row))
 }
 
-fn damaged(row: &Row) -> MetadataError {
+pub fn damaged(row: &Row) -> MetadataError {
     MetadataError::Damaged(format!("the row {:?} of table {}", row.key, row.table.name()))
 }
 

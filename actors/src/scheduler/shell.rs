@@ -11,6 +11,7 @@ use crate::{
     image::BlockImage,
     journal::{Done, JournalHandle},
     model::{FunctionView, VmView},
+    profiles::{Hinted, ToProfiles},
     support::{Life, Link, Observe, Snapshot, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage, VmNews},
     world::{Batch, ConversionProgress, Converter, Metadata, MetadataError, Write},
@@ -35,6 +36,7 @@ pub struct SchedulerSettings {
     pub fleet: Link<ToFleet>,
     pub trees: Link<ToTree>,
     pub forest: Link<ToForest>,
+    pub profiles: Link<ToProfiles>,
 }
 
 pub struct Scheduler {
@@ -112,6 +114,9 @@ impl Scheduler {
                 let message = VmMessage::Order(Order::Stop { start });
                 self.settings.vms.send(ToVm { vm, message });
             }
+            Effect::Recorded { tenant, recording } => {
+                self.settings.profiles.send(ToProfiles::Recorded { tenant, recording });
+            }
             Effect::Forget { vm } => self.settings.fleet.send(ToFleet::Forget { vm }),
         }
     }
@@ -185,6 +190,24 @@ impl Scheduler {
             }
             Ask::Locate { tenant, start, reply } => return answer(reply, self.core.locate(&tenant, &start)),
             Ask::ListVms { reply } => return answer(reply, Ok(self.core.vm_views())),
+            Ask::GetProfile { tenant, name, reply } => {
+                return match self.core.image_of(&tenant, &name) {
+                    Ok((image, _)) => {
+                        let (key, image) = ((tenant, image.source), image.id);
+                        self.settings.profiles.send(ToProfiles::View { key, image, reply });
+                    }
+                    Err(error) => answer(reply, Err(error)),
+                };
+            }
+            Ask::Optimize { tenant, name, reply } => {
+                return match self.core.image_of(&tenant, &name) {
+                    Ok((image, source)) => {
+                        let (key, image) = ((tenant, image.source), image.id);
+                        self.settings.profiles.send(ToProfiles::Optimize { key, image, source, reply });
+                    }
+                    Err(error) => answer(reply, Err(error)),
+                };
+            }
             Ask::GetTree { tenant, name, reply } => {
                 return match self.core.tree_of(&tenant, &name) {
                     Ok(tree) => self.settings.forest.send(ToForest::View { tree, reply }),
@@ -250,6 +273,7 @@ impl Actor for Scheduler {
                 scheduler.happened(Event::Loaded(Box::new(loaded)), ctx);
                 if scheduler.life.is_rebuilt() {
                     scheduler.settings.fleet.send(ToFleet::ReportAll);
+                    scheduler.settings.profiles.send(ToProfiles::TellAll);
                 }
             }
             Err(error) => {
@@ -287,6 +311,15 @@ impl Handler<VmNews> for Scheduler {
         self.life.took(ctx);
         self.happened(Event::News { vm, event }, ctx);
         drop(slot);
+    }
+}
+
+impl Handler<Hinted> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, hinted: Hinted, ctx: &mut Context<Self>) {
+        self.life.took(ctx);
+        self.happened(Event::Hinted(hinted), ctx);
     }
 }
 

@@ -1,4 +1,5 @@
 mod drains;
+mod hot;
 mod vms;
 
 use super::{
@@ -7,9 +8,11 @@ use super::{
     records::{FunctionKey, Loaded, StartRow},
 };
 use crate::{
-    id::{Digest, StartId, VmId},
+    function_tree::StartDraft,
+    id::{Digest, StartId, TenantId, VmId},
     image::BlockImage,
     model::{FunctionSpec, ImageState, StartState, VmState},
+    profiles::Recording,
     resources::Resources,
     vm_node::{VmEvent, VmFacts},
     wire::control::{EndReason, RunningInstance, StartReport, Step},
@@ -43,6 +46,8 @@ const LIMITS: Limits = Limits {
     vm_idle: Duration::from_secs(900),
     drain_deadline: Duration::from_secs(60),
     rejoin_grace: Duration::from_secs(10),
+    recordings_max: 3,
+    recordings_at_once_max: 2,
     starts_per_row_max: 100,
     batch: BatchLimits { operations_max: 200, bytes_max: 1 << 20 },
 };
@@ -112,6 +117,9 @@ struct World {
     conversions: Vec<String>,
     /// Starts that a VM was chosen for.
     joins: Vec<(VmId, StartId)>,
+    /// What the last of them was told.
+    draft: Option<StartDraft>,
+    recorded: Vec<(TenantId, Recording)>,
     stops: Vec<(VmId, StartId)>,
     /// Other effects in short.
     others: Vec<String>,
@@ -134,6 +142,8 @@ impl World {
             disk_is_slow: false,
             conversions: Vec::new(),
             joins: Vec::new(),
+            draft: None,
+            recorded: Vec::new(),
             stops: Vec::new(),
             others: Vec::new(),
         }
@@ -164,11 +174,13 @@ impl World {
                 Effect::Convert { source, .. } => self.conversions.push(source),
                 Effect::Join { vm, start, .. } => {
                     assert!(!self.core.is_draining(&vm), "nothing is placed on {vm}, which is drained");
-                    self.joins.push((vm, start.start));
+                    self.joins.push((vm, start.start.clone()));
+                    self.draft = Some(*start);
                 }
                 Effect::Leave { vm, .. } => self.others.push(format!("leave {vm}")),
                 Effect::Dissolve { .. } => self.others.push("dissolve".into()),
                 Effect::Stop { vm, start } => self.stops.push((vm, start)),
+                Effect::Recorded { tenant, recording } => self.recorded.push((tenant, recording)),
                 Effect::Forget { vm } => self.others.push(format!("forget {vm}")),
             }
         }

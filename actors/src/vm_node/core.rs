@@ -307,8 +307,10 @@ impl VmCore {
             ToManager::Renew { .. } => {}
             // For whoever asked, whom the shell knows.
             ToManager::Observed { .. } => {}
-            // No start is recorded yet.
-            ToManager::Recorded { .. } => {}
+            ToManager::Recorded { start, image, ranges } => {
+                let ranges = ranges.into();
+                effects.push(Effect::News(VmEvent::Recorded { start, image, ranges }));
+            }
             ToManager::Progress { start, step, elapsed_us } => {
                 effects.push(Effect::News(VmEvent::Progress { start, step, elapsed_us }));
             }

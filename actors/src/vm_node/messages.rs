@@ -2,12 +2,15 @@
 
 use crate::{
     function_tree::Gathering,
-    id::{Epoch, StartId, TreeId, VmId},
+    id::{Epoch, ImageId, StartId, TreeId, VmId},
     resources::Resources,
     support::{ActorView, Flow, Hop, Slot},
-    wire::control::{
-        EndReason, HeldTree, Hello, JoinRefusal, OriginAnswer, Place, RunningInstance, StartOrder,
-        StartReport, Step, ToAgent, ToManager,
+    wire::{
+        control::{
+            EndReason, HeldTree, Hello, JoinRefusal, OriginAnswer, Place, RunningInstance, StartOrder,
+            StartReport, Step, ToAgent, ToManager,
+        },
+        holder::PlainRange,
     },
     world::KeyHash,
 };
@@ -155,6 +158,12 @@ pub enum VmEvent {
         start: StartId,
         report: StartReport,
     },
+    /// What the VM says that a start has read. Nothing of it was checked.
+    Recorded {
+        start: StartId,
+        image: ImageId,
+        ranges: Arc<[PlainRange]>,
+    },
     Ended {
         start: StartId,
         reason: EndReason,
@@ -174,6 +183,7 @@ impl Flow for VmNews {
             VmEvent::Ordered { start } => ("Ordered", start, slot),
             VmEvent::Undeliverable { start } => ("Undeliverable", start, slot),
             VmEvent::Ready { start, .. } => ("Ready", start, slot),
+            VmEvent::Recorded { start, .. } => ("Recorded", start, slot),
             VmEvent::Ended { start, .. } => ("Ended", start, slot),
             // Heartbeats, and steps that change nothing.
             VmEvent::Held(_) | VmEvent::Member(_) | VmEvent::Progress { .. } => return None,

@@ -367,6 +367,8 @@ impl Manager {
             scheduler::Effect::Stop { vm, start } => {
                 self.work.push_back(Work::Vm(vm, vm_node::Event::Order(Order::Stop { start })));
             }
+            // Simulated VMs record nothing.
+            scheduler::Effect::Recorded { .. } => {}
             scheduler::Effect::Forget { vm } => {
                 self.work.push_back(Work::Vm(vm, vm_node::Event::Forgotten));
             }

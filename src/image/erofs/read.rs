@@ -97,6 +97,40 @@ impl FileMap {
         Profile::recorded(parts)
     }
 
+    /// Where the parts of a profile lie in the image, in their order. A part of a file that is not there, or whose
+    /// bytes count for another file, is left out.
+    pub fn places(&self, profile: &Profile) -> Vec<Range<u64>> {
+        let mut numbers: BTreeMap<(u32, &[u8]), u32> = BTreeMap::new();
+        for (number, Name { parent, start, bytes }) in (0..).zip(&self.names).skip(1) {
+            numbers.insert((*parent, &self.text[*start as usize..][..usize::from(*bytes)]), number);
+        }
+        let number =
+            |path: &FilePath| path.names().try_fold(0, |parent, name| numbers.get(&(parent, name)).copied());
+        let wanted: BTreeMap<&FilePath, u32> =
+            profile.parts().iter().filter_map(|part| Some((&part.path, number(&part.path)?))).collect();
+        let mut extents: BTreeMap<u32, Vec<Extent>> =
+            wanted.values().map(|name| (*name, Vec::new())).collect();
+        for extent in &self.extents {
+            if let Some(of_file) = extents.get_mut(&extent.name) {
+                of_file.push(*extent);
+            }
+        }
+        extents.values_mut().for_each(|of_file| of_file.sort_by_key(|extent| extent.at));
+        let mut places = Vec::new();
+        for part in profile.parts() {
+            let of_file = wanted.get(&part.path).and_then(|name| extents.get(name));
+            let of_file = of_file.map(Vec::as_slice).unwrap_or_default();
+            let first =
+                of_file.partition_point(|extent| extent.at + (extent.end - extent.start) <= part.start);
+            let within = of_file[first..].iter().take_while(|extent| extent.at < part.end);
+            places.extend(within.map(|Extent { start, end, at, name: _ }| {
+                let (from, to) = (part.start.max(*at), part.end.min(at + (end - start)));
+                start + (from - at)..start + (to - at)
+            }));
+        }
+        places
+    }
+
     /// What of the extents lies within a range of the image.
     fn within(&self, range: Range<u64>) -> impl Iterator<Item = Extent> {
         let first = self.extents.partition_point(|extent| extent.end <= range.start);

@@ -159,6 +159,7 @@ impl SchedulerCore {
                 }
             }
         }
+        self.use_packed_if_any(&key, effects);
         self.rescale(&key, now, effects);
         if let Some(view) = self.function_view(&key) {
             effects.push(Effect::Answer { ticket, answer: Ok(Answer::Function(Box::new(view))) });
@@ -191,7 +192,10 @@ impl SchedulerCore {
             if writes.len() == self.limits.batch.operations_max {
                 self.persist(std::mem::take(&mut writes), Change::Hint, effects);
             }
-            writes.push(records::put_function(&key, &self.functions[&key].spec, Some(image.id)));
+            // A description on its way to the store must not be written over by the one before.
+            if let Some(spec) = self.latest_spec(&key).filter(|spec| spec.image == source) {
+                writes.push(records::put_function(&key, spec, Some(image.id)));
+            }
         }
         self.persist(writes, Change::Image { source, image }, effects);
     }
@@ -220,6 +224,7 @@ impl SchedulerCore {
             }
             self.replace_old(&key, now, effects);
             self.keep_min(&key, now, effects);
+            self.use_packed_if_any(&key, effects);
         }
         self.room_changed = true;
     }
@@ -286,10 +291,15 @@ impl SchedulerCore {
 
     /// Whether a function or an instance needs the tree.
     pub(super) fn tree_is_used(&self, tree: &TreeId) -> bool {
+        self.trees.contains_key(tree) || self.is_current(tree)
+    }
+
+    /// Whether starts to come may use the tree.
+    pub(super) fn is_current(&self, tree: &TreeId) -> bool {
         let of_tenant = self.functions.iter().filter(|((tenant, _), _)| *tenant == tree.tenant);
         let current =
             |function: &Function| matches!(&function.image, Image::Ready(image) if image.id == tree.image);
-        self.trees.contains_key(tree) || of_tenant.into_iter().any(|(_, function)| current(function))
+        of_tenant.into_iter().any(|(_, function)| current(function))
     }
 
     pub(super) fn dissolve_if_unused(&self, tree: &TreeId, effects: &mut Vec<Effect>) {

@@ -15,6 +15,7 @@
 
 mod drains;
 mod functions;
+mod hot;
 mod placement;
 mod pools;
 mod requests;
@@ -33,6 +34,7 @@ use crate::{
     id::{FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     model::{FunctionSpec, FunctionView, VmView},
+    profiles::{Hint, Hinted, ProfileKey, Recording},
     resources::Resources,
     support::Shares,
     vm_node::VmEvent,
@@ -83,6 +85,10 @@ pub struct Limits {
     pub drain_deadline: Duration,
     /// How long a new manager waits for agents to tell of the starts that it found accepted.
     pub rejoin_grace: Duration,
+    /// Starts that are recorded for one source image.
+    pub recordings_max: u32,
+    /// Of those, starts under way at once.
+    pub recordings_at_once_max: usize,
     /// Starts of one request in one row of the metadata store.
     pub starts_per_row_max: usize,
     /// What the metadata store takes at once.
@@ -161,6 +167,8 @@ pub enum Event {
         vm: VmId,
         event: VmEvent,
     },
+    /// What is known of the starts on one source image.
+    Hinted(Hinted),
     Tick,
 }
 
@@ -199,6 +207,11 @@ pub enum Effect {
     },
     Forget {
         vm: VmId,
+    },
+    /// For the keeper of profiles.
+    Recorded {
+        tenant: TenantId,
+        recording: Recording,
     },
 }
 
@@ -285,6 +298,8 @@ struct Start {
     draining: bool,
     /// It was ready when its VM was lost.
     is_lost: bool,
+    /// It is to be recorded, and has not been.
+    recorded_for: Option<ProfileKey>,
     /// It had a request, or may have had one before this manager.
     has_served: bool,
     in_flight: u32,
@@ -368,6 +383,11 @@ enum Change {
         source: String,
         image: Arc<BlockImage>,
     },
+    /// The function's starts use that image, packed for them, from now on.
+    Packed {
+        key: FunctionKey,
+        image: Arc<BlockImage>,
+    },
     RemoveVm {
         ticket: Ticket,
         vm: VmId,
@@ -399,6 +419,12 @@ pub struct SchedulerCore {
     rng: StdRng,
     functions: BTreeMap<FunctionKey, Function>,
     conversions: BTreeMap<String, Arc<ConversionProgress>>,
+    /// What is known of the starts on source images.
+    hints: BTreeMap<ProfileKey, Hint>,
+    /// Starts under way that are to be recorded.
+    recording: BTreeMap<ProfileKey, BTreeSet<StartId>>,
+    /// Functions whose packed image could not be made durable, by when that is tried again.
+    not_packed: BTreeSet<(Instant, FunctionKey)>,
     starts: BTreeMap<StartId, Start>,
     /// All starts of a function that are known, in the order of acceptance.
     history: BTreeMap<FunctionKey, BTreeSet<(u64, StartId)>>,
@@ -453,6 +479,9 @@ impl SchedulerCore {
             rng,
             functions: BTreeMap::new(),
             conversions: BTreeMap::new(),
+            hints: BTreeMap::new(),
+            recording: BTreeMap::new(),
+            not_packed: BTreeSet::new(),
             starts: BTreeMap::new(),
             history: BTreeMap::new(),
             ended: VecDeque::new(),
@@ -502,6 +531,7 @@ impl SchedulerCore {
             Event::Written { write, result } => self.written(write, result, now, effects),
             Event::Converted { source, result } => self.converted(source, result, now, effects),
             Event::News { vm, event } => self.news(vm, event, now, effects),
+            Event::Hinted(Hinted { key, hint }) => self.hinted(key, hint, effects),
             Event::Tick => self.tick(now, effects),
         }
         self.place_waiting(now, effects);
@@ -535,6 +565,10 @@ impl SchedulerCore {
             (Change::Image { source, .. }, Err(reason)) => {
                 self.conversion_failed(&source, &reason.to_string(), now, effects);
             }
+            (Change::Packed { key, image }, Ok(())) => self.packed_durable(&key, &image, effects),
+            (Change::Packed { key, .. }, Err(_)) => {
+                self.not_packed.insert((now + RETRY_AFTER, key));
+            }
             (Change::RemoveVm { ticket, vm }, Ok(())) => self.vm_removed(ticket, &vm, now, effects),
             (Change::Drain { ticket, vm }, Ok(())) => self.drain_durable(ticket, &vm, now, effects),
             (Change::Undrain { ticket, vm }, Ok(())) => self.undrain_durable(ticket, &vm, now, effects),
@@ -560,6 +594,7 @@ impl SchedulerCore {
             self.overdue(&start, now, effects);
         }
         self.retry_due(now, effects);
+        self.pack_again(now, effects);
         if let Some(writes) = self.rows.take_writes(self.limits.batch, now) {
             self.persist(writes, Change::Rows, effects);
         }

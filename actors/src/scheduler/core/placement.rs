@@ -163,6 +163,10 @@ impl SchedulerCore {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
+        let (hot, record) = self.look_ahead(vm, tree, image);
+        if record {
+            self.records(id, (tree.tenant.clone(), image.source));
+        }
         let start = self.starts.get_mut(id).expect("it waits");
         let function = &self.functions[&start.key];
         start.phase = Phase::Chosen;
@@ -177,8 +181,8 @@ impl SchedulerCore {
             needs: function.spec.needs(),
             probe_path: function.spec.probe_path.clone(),
             ready_deadline_ms: millis(self.limits.ready_deadline),
-            record: false,
-            hot: Arc::default(),
+            record,
+            hot,
         };
         let needs = draft.needs;
         self.count_waiting(&tree.tenant, -1);
@@ -210,6 +214,7 @@ impl SchedulerCore {
     pub(super) fn unassign(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
         let start = self.starts.get_mut(id).expect("callers looked");
         let Some(name) = start.vm.clone() else { return };
+        let mut emptied = None;
         let tree = TreeId { tenant: start.key.0.clone(), image: start.image.expect("set with the VM") };
         if let Some(vm) = self.vms.get_mut(&name) {
             vm.used = vm.used.minus(start.needs);
@@ -224,6 +229,7 @@ impl SchedulerCore {
                 *instances -= 1;
                 if *instances == 0 {
                     vm.trees.remove(&tree);
+                    emptied = Some(name.clone());
                 }
             }
             self.settle(&name, now);
@@ -233,6 +239,9 @@ impl SchedulerCore {
         if *users == 0 {
             self.trees.remove(&tree);
             self.dissolve_if_unused(&tree, effects);
+        } else if let Some(vm) = emptied.filter(|_| !self.is_current(&tree)) {
+            // Only instances on other VMs need it still.
+            effects.push(Effect::Leave { tree, vm });
         }
     }
 

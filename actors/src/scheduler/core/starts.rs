@@ -30,6 +30,7 @@ impl Start {
             stopping: false,
             draining: false,
             is_lost: false,
+            recorded_for: None,
             has_served: false,
             idle_since: None,
             in_flight: 0,
@@ -243,7 +244,9 @@ impl SchedulerCore {
             return self.end(id, EndReason::Stopped, now, effects);
         }
         self.unassign(id, now, effects);
+        self.recorded_enough(id);
         let start = self.starts.get_mut(id).expect("callers looked");
+        start.recorded_for = None;
         start.phase = Phase::Waiting;
         start.queued = false;
         start.chosen_at = None;
@@ -311,7 +314,9 @@ impl SchedulerCore {
         self.unroute(id);
         self.set_timer(id, None);
         self.unassign(id, now, effects);
+        self.recorded_enough(id);
         let start = self.starts.get_mut(id).expect("it was just there");
+        start.recorded_for = None;
         start.phase = Phase::Ended;
         let failed = ControlError::StartFailed(reason.to_string());
         let told = start.ends_as.take();
@@ -365,6 +370,7 @@ impl SchedulerCore {
             self.started(&name, id);
         }
         self.set_timer(id, None);
+        self.recorded_enough(id);
         if let Some(function) = self.functions.get_mut(&key) {
             function.unfinished.remove(id);
         }

@@ -1,11 +1,13 @@
 //! What users see: questions that change nothing.
 
 use super::{ControlError, Function, FunctionKey, Image, Located, Phase, SchedulerCore, Start, Vm};
+use crate::image::BlockImage;
 use crate::support::{Snapshot, micros};
 use crate::{
     id::{FunctionName, StartId, TenantId, TreeId, VmId},
     model::{FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState, VmView},
 };
+use std::sync::Arc;
 use tokio::time::Instant;
 
 fn micros_between(from: Instant, to: Instant) -> u64 {
@@ -92,9 +94,20 @@ impl SchedulerCore {
 
     /// The tree of a function's present image.
     pub fn tree_of(&self, tenant: &TenantId, name: &FunctionName) -> Result<TreeId, ControlError> {
+        let (image, _) = self.image_of(tenant, name)?;
+        Ok(TreeId { tenant: tenant.clone(), image: image.id })
+    }
+
+    /// A function's present image, and how it names the source.
+    pub fn image_of(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+    ) -> Result<(Arc<BlockImage>, String), ControlError> {
         let function = self.functions.get(&(tenant.clone(), name.clone()));
-        match &function.ok_or(ControlError::NotFound("function"))?.image {
-            Image::Ready(image) => Ok(TreeId { tenant: tenant.clone(), image: image.id }),
+        let function = function.ok_or(ControlError::NotFound("function"))?;
+        match &function.image {
+            Image::Ready(image) => Ok((Arc::clone(image), function.spec.image.clone())),
             Image::Converting => Err(ControlError::ImageNotReady { retry_after: super::RETRY_AFTER }),
             Image::Failed(reason) => Err(ControlError::ImageFailed(reason.clone())),
         }

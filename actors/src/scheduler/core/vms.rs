@@ -57,6 +57,7 @@ impl SchedulerCore {
                     start.report.steps_us.insert(step, elapsed_us);
                 }
             }
+            VmEvent::Recorded { start, image, ranges } => self.recorded(&vm, &start, image, ranges, effects),
             VmEvent::Ready { start, report } => self.ready(&vm, start, report, now, effects),
             VmEvent::Ended { start, reason, report } if self.may_have_run(&start, &vm) => {
                 // It ended while the scheduler was away. It is not placed again, unless another VM runs it.
@@ -139,11 +140,13 @@ impl SchedulerCore {
         }
     }
 
-    /// Trees that nobody uses any more, or of another tenant, the VM leaves.
+    /// Trees of another tenant, and those that neither it nor a start to come needs, the VM leaves.
     fn leave_strangers(&self, name: &VmId, effects: &mut Vec<Effect>) {
         let vm = &self.vms[name];
-        let is_stranger =
-            |tree: &&TreeId| Some(&tree.tenant) != vm.tenant.as_ref() || !self.tree_is_used(tree);
+        let is_stranger = |tree: &&TreeId| {
+            Some(&tree.tenant) != vm.tenant.as_ref()
+                || !(vm.trees.contains_key(*tree) || self.is_current(tree))
+        };
         let strangers = vm.held.keys().filter(is_stranger);
         effects.extend(strangers.map(|tree| Effect::Leave { tree: tree.clone(), vm: name.clone() }));
     }

@@ -74,6 +74,32 @@ fn parts_come_in_the_order_of_the_ranges() {
 }
 
 proptest! {
+    #[test]
+    fn parts_are_found_again_where_they_were_read(
+        ranges in proptest::collection::vec((0_u64..60_000, 1_u64..9000), 1..20),
+    ) {
+        let (bytes, _) = image(&[9000, 1, 20_000, 4096, 5000]);
+        let map = FileMap::read(&bytes).unwrap();
+        let profile = map.parts(ranges.iter().map(|(start, length)| *start..start + length));
+        let places = map.places(&profile);
+        prop_assert_eq!(places.iter().map(|place| place.end - place.start).sum::<u64>(), profile.bytes());
+        prop_assert_eq!(map.parts(places), profile);
+    }
+}
+
+#[test]
+fn what_an_image_does_not_have_lies_nowhere_in_it() {
+    let (bytes, files) = image(&[20_000, 9000]);
+    let map = FileMap::read(&bytes).unwrap();
+    let path = |text: &str| text.parse::<FilePath>().unwrap();
+    let parts = [(path("/d0/gone"), 0..10), (path("/d0"), 0..10), (path("/d0/file"), 19_990..30_000)];
+    assert_eq!(
+        map.places(&Profile::recorded(parts)),
+        iter::once(files[0].1 + 19_990..files[0].1 + 20_000).collect::<Vec<_>>()
+    );
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
@@ -91,7 +117,7 @@ proptest! {
             let ends = map.extents.iter().map(|extent| extent.end);
             let starts = map.extents.iter().skip(1).map(|extent| extent.start);
             prop_assert!(ends.zip(starts).all(|(end, start)| end <= start), "extents overlap");
-            drop(map.parts(iter::once(0..u64::MAX)));
+            drop(map.places(&map.parts(iter::once(0..u64::MAX))));
         }
     }
 }
