@@ -318,11 +318,10 @@ fn within_limits(parts: &[Part]) -> usize {
 
 /// Leaves out what an earlier part covers.
 fn first_uses(parts: Vec<Part>) -> Vec<Part> {
-    let mut covered: BTreeMap<FilePath, BTreeMap<u64, u64>> = BTreeMap::new();
+    let mut covered: BTreeMap<FilePath, Covered> = BTreeMap::new();
     let mut first = Vec::new();
     for part in parts {
-        let covered = covered.entry(part.path.clone()).or_default();
-        for (start, end) in take_uncovered(covered, part.start..part.end) {
+        for Range { start, end } in covered.entry(part.path.clone()).or_default().take(part.start..part.end) {
             first.push(Part { start, end, ..part.clone() });
         }
     }
@@ -330,29 +329,44 @@ fn first_uses(parts: Vec<Part>) -> Vec<Part> {
     first
 }
 
-/// Covers a range, and says what of it was not covered before. Covered ranges (by their start) never touch.
-fn take_uncovered(covered: &mut BTreeMap<u64, u64>, range: Range<u64>) -> Vec<(u64, u64)> {
-    let mut gaps = Vec::new();
-    let (mut from, mut whole) = (range.start, range.clone());
-    while let Some((start, end)) = covered.range(..=range.end).next_back().map(|(start, end)| (*start, *end))
-        && end >= range.start
-    {
-        covered.remove(&start);
-        gaps.push((start, end));
-        whole = whole.start.min(start)..whole.end.max(end);
-    }
-    covered.insert(whole.start, whole.end);
-    let mut uncovered = Vec::new();
-    for (start, end) in gaps.into_iter().rev() {
-        if from < start {
-            uncovered.push((from, start));
+/// Ranges that were met already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Covered {
+    /// Ends by their starts; none touch.
+    ranges: BTreeMap<u64, u64>,
+}
+
+impl Covered {
+    /// Covers a range, and says what of it was not covered before.
+    pub fn take(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
+        if range.is_empty() {
+            return Vec::new();
         }
-        from = from.max(end);
+        let (mut known, mut whole) = (Vec::new(), range.clone());
+        let touching = |(start, end): (&u64, &u64)| (*end >= range.start).then_some((*start, *end));
+        while let Some((start, end)) = self.ranges.range(..=range.end).next_back().and_then(touching) {
+            self.ranges.remove(&start);
+            known.push((start, end));
+            whole = whole.start.min(start)..whole.end.max(end);
+        }
+        self.ranges.insert(whole.start, whole.end);
+        let (mut new, mut from) = (Vec::new(), range.start);
+        for (start, end) in known.into_iter().rev() {
+            if from < start {
+                new.push(from..start);
+            }
+            from = from.max(end);
+        }
+        if from < range.end {
+            new.push(from..range.end);
+        }
+        new
     }
-    if from < range.end {
-        uncovered.push((from, range.end));
+
+    /// Whether everything from 0 up to `end` is covered.
+    pub fn is_all_of(&self, end: u64) -> bool {
+        self.ranges.get(&0).is_some_and(|covered| *covered >= end)
     }
-    uncovered
 }
 
 /// Makes one of parts that say the same of neighbouring ranges.

@@ -2,7 +2,7 @@
 
 use crate::{
     image::{
-        convert::{ConvertOptions, convert},
+        convert::{ConvertOptions, convert, convert_packed},
         inspect::{FolderParts, Inspection, inspect, open_folder, verify},
         progress::{Phase, Progress},
         publish,
@@ -16,10 +16,13 @@ use clap::Subcommand;
 use faasnet_actors::{
     id::Digest,
     image::{BlockImage, ImageLocation},
+    profile::Profile,
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::{
+    fs::File,
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -38,6 +41,9 @@ pub enum ImageCommand {
         /// The platform to take from an image for several, such as linux/arm64; this machine's if not given
         #[arg(long)]
         platform: Option<Platform>,
+        /// What starts read, in JSON: it is packed behind the metadata, in that order
+        #[arg(long, value_name = "FILE")]
+        profile: Option<PathBuf>,
     },
     /// Show what a block image consists of
     Inspect {
@@ -69,10 +75,10 @@ struct Conversion {
 /// Runs the command and prints its result.
 pub async fn run(command: ImageCommand, settings: &Settings, json: bool) -> anyhow::Result<()> {
     match command {
-        ImageCommand::Convert { source, to, platform } => {
+        ImageCommand::Convert { source, to, platform, profile } => {
             let destination = to.unwrap_or_else(|| settings.image.destination.clone());
             let platform = platform.unwrap_or_else(Platform::of_this_machine);
-            let conversion = run_convert(source, destination, platform, settings, json).await?;
+            let conversion = run_convert(source, destination, platform, profile, settings, json).await?;
             if json { print_json(&conversion) } else { print_conversion(&conversion) }
         }
         ImageCommand::Inspect { image } => {
@@ -99,16 +105,22 @@ async fn run_convert(
     source: String,
     destination: String,
     platform: Platform,
+    profile: Option<PathBuf>,
     settings: &Settings,
     json: bool,
 ) -> anyhow::Result<Conversion> {
     let options = ConvertOptions::new(settings, platform);
+    let profile = profile.as_deref().map(read_profile).transpose()?;
     let settings = settings.clone();
     let started = Instant::now();
     let job = move |progress: &Progress| {
         let from = source::open(&source, &settings)?;
         let to = publish::open(&destination, &settings)?;
-        let image = convert(&*from, &*to, &options, progress).with_context(|| format!("convert {source}"))?;
+        let converted = match &profile {
+            Some(profile) => convert_packed(&*from, &*to, &options, profile, progress),
+            None => convert(&*from, &*to, &options, progress),
+        };
+        let image = converted.with_context(|| format!("convert {source}"))?;
         Ok((image, progress.snapshot()))
     };
     let (image, counted) = watch(json, job).await?;
@@ -121,6 +133,20 @@ async fn run_convert(
         peak_memory_bytes: peak_memory_bytes(),
         image,
     })
+}
+
+/// Longest file with a profile: a profile's limits, and generous room for how it is written.
+const PROFILE_FILE_BYTES_MAX: u64 = 16 << 20;
+
+fn read_profile(path: &Path) -> anyhow::Result<Profile> {
+    let what = || format!("read the profile {}", path.display());
+    let mut text = Vec::new();
+    let file = File::open(path).with_context(what)?;
+    file.take(PROFILE_FILE_BYTES_MAX + 1).read_to_end(&mut text).with_context(what)?;
+    if text.len() as u64 > PROFILE_FILE_BYTES_MAX {
+        bail!("the profile {} is longer than {PROFILE_FILE_BYTES_MAX} bytes", path.display());
+    }
+    serde_json::from_slice(&text).with_context(what)
 }
 
 /// Opens `folder:DIR[@DIGEST]`.
@@ -219,6 +245,8 @@ fn print_inspection(inspection: &Inspection) -> anyhow::Result<()> {
     println!("stored       {}, ratio {:.2}", HumanBytes(inspection.stored_bytes), inspection.ratio);
     println!("blocks       {}, {} of them not compressed", inspection.blocks, inspection.plain_blocks);
     println!("metadata     {} blocks", inspection.metadata_blocks);
+    let hot = HumanBytes(inspection.hot_stored_bytes);
+    println!("hot set      {} blocks with the metadata, {hot} stored", inspection.hot_blocks);
     println!("index        {}", HumanBytes(inspection.index_bytes));
     println!("entrypoint   {:?}", runtime.entrypoint);
     println!("cmd          {:?}", runtime.cmd);

@@ -27,6 +27,11 @@ impl Accounts {
         Self { passwd: find(b"etc/passwd"), group: find(b"etc/group"), files: AccountFiles::default() }
     }
 
+    /// The two files, as far as they were found.
+    pub fn ids(&self) -> impl Iterator<Item = InodeId> {
+        self.passwd.into_iter().chain(self.group)
+    }
+
     /// Where the file's data is to be copied to, if it is one of the two.
     pub fn copy_of(&mut self, id: InodeId) -> Option<&mut Vec<u8>> {
         match id {

@@ -18,6 +18,8 @@ const CONFIG_MEDIA_TYPE: &str = "application/vnd.faasnet.block-image.config.v1+j
 const INDEX_MEDIA_TYPE: &str = "application/vnd.faasnet.block-image.index.v1";
 const BLOB_MEDIA_TYPE: &str = "application/vnd.faasnet.block-image.blocks.v1";
 const VERSION_ANNOTATION: &str = "io.faasnet.format-version";
+/// Fingerprint of the profile that a block image is packed by; missing if it is not.
+const PROFILE_ANNOTATION: &str = "io.faasnet.profile";
 
 /// The artifact's configuration blob.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,6 +28,9 @@ struct ArtifactConfig {
     format_version: u32,
     source: Digest,
     plain_bytes: u64,
+    /// Fingerprint of the profile that it is packed by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    profile: Option<String>,
     runtime: RuntimeConfig,
 }
 
@@ -51,6 +56,7 @@ pub fn digest_of(bytes: &[u8]) -> Digest {
 pub fn build(
     subject: BlobRef,
     runtime: RuntimeConfig,
+    profile: Option<String>,
     index: &Index,
     blob_digest: Digest,
     blob_path: PathBuf,
@@ -59,6 +65,7 @@ pub fn build(
         format_version: FORMAT_VERSION,
         source: subject.digest,
         plain_bytes: index.plain_bytes(),
+        profile: profile.clone(),
         runtime,
     };
     let config = to_json(&config);
@@ -68,6 +75,7 @@ pub fn build(
     let config_ref = blob_ref(CONFIG_MEDIA_TYPE, digest_of(&config), config.len() as u64);
     let index_ref = blob_ref(INDEX_MEDIA_TYPE, digest_of(&index_bytes), index_bytes.len() as u64);
     let blocks_ref = blob_ref(BLOB_MEDIA_TYPE, blob_digest, index.blob_bytes());
+    let annotations = annotations(profile);
     let manifest = to_json(&Manifest {
         schema_version: 2,
         media_type: MANIFEST_MEDIA_TYPE.to_owned(),
@@ -75,7 +83,7 @@ pub fn build(
         config: Descriptor::from(&config_ref),
         layers: vec![Descriptor::from(&index_ref), Descriptor::from(&blocks_ref)],
         subject: Some(Descriptor::from(&subject)),
-        annotations: BTreeMap::from([(VERSION_ANNOTATION.to_owned(), FORMAT_VERSION.to_string())]),
+        annotations: annotations.clone(),
     });
     Artifact {
         manifest_digest: digest_of(&manifest),
@@ -87,7 +95,15 @@ pub fn build(
         blob_path,
         blob_ref: blocks_ref,
         subject,
+        annotations,
     }
+}
+
+/// What lists of referrers show, so that artifacts of one source can be told apart without reading them.
+fn annotations(profile: Option<String>) -> BTreeMap<String, String> {
+    let version = (VERSION_ANNOTATION.to_owned(), FORMAT_VERSION.to_string());
+    let profile = profile.map(|profile| (PROFILE_ANNOTATION.to_owned(), profile));
+    std::iter::once(version).chain(profile).collect()
 }
 
 /// The configuration blob that an artifact's manifest names, so that it can be read.

@@ -1,30 +1,33 @@
 //! Converts a source image into a block image and publishes it.
 //!
 //! ```text
-//! resolve -> spool -> headers of all layers -> layout -> file data -> blocks -> artifact -> publish
+//! resolve -> spool -> headers of all layers -> plan, layout -> hot set -> file data -> blocks -> artifact -> publish
 //! ```
 //!
-//! The data of files stands in the order of the layers, so that both passes read each layer as a stream.
+//! The data of files stands in the order of the layers, so that each pass reads a layer as a stream. What
+//! starts read comes before it, in the order of first use: a pass of its own puts it into a file.
 
 use crate::{
     image::{
         artifact,
         erofs::{Layout, LayoutError},
         merge::Refusal,
+        packing::{HotSet, Plan},
         passes::{Layers, PackJob, plain_bytes_max},
         progress::{Cancelled, Phase, Progress},
         publish::{Destination, PublishError},
         resolve::{self, Limits, Platform, ResolveError},
         runtime::{RuntimeError, runtime_config},
-        source::{Source, SourceError},
+        source::{Pinned, Source, SourceError},
         spool::Spool,
-        tree::{DataPlace, InodeId, Kind, Tree},
     },
     settings::{ImageSettings, Settings},
 };
 use faasnet_actors::{
     id::Digest,
     image::{BlockImage, Index, IndexError},
+    profile::Profile,
+    world::Packing,
 };
 use std::{
     fs, io,
@@ -97,6 +100,39 @@ pub fn convert(
     options: &ConvertOptions,
     progress: &Progress,
 ) -> Result<BlockImage, ConvertError> {
+    run(source, destination, options, None, progress)
+}
+
+/// As [`convert`], with what starts read packed behind the metadata.
+pub fn convert_packed(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    options: &ConvertOptions,
+    profile: &Profile,
+    progress: &Progress,
+) -> Result<BlockImage, ConvertError> {
+    run(source, destination, options, Some(profile), progress)
+}
+
+/// As [`convert_packed`], of the source image with that manifest, whatever the name leads to by now.
+pub fn convert_again(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    options: &ConvertOptions,
+    packing: &Packing,
+    progress: &Progress,
+) -> Result<BlockImage, ConvertError> {
+    let pinned = Pinned { inner: source, manifest: packing.source };
+    run(&pinned, destination, options, Some(&packing.profile), progress)
+}
+
+fn run(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    options: &ConvertOptions,
+    profile: Option<&Profile>,
+    progress: &Progress,
+) -> Result<BlockImage, ConvertError> {
     progress.begin(Phase::Resolving, 0);
     let settings = &options.settings;
     let limits = Limits { manifest_bytes_max: settings.manifest_bytes_max, layers_max: settings.layers_max };
@@ -109,17 +145,32 @@ pub fn convert(
     let layers = Layers { spool: spool.map_err(spool_error)?, layers: &image.layers, settings, progress };
     let tree = layers.read_headers()?;
 
-    let files = files_in_layer_order(&tree);
-    let order: Vec<InodeId> = files.iter().map(|(_, id)| *id).collect();
-    let layout = Layout::new(&tree, &order, plain_bytes_max(settings))?;
-    progress.begin(Phase::Packing, layout.plain_bytes());
+    let hot_set = profile.map(|profile| HotSet { profile, chunk_bytes: settings.hot_chunk_bytes });
+    let plan = Plan::new(&tree, hot_set);
+    if plan.ignored_parts() > 0 {
+        tracing::info!(parts = plan.ignored_parts(), "the profile has parts that the image does not have");
+    }
+    let layout = Layout::new(&tree, &plan, plain_bytes_max(settings))?;
+    let job =
+        PackJob { tree: &tree, plan: &plan, layout: &layout, uuid: uuid_of(image.manifest.digest, profile) };
+    progress.begin(Phase::Packing, layout.plain_bytes() + job.hot_file_bytes());
+    let hot = if plan.hot().is_empty() {
+        None
+    } else {
+        // Without a name: it is gone when it is closed.
+        let hot =
+            tempfile::tempfile_in(work.path()).map_err(|error| ConvertError::spool(work.path(), error))?;
+        layers.collect_hot(&job, &hot, work.path())?;
+        Some(hot)
+    };
     let blob_path = work.path().join("blob");
-    let job = PackJob { tree: &tree, layout: &layout, files: &files, uuid: uuid_of(image.manifest.digest) };
-    let (blob, accounts) = layers.pack(&job, &blob_path)?;
+    let (blob, accounts) = layers.pack(&job, hot.as_ref(), &blob_path)?;
 
     let runtime = runtime_config(&image.config.config, &accounts)?;
     let index = Index::new(layout.plain_bytes(), layout.metadata_blocks(), blob.entries)?;
-    let artifact = artifact::build(image.manifest, runtime, &index, blob.digest, blob_path);
+    let index = index.packed(layout.hot_blocks())?;
+    let fingerprint = profile.map(Profile::fingerprint);
+    let artifact = artifact::build(image.manifest, runtime, fingerprint, &index, blob.digest, blob_path);
     let location = destination.publish(&artifact, progress)?;
     progress.begin(Phase::Done, 0);
     let read = artifact::read_artifact(&artifact.manifest, &artifact.config, location);
@@ -132,19 +183,16 @@ fn work_folder(spool: &Path) -> Result<tempfile::TempDir, ConvertError> {
     tempfile::Builder::new().prefix("convert-").tempdir_in(spool).map_err(error)
 }
 
-/// The file system's UUID, so that overlayfs can tell images apart.
-fn uuid_of(source: Digest) -> [u8; 16] {
-    std::array::from_fn(|place| source.as_bytes()[place])
-}
-
-fn files_in_layer_order(tree: &Tree) -> Vec<(DataPlace, InodeId)> {
-    let place = |kind: &Kind| match kind {
-        Kind::File { data, .. } => Some(*data),
-        _ => None,
-    };
-    let mut files: Vec<_> = tree.iter().filter_map(|(id, inode)| Some((place(&inode.kind)?, id))).collect();
-    files.sort_unstable();
-    files
+/// The file system's UUID, so that overlayfs can tell images apart: also those of one source with other
+/// profiles, whose inodes have other numbers.
+fn uuid_of(source: Digest, profile: Option<&Profile>) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(source.as_bytes());
+    if let Some(profile) = profile {
+        hasher.update(profile.fingerprint().as_bytes());
+    }
+    let hash = hasher.finalize();
+    std::array::from_fn(|place| hash.as_bytes()[place])
 }
 
 fn spool_error(error: SourceError) -> ConvertError {

@@ -3,6 +3,7 @@
 use crate::image::{
     artifact::{ArtifactError, config_ref, digest_of, read_artifact},
     blocks::{BlockError, decode_block},
+    erofs::read::{FileMap, ReadError},
     manifest,
     progress::{Cancelled, Phase, Progress},
     publish::{ARTIFACT_TYPE, folder::INDEX_BYTES_MAX},
@@ -49,6 +50,8 @@ pub enum InspectError {
     Hash(u32),
     #[error("block {block}: {error}")]
     Block { block: u32, error: BlockError },
+    #[error("the file system is damaged: {0}")]
+    FileSystem(#[from] ReadError),
     #[error("the blob has digest {got} instead of {expected}")]
     BlobDigest { got: Digest, expected: Digest },
     #[error(transparent)]
@@ -74,6 +77,10 @@ pub struct Inspection {
     /// Blocks that did not shrink.
     pub plain_blocks: u32,
     pub metadata_blocks: u32,
+    /// Leading blocks with the metadata and what starts read.
+    pub hot_blocks: u32,
+    /// Stored bytes of those.
+    pub hot_stored_bytes: u64,
     pub index_bytes: u64,
     pub runtime: RuntimeConfig,
 }
@@ -198,12 +205,22 @@ pub fn inspect(image: &BlockImage, parts: &dyn Parts) -> Result<Inspection, Insp
         blocks: index.block_count(),
         plain_blocks: plain_blocks.count() as u32,
         metadata_blocks: index.metadata_blocks(),
+        hot_blocks: index.hot_blocks(),
+        hot_stored_bytes: hot_stored_bytes(&index),
         index_bytes: image.index_bytes,
         runtime: image.runtime.clone(),
     })
 }
 
-/// Reads all of a block image and checks every digest, hash and length, and that every block decodes.
+fn hot_stored_bytes(index: &Index) -> u64 {
+    match index.entry(BlockId(index.hot_blocks())) {
+        Some(first_behind) => first_behind.offset,
+        None => index.blob_bytes(),
+    }
+}
+
+/// Reads all of a block image and checks every digest, hash and length, that every block decodes, and that the
+/// metadata blocks hold a file system whose files lie within the image.
 pub fn verify(
     image: &BlockImage,
     parts: &dyn Parts,
@@ -211,7 +228,7 @@ pub fn verify(
 ) -> Result<Verification, InspectError> {
     let index = read_index(image, parts)?;
     progress.begin(Phase::Verifying, index.blob_bytes());
-    let mut sha256 = Sha256::new();
+    let (mut sha256, mut metadata) = (Sha256::new(), Vec::new());
     for block in (0..index.block_count()).map(BlockId) {
         let entry = index.entry(block).expect("blocks are counted by the index");
         let end = entry.offset + u64::from(entry.stored_bytes);
@@ -219,8 +236,11 @@ pub fn verify(
         if !index.verify(block, &stored) {
             return Err(InspectError::Hash(block.0));
         }
-        decode_block(entry, index.plain_len(block), &stored)
+        let plain = decode_block(entry, index.plain_len(block), &stored)
             .map_err(|error| InspectError::Block { block: block.0, error })?;
+        if block.0 < index.metadata_blocks() {
+            metadata.extend_from_slice(&plain);
+        }
         sha256.update(&stored);
         progress.advance(stored.len() as u64)?;
     }
@@ -228,6 +248,7 @@ pub fn verify(
     if got != image.blob_digest {
         return Err(InspectError::BlobDigest { got, expected: image.blob_digest });
     }
+    FileMap::read(&metadata)?;
     progress.begin(Phase::Done, 0);
     Ok(Verification {
         id: image.id,

@@ -6,7 +6,10 @@
 
 use crate::image::{
     tar::{Entry, EntryKind, TarError},
-    tree::{Attributes, Child, Children, DataPlace, Inode, InodeId, Kind, ROOT, Tree, implied_directory},
+    tree::{
+        Attributes, Child, Children, ContentHash, DataPlace, Inode, InodeId, Kind, ROOT, Tree,
+        implied_directory,
+    },
     xattr,
 };
 use std::path::PathBuf;
@@ -83,8 +86,8 @@ impl Merger {
         (self.layer, self.entry) = (layer, 0);
     }
 
-    /// Applies the next entry of the present layer.
-    pub fn apply(&mut self, entry: Entry) -> Result<(), Refusal> {
+    /// Applies the next entry of the present layer; `content` is of its data, if it was hashed.
+    pub fn apply(&mut self, entry: Entry, content: Option<ContentHash>) -> Result<(), Refusal> {
         let number = self.entry;
         self.entry += 1;
         let path = split(&entry.path)?;
@@ -99,7 +102,7 @@ impl Merger {
             return self.apply_link(directory, name, target);
         }
         let attributes = attributes(&entry)?;
-        let kind = self.kind(&entry, number)?;
+        let kind = self.kind(&entry, number, content)?;
         self.place(directory, name, Inode { attributes, kind, names: 1 });
         Ok(())
     }
@@ -205,11 +208,11 @@ impl Merger {
         Ok(Some(directory))
     }
 
-    fn kind(&self, entry: &Entry, number: u32) -> Result<Kind, Refusal> {
+    fn kind(&self, entry: &Entry, number: u32, content: Option<ContentHash>) -> Result<Kind, Refusal> {
         Ok(match &entry.kind {
             EntryKind::Directory => Kind::Directory(Children::new()),
             EntryKind::File { size } => {
-                Kind::File { size: *size, data: DataPlace { layer: self.layer, entry: number } }
+                Kind::File { size: *size, data: DataPlace { layer: self.layer, entry: number }, content }
             }
             EntryKind::Symlink { target } if target.contains(&0) => return Err(Refusal::Nul),
             EntryKind::Symlink { target } if target.is_empty() || target.len() > PATH_BYTES_MAX => {

@@ -13,6 +13,7 @@ pub mod inspect;
 mod layer;
 pub mod manifest;
 mod merge;
+mod packing;
 mod passes;
 pub mod progress;
 pub mod publish;

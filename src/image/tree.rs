@@ -30,6 +30,9 @@ pub struct DataPlace {
     pub entry: u32,
 }
 
+/// 128 bits: none but who made an image could find two contents with one hash, and would only spoil his own.
+pub type ContentHash = [u8; 16];
+
 /// A name in a directory, and the layer that last wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Child {
@@ -45,6 +48,8 @@ pub enum Kind {
     File {
         size: u64,
         data: DataPlace,
+        /// Beginning of the BLAKE3 hash of the data, if it was taken: equal files are stored once.
+        content: Option<ContentHash>,
     },
     Symlink(Box<[u8]>),
     /// Device number as the kernel encodes it in 32 bits.

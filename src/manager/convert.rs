@@ -2,7 +2,7 @@
 
 use crate::{
     image::{
-        convert::{ConvertOptions, convert},
+        convert::{ConvertOptions, convert, convert_again},
         progress::{Phase, Progress},
         publish,
         resolve::Platform,
@@ -43,16 +43,13 @@ impl Converter for ImageConverter {
     ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>> {
         let (settings, permits, image) =
             (Arc::clone(&self.settings), Arc::clone(&self.permits), image.to_owned());
-        if packing.is_some() {
-            let failure = ConvertFailure("this version does not pack images for starts".to_owned());
-            return Box::pin(std::future::ready(Err(failure)));
-        }
         Box::pin(async move {
             let _permit = permits.acquire_owned().await.expect("never closed");
             let progress = Arc::new(Progress::default());
             let _cancel = CancelOnDrop(Arc::clone(&progress));
             let counters = Arc::clone(&progress);
-            let mut work = tokio::task::spawn_blocking(move || run(&image, &settings, &counters));
+            let mut work =
+                tokio::task::spawn_blocking(move || run(&image, packing.as_ref(), &settings, &counters));
             let mut look = tokio::time::interval(LOOK);
             loop {
                 tokio::select! {
@@ -89,7 +86,12 @@ fn show(progress: &Progress, shown: &ConversionProgress) {
     shown.set(now.done_bytes, now.total_bytes);
 }
 
-fn run(image: &str, settings: &Settings, progress: &Progress) -> Result<BlockImage, ConvertFailure> {
+fn run(
+    image: &str,
+    packing: Option<&Packing>,
+    settings: &Settings,
+    progress: &Progress,
+) -> Result<BlockImage, ConvertFailure> {
     let failure = |error: &dyn std::fmt::Display| ConvertFailure(error.to_string());
     let source = source::open_for_api(image, settings).map_err(|error| failure(&error))?;
     let destination =
@@ -100,5 +102,10 @@ fn run(image: &str, settings: &Settings, progress: &Progress) -> Result<BlockIma
     };
     let options =
         ConvertOptions { platform: Platform::of_this_machine(), settings: settings.image.clone(), spool };
-    convert(source.as_ref(), destination.as_ref(), &options, progress).map_err(|error| failure(&error))
+    let (source, destination) = (source.as_ref(), destination.as_ref());
+    let converted = match packing {
+        Some(packing) => convert_again(source, destination, &options, packing, progress),
+        None => convert(source, destination, &options, progress),
+    };
+    converted.map_err(|error| failure(&error))
 }

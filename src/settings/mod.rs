@@ -255,6 +255,7 @@ pub struct ImageSettings {
     pub manifest_bytes_max: u64,
     pub zstd_level: i32,
     pub threads: usize,
+    pub hot_chunk_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -463,6 +464,12 @@ impl Settings {
                 "use more than transfer.stall_ms",
             ),
             ("holder.fuse_threads", (1..=64).contains(&self.holder.fuse_threads), "use 1 to 64"),
+            (
+                "image.hot_chunk_bytes",
+                self.image.hot_chunk_bytes.is_power_of_two()
+                    && (4096..=1 << 20).contains(&self.image.hot_chunk_bytes),
+                "use a power of two from 4096 to 1048576",
+            ),
             ("image.zstd_level", (1..=19).contains(&self.image.zstd_level), "use 1 to 19"),
             ("origin.attempts_max", self.origin.attempts_max >= 1, "use at least 1"),
         ];

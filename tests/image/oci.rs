@@ -3,7 +3,7 @@
 use faasnet::{
     image::{
         artifact::digest_of,
-        convert::{ConvertError, ConvertOptions, convert},
+        convert::{ConvertError, ConvertOptions, convert, convert_packed},
         progress::Progress,
         publish::folder::FolderDestination,
         resolve::Platform,
@@ -11,7 +11,7 @@ use faasnet::{
     },
     settings::{ImageSettings, Settings},
 };
-use faasnet_actors::{id::Digest, image::BlockImage};
+use faasnet_actors::{id::Digest, image::BlockImage, profile::Profile};
 use serde_json::{Value, json};
 use std::{fs, io::Write, path::Path};
 use tempfile::TempDir;
@@ -101,12 +101,22 @@ impl Image {
 
     pub fn convert_for(&self, platform: &str, settings: &ImageSettings) -> Result<Converted, ConvertError> {
         let folder = TempDir::new().unwrap();
-        let image = convert_into(self.folder.path(), folder.path(), platform.parse().unwrap(), settings)?;
+        let platform = platform.parse().unwrap();
+        let image = convert_into(self.folder.path(), folder.path(), platform, settings, None)?;
+        Ok(Converted { image, folder })
+    }
+
+    /// Packed by the profile, at the smallest granularity, so that small files are split too.
+    pub fn convert_packed(&self, platform: Platform, profile: &Profile) -> Result<Converted, ConvertError> {
+        let folder = TempDir::new().unwrap();
+        let mut settings = settings();
+        settings.hot_chunk_bytes = 4096;
+        let image = convert_into(self.folder.path(), folder.path(), platform, &settings, Some(profile))?;
         Ok(Converted { image, folder })
     }
 
     pub fn convert_into(&self, folder: &Path) -> Result<BlockImage, ConvertError> {
-        convert_into(self.folder.path(), folder, Platform::of_this_machine(), &settings())
+        convert_into(self.folder.path(), folder, Platform::of_this_machine(), &settings(), None)
     }
 }
 
@@ -123,7 +133,7 @@ pub fn settings() -> ImageSettings {
 
 pub fn convert_layout(layout: &Path, settings: &ImageSettings) -> Result<Converted, ConvertError> {
     let folder = TempDir::new().unwrap();
-    let image = convert_into(layout, folder.path(), Platform::of_this_machine(), settings)?;
+    let image = convert_into(layout, folder.path(), Platform::of_this_machine(), settings, None)?;
     Ok(Converted { image, folder })
 }
 
@@ -132,11 +142,16 @@ fn convert_into(
     folder: &Path,
     platform: Platform,
     settings: &ImageSettings,
+    profile: Option<&Profile>,
 ) -> Result<BlockImage, ConvertError> {
     let spool = TempDir::new().unwrap();
     let source = LayoutSource::new(&format!("{}:test", layout.display()), settings.manifest_bytes_max)?;
     let options = ConvertOptions { platform, settings: settings.clone(), spool: spool.path().to_owned() };
-    let converted = convert(&source, &FolderDestination::new(folder), &options, &Progress::default());
+    let (destination, progress) = (FolderDestination::new(folder), Progress::default());
+    let converted = match profile {
+        Some(profile) => convert_packed(&source, &destination, &options, profile, &progress),
+        None => convert(&source, &destination, &options, &progress),
+    };
     let left = fs::read_dir(spool.path()).unwrap().count();
     assert_eq!(left, 0, "a conversion leaves nothing in its spool");
     if converted.is_err() {

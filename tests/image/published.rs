@@ -2,15 +2,21 @@
 
 use crate::{
     archive::{Archive, Header, noise},
+    mounted::{Mounted, assert_same, listing, write_plain},
     oci::{Converted, Image, Layer, settings},
 };
 use faasnet::image::{
     artifact::digest_of,
+    erofs::read::FileMap,
     inspect::{FolderParts, InspectError, inspect, open_folder, verify},
     progress::Progress,
     publish::{Destination, folder::FolderDestination},
 };
-use faasnet_actors::id::Digest;
+use faasnet_actors::{
+    id::Digest,
+    image::{BLOCK_BYTES, BlockImage, Index},
+    profile::Profile,
+};
 use proptest::prelude::*;
 use serde_json::json;
 use std::fs;
@@ -53,10 +59,118 @@ fn an_image_gives_the_bytes_that_are_written_down_here() {
     );
 }
 
+/// What a start might read of it: a part of one file, a part of another by its second name, all of a third, and
+/// what the image does not have.
+fn golden_profile() -> Profile {
+    let parts = [
+        ("/noise", 1_000_000..1_010_000),
+        ("/numbers-again", 0..5000),
+        ("/again", 0..4096),
+        ("/noise", 0..4096),
+        ("/noise", 1_499_000..9_000_000),
+        ("/gone", 0..4096),
+        ("/etc", 0..4096),
+        ("/marked", 1..2),
+    ];
+    Profile::recorded(parts.map(|(path, range)| (path.parse().unwrap(), range)))
+}
+
+fn golden_packed() -> Converted {
+    golden_image().convert_packed("linux/amd64".parse().unwrap(), &golden_profile()).unwrap()
+}
+
+#[test]
+fn a_packed_image_gives_the_bytes_that_are_written_down_here() {
+    let (converted, again) = (golden_packed(), golden_packed());
+    assert_eq!(converted.image, BlockImage { location: converted.image.location.clone(), ..again.image });
+    let image = &converted.image;
+    assert_eq!(
+        [image.blob_digest, image.index_digest, image.id].map(|digest| digest.to_string()),
+        GOLDEN_PACKED,
+        "blob, index, artifact"
+    );
+}
+
+#[test]
+fn a_packed_image_reads_like_the_plain_one_and_says_what_is_hot() {
+    let plain = golden_image().convert_for("linux/amd64", &settings()).unwrap();
+    let packed = golden_packed();
+    assert_same(&listing(&Mounted::new(&packed).root()), &listing(&Mounted::new(&plain).root()));
+    let inspect = |converted: &Converted| {
+        let parts = FolderParts::new(converted.folder.path(), &converted.image);
+        verify(&converted.image, &parts, &Progress::default()).unwrap();
+        inspect(&converted.image, &parts).unwrap()
+    };
+    let (plain, packed) = (inspect(&plain), inspect(&packed));
+    assert_eq!((plain.metadata_blocks, plain.hot_blocks), (1, 1));
+    assert_eq!((packed.metadata_blocks, packed.hot_blocks), (1, 1), "the hot set fits behind the metadata");
+    assert_eq!(plain.source, packed.source);
+}
+
+#[test]
+fn the_first_blocks_of_a_packed_image_hold_what_starts_read_in_its_order() {
+    let packed = golden_packed();
+    let file = packed.folder.path().join("plain");
+    write_plain(&packed, &file);
+    let bytes = fs::read(&file).unwrap();
+    let map = FileMap::read(&bytes).unwrap();
+    let index = Index::decode(&fs::read(blob_file(&packed, packed.image.index_digest)).unwrap()).unwrap();
+    let front = map.parts(std::iter::once(0..u64::from(index.hot_blocks() * BLOCK_BYTES)));
+    let shown: Vec<_> =
+        front.parts().iter().take(5).map(|part| (part.path.to_string(), part.start, part.end)).collect();
+    let expected = [
+        ("/noise", 999_424, 1_011_712),
+        ("/numbers-again", 0, 8192),
+        ("/again", 0, 1),
+        ("/noise", 0, 4096),
+        ("/noise", 1_495_040, 1_500_000),
+    ];
+    assert_eq!(shown, expected.map(|(path, start, end)| (path.to_owned(), start, end)));
+}
+
+#[test]
+fn plain_and_packed_artifacts_of_one_source_are_told_apart_in_a_folder() {
+    let packed = golden_packed();
+    let json = fs::read(packed.folder.path().join("index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let annotations = &index["manifests"][0]["annotations"];
+    assert_eq!(annotations["io.faasnet.profile"], golden_profile().fingerprint());
+    let plain = golden_image().convert_for("linux/amd64", &settings()).unwrap();
+    assert_ne!(plain.image.id, packed.image.id);
+    let json = fs::read(plain.folder.path().join("index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert!(index["manifests"][0]["annotations"].get("io.faasnet.profile").is_none());
+}
+
+#[test]
+fn a_profile_as_users_write_it_is_read_and_checked() {
+    let json = serde_json::to_string(&golden_profile()).unwrap();
+    assert_eq!(serde_json::from_str::<Profile>(&json).unwrap(), golden_profile());
+    let short = r#"{"recordings":1,"parts":[{"path":"/a","start":0,"end":9}]}"#;
+    assert_eq!(serde_json::from_str::<Profile>(short).unwrap().bytes(), 9);
+    for bad in [
+        r#"{"recordings":1,"parts":[{"path":"a","start":0,"end":9}]}"#,
+        r#"{"recordings":1,"parts":[{"path":"/../a","start":0,"end":9}]}"#,
+        r#"{"recordings":1,"parts":[{"path":"/a","start":9,"end":9}]}"#,
+        r#"{"recordings":1,"parts":[{"path":"/a","start":-1,"end":9}]}"#,
+        r#"{"recordings":1,"parts":[{"path":"/a","start":0,"end":18446744073709551615}]}"#,
+        r#"{"recordings":0,"parts":[{"path":"/a","start":0,"end":9}]}"#,
+        r#"{"recordings":1,"parts":[],"extra":1}"#,
+    ] {
+        assert!(serde_json::from_str::<Profile>(bad).is_err(), "{bad}");
+    }
+}
+
+const GOLDEN_PACKED: [&str; 3] = [
+    "sha256:f1693d81f1552532a31759c0447b40b75ef43d0d21b88cc9ab93580738776b9f",
+    "sha256:2443b85a7c3bc8d1c8bc72de9d9d8f798c9a1d155dfb5ea50350146d3223f1a8",
+    "sha256:137d399c10ebe3165a9ec05de8fd2d118eff6c5de63449d4a7fdf74a9dda0cab",
+];
+
 const GOLDEN: [&str; 3] = [
-    "sha256:79e1f4da9b680e25d6537d43272a0249faaaa0aa3aeecb738ce9024429821dd9",
-    "sha256:80f952b2a0ce5be73efa9ebb0f1e0a6047fc0e06e8a1355f2001388ab85910a3",
-    "sha256:31afc32ae3dd144004fe3e10903c3e9bfaee36d945e5ddecb79d366178bae7dd",
+    "sha256:01732414d0efaee67bbe9b394e7e8327b4d804aac19d1adca8f0e0038fd0a107",
+    "sha256:87cd1e53fdee5a2a66cad2f368a36100163bcac592b5368f8332b51cf36ea9a3",
+    "sha256:1cecdc99396c0aa8f911f7b362d2fc0a6275bcfb04fc7f724bb69592d630cb15",
 ];
 
 #[test]

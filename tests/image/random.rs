@@ -8,12 +8,14 @@ use crate::{
     roundtrip::run,
 };
 use erofs_rs::{EroFS, backend::SliceImage};
-use faasnet::image::artifact::digest_of;
+use faasnet::image::{artifact::digest_of, resolve::Platform};
+use faasnet_actors::profile::{FilePath, Profile};
 use proptest::{prelude::*, sample::Index};
 use std::{
     collections::BTreeMap,
     fs,
     io::Read,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 use tempfile::TempDir;
@@ -75,7 +77,7 @@ fn archive(nodes: &[Node]) -> Vec<u8> {
         }
         archive = match &node.kind {
             Kind::Directory => archive.pax(&records).directory("x"),
-            Kind::File(bytes) => archive.pax(&records).file("x", &noise(*bytes, number as u64)),
+            Kind::File(bytes) => archive.pax(&records).file("x", &noise(*bytes, number as u64 % 4)),
             Kind::Symlink(bytes) => {
                 records.push(("linkpath", &long_target.as_bytes()[..*bytes]));
                 archive.pax(&records).symlink("x", "y")
@@ -94,6 +96,21 @@ fn archive(nodes: &[Node]) -> Vec<u8> {
         }
     }
     archive.finish()
+}
+
+/// A read of a file, sometimes behind its end.
+fn read() -> impl Strategy<Value = (Index, u64, u64)> {
+    (any::<Index>(), 0_u64..21_000, 1_u64..12_000)
+}
+
+/// What was read of which files.
+fn profile(expected: &BTreeMap<PathBuf, Facts>, reads: &[(Index, u64, u64)]) -> Profile {
+    let paths: Vec<&PathBuf> = expected.keys().filter(|path| !path.as_os_str().is_empty()).collect();
+    let part = |(file, start, bytes): &(Index, u64, u64)| {
+        let path = Path::new("/").join(file.get(&paths));
+        (FilePath::new(path.as_os_str().as_bytes()).unwrap(), *start..start + bytes)
+    };
+    Profile::recorded(reads.iter().map(part))
 }
 
 fn unpacked_by_tar(tar: &[u8]) -> BTreeMap<PathBuf, Facts> {
@@ -140,11 +157,18 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_trees_look_the_same_to_all_readers(nodes in proptest::collection::vec(node(), 1..120)) {
+    fn random_trees_look_the_same_to_all_readers(
+        nodes in proptest::collection::vec(node(), 1..120),
+        reads in proptest::collection::vec(read(), 0..60),
+    ) {
         let tar = archive(&nodes);
         let expected = unpacked_by_tar(&tar);
-        let converted = Image::new(&[Layer::plain(tar)]).convert().unwrap();
-        assert_same(&listing(&Mounted::new(&converted).root()), &expected);
-        assert_erofs_rs_agrees(&converted, &expected);
+        let image = Image::new(&[Layer::plain(tar)]);
+        let profile = profile(&expected, &reads);
+        let packed = image.convert_packed(Platform::of_this_machine(), &profile).unwrap();
+        for converted in [image.convert().unwrap(), packed] {
+            assert_same(&listing(&Mounted::new(&converted).root()), &expected);
+            assert_erofs_rs_agrees(&converted, &expected);
+        }
     }
 }

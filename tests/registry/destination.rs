@@ -53,7 +53,19 @@ fn artifact(folder: &Path, subject: Digest, name: &str) -> Artifact {
     let manifest = manifest.to_string().into_bytes();
     let manifest_digest = reference("", &manifest).digest;
     let config = config.into_bytes();
-    Artifact { manifest, manifest_digest, config, config_ref, index, index_ref, blob_path, blob_ref, subject }
+    let annotations = [("name".to_owned(), name.to_owned())].into();
+    Artifact {
+        manifest,
+        manifest_digest,
+        config,
+        config_ref,
+        index,
+        index_ref,
+        blob_path,
+        blob_ref,
+        subject,
+        annotations,
+    }
 }
 
 fn destination(settings: &OriginSettings, host: &str) -> RegistryDestination {

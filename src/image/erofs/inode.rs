@@ -1,6 +1,6 @@
 //! Inodes in their extended form: 64 bytes, with all of the owner, time and link count.
 
-use super::layout::Place;
+use super::layout::{Form, Place};
 use crate::image::{
     tree::{Inode, Kind, Tree},
     xattr,
@@ -29,15 +29,16 @@ fn type_bits(kind: &Kind) -> u16 {
     }
 }
 
-/// The inode's 64 bytes. `number` is what `stat` shows on machines of 32 bits.
-pub fn encode(tree: &Tree, inode: &Inode, place: Place, number: u32) -> Vec<u8> {
+/// The inode's 64 bytes. `chunk_format` is that of all files with chunks; `number` is what `stat` shows on machines of 32 bits.
+pub fn encode(tree: &Tree, inode: &Inode, place: Place, chunk_format: u32, number: u32) -> Vec<u8> {
     let attributes = &inode.attributes;
     let union = match &inode.kind {
         Kind::CharDevice(device) | Kind::BlockDevice(device) => *device,
+        Kind::File { .. } if place.form == Form::Chunked => chunk_format,
         Kind::Directory(_) | Kind::File { .. } | Kind::Symlink(_) | Kind::Fifo => place.block,
     };
     let mut out = Vec::with_capacity(INODE_BYTES as usize);
-    out.extend_from_slice(&(EXTENDED | if place.inline { FLAT_INLINE } else { FLAT_PLAIN }).to_le_bytes());
+    out.extend_from_slice(&(EXTENDED | data_layout(place.form)).to_le_bytes());
     out.extend_from_slice(&xattr::count(&attributes.xattrs).to_le_bytes());
     out.extend_from_slice(&(type_bits(&inode.kind) | attributes.mode).to_le_bytes());
     out.extend_from_slice(&[0; 2]);
@@ -51,6 +52,14 @@ pub fn encode(tree: &Tree, inode: &Inode, place: Place, number: u32) -> Vec<u8> 
     out.extend_from_slice(&links(tree, inode).to_le_bytes());
     out.resize(INODE_BYTES as usize, 0);
     out
+}
+
+fn data_layout(form: Form) -> u16 {
+    match form {
+        Form::Blocks => FLAT_PLAIN,
+        Form::InlineTail => FLAT_INLINE,
+        Form::Chunked => CHUNK_BASED,
+    }
 }
 
 /// Of a directory: its name, its `.`, and the `..` of each directory in it.

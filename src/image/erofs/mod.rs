@@ -2,10 +2,14 @@
 //! metadata at the front, file data behind it in the order asked for.
 //!
 //! ```text
-//! 0      1024         1152                              data
-//! | zero | superblock | inodes, xattrs, inline bodies | bodies | file, file, file ... |
-//! |<------------------------ metadata ------------------------>|
+//! 0      1024         1152                                      hot set                data
+//! | zero | superblock | inodes, xattrs, inline bodies, tables | bodies | chunk, file, chunk ... | file, rest of a file ... |
+//! |<---------------------------- metadata ---------------------------->|
 //! ```
+//!
+//! A file of which only a part is in the hot set has chunks; a table behind its inode says where each lies.
+//! Chunks of zeros are stored as others are: that they are zeros is known only after everything was laid
+//! out, and zstd leaves nothing of them.
 //!
 //! A body is the content of a directory or symbolic link. Its tail stands inline behind its inode. File
 //! data never does: all metadata must be present before a mount, so it has to stay small, and the
@@ -19,7 +23,7 @@ mod superblock;
 mod write;
 
 pub use layout::Layout;
-pub use write::Writer;
+pub use write::{Writer, copy_hot};
 
 /// Bytes of a block of the file system; the kernel wants no more than a page.
 pub const FS_BLOCK_BYTES: u64 = 4096;

@@ -10,6 +10,8 @@ pub const SUPERBLOCK_END: u64 = 1152;
 pub const MAGIC: u32 = 0xe0f5_e1e2;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM`.
 const HAS_CHECKSUM: u32 = 1;
+/// `EROFS_FEATURE_INCOMPAT_CHUNKED_FILE`.
+const CHUNKED_FILE: u32 = 4;
 /// Place of the checksum within the superblock.
 const CHECKSUM: usize = 4;
 
@@ -29,6 +31,10 @@ pub fn encode(layout: &Layout, uuid: [u8; 16]) -> Vec<u8> {
     // Inode numbers count from the beginning of the image; no attributes are shared.
     out.extend_from_slice(&[0; 8]);
     out.extend_from_slice(&uuid);
+    // No name.
+    out.extend_from_slice(&[0; 16]);
+    let features = if layout.has_chunks() { CHUNKED_FILE } else { 0 };
+    out.extend_from_slice(&features.to_le_bytes());
     out.resize(SUPERBLOCK_END as usize, 0);
     out
 }

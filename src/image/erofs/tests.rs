@@ -1,5 +1,10 @@
-use super::{layout::Place, *};
+use super::{
+    layout::{Form, Place, Run},
+    *,
+};
+use crate::image::packing::{HotSet, Plan};
 use crate::image::tree::{Attributes, Children, DataPlace, Inode, InodeId, Kind, ROOT, Tree};
+use faasnet_actors::profile::Profile;
 use proptest::prelude::*;
 
 fn inode(kind: Kind, xattr_bytes: usize) -> Inode {
@@ -9,13 +14,13 @@ fn inode(kind: Kind, xattr_bytes: usize) -> Inode {
 }
 
 pub fn file(entry: u32, size: u64) -> Kind {
-    Kind::File { size, data: DataPlace { layer: 0, entry } }
+    Kind::File { size, data: DataPlace { layer: 0, entry }, content: None }
 }
 
 /// Bytes that an inode takes in the metadata, with what stands inline.
 fn inline_range(tree: &Tree, id: InodeId, place: Place) -> (u64, u64, u64) {
     let head = 64 + crate::image::xattr::encoded_len(&tree.inode(id).attributes.xattrs) as u64;
-    let tail = if place.inline { place.bytes % FS_BLOCK_BYTES } else { 0 };
+    let tail = if place.form == Form::InlineTail { place.bytes % FS_BLOCK_BYTES } else { 0 };
     (place.inode, place.inode + head, place.inode + head + tail)
 }
 
@@ -42,7 +47,7 @@ proptest! {
         let mut files: Vec<InodeId> =
             tree.iter().filter(|(_, inode)| is_file(inode)).map(|(id, _)| id).collect();
         files.reverse();
-        let layout = Layout::new(&tree, &files, 1 << 40).unwrap();
+        let layout = Layout::new(&tree, &Plan::in_order(&files), 1 << 40).unwrap();
         let mut taken = vec![(0, 1152)];
         for (id, inode) in tree.iter() {
             let place = layout.place(id);
@@ -71,7 +76,7 @@ fn hostile_sizes_are_refused_without_overflow() {
             tree.add(ROOT, format!("{number}").as_bytes(), 0, inode(file(number, *size), 0));
         }
         let files: Vec<InodeId> = tree.iter().map(|(id, _)| id).skip(1).collect();
-        assert!(Layout::new(&tree, &files, 1 << 21).is_err(), "{sizes:?}");
+        assert!(Layout::new(&tree, &Plan::in_order(&files), 1 << 21).is_err(), "{sizes:?}");
     }
 }
 
@@ -79,12 +84,26 @@ fn hostile_sizes_are_refused_without_overflow() {
 fn a_writer_takes_files_only_as_long_as_they_were_announced() {
     let mut tree = Tree::new();
     let id = tree.add(ROOT, b"file", 0, inode(file(0, 10), 0));
-    let layout = Layout::new(&tree, &[id], 1 << 20).unwrap();
+    let plan = Plan::in_order(&[id]);
+    let layout = Layout::new(&tree, &plan, 1 << 20).unwrap();
     for wrong in [9, 11] {
-        let mut writer = Writer::begin(&tree, &layout, [0; 16], Vec::new()).unwrap();
+        let mut writer = Writer::begin(&tree, &plan, &layout, [0; 16], Vec::new()).unwrap();
         let copied = writer.write_file(id, |out| out.write_all(&vec![0; wrong]).map(|()| 10));
         assert!(copied.is_err(), "{wrong} bytes");
     }
-    let writer = Writer::begin(&tree, &layout, [0; 16], Vec::new()).unwrap();
+    let writer = Writer::begin(&tree, &plan, &layout, [0; 16], Vec::new()).unwrap();
     assert!(writer.finish().is_err(), "a file is missing");
+}
+
+#[test]
+fn a_file_whose_last_hot_chunk_is_followed_by_its_first_cold_one_is_written_in_two_runs() {
+    let mut tree = Tree::new();
+    let id = tree.add(ROOT, b"file", 0, inode(file(0, 9000), 0));
+    let profile = Profile::recorded([("/file".parse().unwrap(), 0..4096)]);
+    let plan = Plan::new(&tree, Some(HotSet { profile: &profile, chunk_bytes: FS_BLOCK_BYTES }));
+    let layout = Layout::new(&tree, &plan, 1 << 20).unwrap();
+    let start = layout.metadata_bytes();
+    assert_eq!(layout.hot_end(), start + FS_BLOCK_BYTES);
+    let run = |file, place| Run { file, place };
+    assert_eq!(layout.runs(id), [run(0..4096, start), run(4096..9000, start + FS_BLOCK_BYTES)]);
 }

@@ -60,7 +60,8 @@ impl FolderDestination {
             size: artifact.manifest.len() as u64,
         };
         let artifact_type = Some(ARTIFACT_TYPE.to_owned());
-        index.manifests.push(Descriptor { artifact_type, ..Descriptor::from(&manifest) });
+        let annotations = artifact.annotations.clone();
+        index.manifests.push(Descriptor { artifact_type, annotations, ..Descriptor::from(&manifest) });
         let bytes = serde_json::to_vec(&index).expect("plain structures always encode");
         put_bytes(&folder.join("index.json"), &bytes)
     }

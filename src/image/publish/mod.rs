@@ -14,7 +14,7 @@ use crate::{
 use faasnet_actors::{id::Digest, image::ImageLocation};
 use folder::FolderDestination;
 use registry::RegistryDestination;
-use std::{io, path::PathBuf};
+use std::{collections::BTreeMap, io, path::PathBuf};
 
 /// A block image ready to be published: an OCI image manifest with `subject`, a configuration and two
 /// layers (index, blob of blocks).
@@ -31,6 +31,8 @@ pub struct Artifact {
     pub blob_ref: BlobRef,
     /// The source manifest, as named by `subject`.
     pub subject: BlobRef,
+    /// Those of the manifest, which lists of artifacts repeat.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// The media type of the artifact's manifest.

@@ -10,7 +10,7 @@ use crate::{
 };
 use faasnet_actors::{id::Digest, image::ImageLocation};
 use oci_spec::image::ImageManifest;
-use std::{collections::BTreeMap, fs::File, path::Path, sync::Arc, time::Duration};
+use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
 /// How often bytes sent are reported and a cancellation is looked for.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
@@ -139,13 +139,11 @@ fn open(path: &Path, size: u64) -> Result<Content, PublishError> {
 
 /// How the list of referrers names the artifact (distribution specification 1.1, "Listing Referrers").
 fn entry(artifact: &Artifact) -> Descriptor {
-    let manifest = ImageManifest::from_reader(artifact.manifest.as_slice()).ok();
-    let annotations = manifest.as_ref().and_then(|manifest| manifest.annotations().clone());
     Descriptor {
         media_type: MANIFEST_MEDIA_TYPE.to_owned(),
         digest: artifact.manifest_digest,
         size: artifact.manifest.len() as u64,
         artifact_type: Some(super::ARTIFACT_TYPE.to_owned()),
-        annotations: annotations.unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>(),
+        annotations: artifact.annotations.clone(),
     }
 }

@@ -56,6 +56,30 @@ pub trait Source: Send + Sync {
     }
 }
 
+/// A source of which one manifest is read, whatever its reference leads to by now.
+pub struct Pinned<'a> {
+    pub inner: &'a dyn Source,
+    pub manifest: Digest,
+}
+
+impl Source for Pinned<'_> {
+    fn root(&self) -> Result<Document, SourceError> {
+        self.inner.manifest(self.manifest)
+    }
+
+    fn manifest(&self, digest: Digest) -> Result<Document, SourceError> {
+        self.inner.manifest(digest)
+    }
+
+    fn blob(&self, blob: &BlobRef) -> Result<Box<dyn Read + Send>, SourceError> {
+        self.inner.blob(blob)
+    }
+
+    fn is_local(&self) -> bool {
+        self.inner.is_local()
+    }
+}
+
 /// Why a source image could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {

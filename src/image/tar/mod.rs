@@ -139,6 +139,11 @@ impl<R: Read> Reader<R> {
         Ok(self.size)
     }
 
+    /// Whether the present entry has holes.
+    pub fn is_sparse(&self) -> bool {
+        self.extents.is_some()
+    }
+
     /// Gives back the stream, which may hold bytes behind the end of the archive.
     pub fn into_inner(self) -> R {
         self.inner

@@ -1,6 +1,7 @@
 use super::{super::tests::file, *};
 use crate::image::{
     erofs::{Layout, Writer},
+    packing::Plan,
     tree::{Attributes, Children, Inode, InodeId, Kind, ROOT, Tree},
 };
 use proptest::prelude::*;
@@ -28,8 +29,9 @@ fn image(sizes: &[u64]) -> (Vec<u8>, Vec<(String, u64, u64)>) {
         }
     }
     let ids: Vec<InodeId> = files.iter().map(|(id, _)| *id).collect();
-    let layout = Layout::new(&tree, &ids, 1 << 40).unwrap();
-    let mut writer = Writer::begin(&tree, &layout, [7; 16], Vec::new()).unwrap();
+    let plan = Plan::in_order(&ids);
+    let layout = Layout::new(&tree, &plan, 1 << 40).unwrap();
+    let mut writer = Writer::begin(&tree, &plan, &layout, [7; 16], Vec::new()).unwrap();
     for id in &ids {
         let size = layout.place(*id).bytes;
         writer.write_file(*id, |out| out.write_all(&vec![9; size as usize]).map(|()| size)).unwrap();
