@@ -9,6 +9,7 @@ mod bad_input;
 mod burst;
 mod chaos;
 mod corruption;
+mod hot_set;
 mod listing;
 mod manager_restart;
 mod overload;
