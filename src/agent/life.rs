@@ -73,7 +73,7 @@ impl Life {
         let (certificates, renewed) = mpsc::channel(1);
         let (holder, holder_queue) = holder_link::HolderLink::new();
         let capability_key = watch::Sender::new(Vec::new());
-        let cache = Cache::open(data).context("opening the cache")?;
+        let cache = Cache::open(data, settings.agent.threads).context("opening the cache")?;
         let Records { trees, instances } = cache.records().context("reading what a former agent left")?;
         let world = AgentWorld {
             vm: options.name.clone(),

@@ -21,6 +21,7 @@ use crate::{
 };
 use actix::System;
 use anyhow::{Context, bail};
+pub use disk::Cache;
 use faasnet_actors::{id::VmId, wire::frame::FrameLimits, world::Origin};
 use handover::{Inherited, Lock};
 use life::End;
@@ -60,15 +61,10 @@ fn millis(value: u64) -> Duration {
 /// replaced (`handover`).
 pub fn run(settings: Settings, options: AgentOptions) -> anyhow::Result<()> {
     let threads = settings.agent.threads;
+    // Also a single one is another thread than that of the actors, which never hash, encrypt or compress.
     let runtime = move || {
-        let mut builder = match threads {
-            1 => tokio::runtime::Builder::new_current_thread(),
-            _ => tokio::runtime::Builder::new_multi_thread(),
-        };
-        if threads > 1 {
-            builder.worker_threads(threads);
-        }
-        builder.enable_all().build().expect("the operating system gives threads")
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads).enable_all().build().expect("the operating system gives threads")
     };
     System::with_tokio_rt(runtime).block_on(serve(settings, options))
 }

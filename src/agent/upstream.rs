@@ -27,13 +27,13 @@ use sha2::{Digest as _, Sha256};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 
 /// Blocks in one message to the transfer: at 512 KiB each, a batch is there within a few milliseconds.
 const BATCH_BLOCKS_MAX: usize = 8;
 
-/// Pause between two words that a parent waits: a transfer looks at silent upstreams that often.
+/// Pause between two words that a parent waits, or is sending: a transfer looks at silent upstreams that often.
 const WAITS_PAUSE: Duration = Duration::from_millis(50);
 
 /// Most stored bytes read from the origin by one request.
@@ -114,6 +114,9 @@ async fn talk(
         other => return Err(format!("it answered {other:?} to the opening")),
     }
     let mut owed = Owed::default();
+    let mut look = tokio::time::interval(WAITS_PAUSE);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut received = 0;
     loop {
         tokio::select! {
             biased;
@@ -128,6 +131,12 @@ async fn talk(
                     framed::write(&mut writing, &order, &[]).await.map_err(|error| error.to_string())?;
                 }
             },
+            // On a slow line a block takes longer than the silence after which a parent is left.
+            _ = look.tick(), if owed.blocks + owed.indexes > 0 => {
+                if std::mem::replace(&mut received, frames.received()) != received && owed.waits(Instant::now()) {
+                    reporter.tell(UpstreamEvent::Waits);
+                }
+            }
         }
     }
 }

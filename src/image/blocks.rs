@@ -25,16 +25,47 @@ pub enum BlockError {
     Length { got: usize, expected: u32 },
 }
 
-/// Decodes a block whose hash was checked. The output never grows beyond `plain_len` bytes.
-pub fn decode_block(entry: &BlockEntry, plain_len: u32, stored: &[u8]) -> Result<Vec<u8>, BlockError> {
-    let plain = match entry.codec {
-        Codec::Plain => stored.to_vec(),
-        Codec::Zstd => zstd::bulk::decompress(stored, plain_len as usize).map_err(|_| BlockError::Frame)?,
-    };
-    if plain.len() != plain_len as usize {
-        return Err(BlockError::Length { got: plain.len(), expected: plain_len });
+/// Decodes blocks one after the other into the same memory.
+#[derive(Default)]
+pub struct BlockDecoder {
+    /// Made for the first block that needs it.
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+    plain: Vec<u8>,
+}
+
+impl BlockDecoder {
+    /// Decodes a block whose hash was checked. The output never grows beyond `plain_len` bytes.
+    pub fn decode<'a>(
+        &'a mut self,
+        entry: &BlockEntry,
+        plain_len: u32,
+        stored: &'a [u8],
+    ) -> Result<&'a [u8], BlockError> {
+        let plain = match entry.codec {
+            Codec::Plain => stored,
+            Codec::Zstd => {
+                self.plain.clear();
+                self.plain.reserve_exact(plain_len as usize);
+                let zstd = match &mut self.zstd {
+                    Some(zstd) => zstd,
+                    none => none.insert(zstd::bulk::Decompressor::new().map_err(|_| BlockError::Frame)?),
+                };
+                // It writes as far as the capacity goes, which an earlier, longer block may have left.
+                self.plain.shrink_to(plain_len as usize);
+                zstd.decompress_to_buffer(stored, &mut self.plain).map_err(|_| BlockError::Frame)?;
+                &self.plain
+            }
+        };
+        if plain.len() != plain_len as usize {
+            return Err(BlockError::Length { got: plain.len(), expected: plain_len });
+        }
+        Ok(plain)
     }
-    Ok(plain)
+}
+
+/// Decodes one block whose hash was checked.
+pub fn decode_block(entry: &BlockEntry, plain_len: u32, stored: &[u8]) -> Result<Vec<u8>, BlockError> {
+    BlockDecoder::default().decode(entry, plain_len, stored).map(<[u8]>::to_vec)
 }
 
 /// Marks I/O errors of writing blocks, so that they are told from those of reading layers.

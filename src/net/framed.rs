@@ -24,6 +24,7 @@ pub struct FrameReader<R, T> {
     stream: R,
     buffer: BytesMut,
     limits: FrameLimits,
+    received: u64,
     header: PhantomData<fn() -> T>,
 }
 
@@ -32,7 +33,7 @@ const READ_BYTES: usize = 64 * 1024;
 
 impl<R: AsyncRead + Unpin, T: DeserializeOwned> FrameReader<R, T> {
     pub fn new(stream: R, limits: FrameLimits) -> Self {
-        Self { stream, buffer: BytesMut::new(), limits, header: PhantomData }
+        Self { stream, buffer: BytesMut::new(), limits, received: 0, header: PhantomData }
     }
 
     /// The next frame; `None` after a clean end. May be dropped while it waits without losing bytes.
@@ -43,7 +44,9 @@ impl<R: AsyncRead + Unpin, T: DeserializeOwned> FrameReader<R, T> {
                 Err(whole) => whole - self.buffer.len(),
             };
             self.buffer.reserve(missing.max(READ_BYTES));
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            let count = self.stream.read_buf(&mut self.buffer).await?;
+            self.received += count as u64;
+            if count == 0 {
                 return if self.buffer.is_empty() {
                     Ok(None)
                 } else {
@@ -51,6 +54,11 @@ impl<R: AsyncRead + Unpin, T: DeserializeOwned> FrameReader<R, T> {
                 };
             }
         }
+    }
+
+    /// Bytes that have come, those of frames that are not whole yet included.
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// A frame that is already here, without waiting.
@@ -66,7 +74,8 @@ impl<R: AsyncRead + Unpin, T: DeserializeOwned> FrameReader<R, T> {
 
     /// Goes on with headers of another type, keeping what was read ahead.
     pub fn retype<U: DeserializeOwned>(self) -> FrameReader<R, U> {
-        FrameReader { stream: self.stream, buffer: self.buffer, limits: self.limits, header: PhantomData }
+        let Self { stream, buffer, limits, received, header: _ } = self;
+        FrameReader { stream, buffer, limits, received, header: PhantomData }
     }
 
     /// Gives back the stream and the bytes that were read beyond the last frame.

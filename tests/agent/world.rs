@@ -439,6 +439,10 @@ impl Agent {
         fs::read_to_string(self.data.join("agent.log")).unwrap_or_default()
     }
 
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap()
+    }
+
     /// Waits until the process has ended, and says whether it did so well.
     pub async fn ends(&mut self) -> bool {
         let (done, mut waiting) = watch::channel(None);
@@ -458,8 +462,7 @@ impl Agent {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        let _ = rustix::process::kill_process(pid, signal);
+        let _ = rustix::process::kill_process(self.pid(), signal);
     }
 }
 

@@ -108,7 +108,7 @@ impl ChildLink {
 
 /// The cache of block images on this VM's disk.
 pub trait Disk: Send + Sync {
-    /// Opens an image's place in the cache, or makes one. What is found is verified first.
+    /// Opens an image's place in the cache, or makes one. Does not take longer for a large image.
     fn open(&self, tree: &TreeId, image: &BlockImage) -> BoxFuture<'static, Result<OpenedImage, DiskError>>;
     fn save_index(&self, tree: &TreeId, encoded: Bytes) -> BoxFuture<'static, Result<(), DiskError>>;
     /// Decodes verified stored bytes and writes both forms.
@@ -126,6 +126,13 @@ pub trait Disk: Send + Sync {
         index: Arc<Index>,
         block: BlockId,
     ) -> BoxFuture<'static, Result<Bytes, DiskError>>;
+    /// Verifies a block that was found when the image was opened. A damaged one is found no more.
+    fn check(
+        &self,
+        tree: &TreeId,
+        index: Arc<Index>,
+        block: BlockId,
+    ) -> BoxFuture<'static, Result<bool, DiskError>>;
     /// Removes an image's place in the cache. Files that the holder has open live on until it closes them.
     fn remove(&self, tree: &TreeId) -> BoxFuture<'static, Result<(), DiskError>>;
     /// Keeps what an agent must know after it was killed.
@@ -140,7 +147,8 @@ pub trait Disk: Send + Sync {
 
 pub struct OpenedImage {
     pub index: Option<Arc<Index>>,
-    pub present: BTreeSet<BlockId>,
+    /// Blocks that were kept, each to be verified before it is used.
+    pub unverified: BTreeSet<BlockId>,
     /// The cache file that the holder reads.
     pub plain_path: PathBuf,
 }

@@ -9,7 +9,7 @@ pub use self::core::StoreCore;
 use crate::{
     agent::world::{Disk, DiskError},
     id::{BlockId, TreeId},
-    image::Index,
+    image::{BlockEntry, Codec, Index},
     support::{Flow, Hop, Life, Observe, Snapshot},
 };
 use actix::prelude::*;
@@ -57,9 +57,12 @@ pub struct Release {
     pub disk_bytes: u64,
 }
 
-/// What a block takes on disk: its stored and its plain bytes.
+/// What a block takes on disk: its stored and its plain bytes, once if they are the same.
 pub fn disk_bytes(index: &Index, block: BlockId) -> u64 {
-    let stored = index.entry(block).map_or(0, |entry| entry.stored_bytes);
+    let stored = match index.entry(block) {
+        Some(BlockEntry { codec: Codec::Zstd, stored_bytes, .. }) => *stored_bytes,
+        Some(BlockEntry { codec: Codec::Plain, .. }) | None => 0,
+    };
     u64::from(stored) + u64::from(index.plain_len(block))
 }
 

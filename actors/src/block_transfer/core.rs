@@ -13,6 +13,7 @@
 
 use super::{
     children::Child,
+    found::Found,
     links::{Choice, Link, LinkState, Links, Query},
     origin::OriginPass,
     read_ahead::ReadAhead,
@@ -138,6 +139,11 @@ pub enum Event {
     NotKept {
         block: BlockId,
     },
+    /// A block that was found on disk was verified, or is not what the index says.
+    Checked {
+        block: BlockId,
+        is_whole: bool,
+    },
     /// The cache has lost the block.
     Dropped {
         block: BlockId,
@@ -211,6 +217,10 @@ pub enum Effect {
         block: BlockId,
         stored: Bytes,
     },
+    /// Verifies a block that was found on disk. Answered by `Checked`.
+    Check {
+        block: BlockId,
+    },
     /// Without bytes: they are in the cache. Answered by `ChildSent`.
     Serve {
         child: ChildId,
@@ -283,6 +293,7 @@ pub struct TransferCore {
     /// Set once `Mount` was asked for.
     is_mountable: bool,
     pub(super) present: BTreeSet<BlockId>,
+    pub(super) found: Found,
     pub(super) writing: BTreeMap<BlockId, Bytes>,
     pub(super) wanted: BTreeMap<BlockId, Want>,
     /// Wants that are asked of nobody, in the order in which they are to be.
@@ -321,7 +332,7 @@ impl Stalls {
 }
 
 impl TransferCore {
-    /// `index` and `present` are what the cache held already, verified.
+    /// `index` and `present` are verified.
     pub fn new(
         own: VmId,
         limits: TransferLimits,
@@ -338,6 +349,7 @@ impl TransferCore {
             index,
             is_mountable: false,
             present,
+            found: Found::default(),
             writing: BTreeMap::new(),
             wanted: BTreeMap::new(),
             queue: BTreeSet::new(),
@@ -353,6 +365,18 @@ impl TransferCore {
             bytes: BytesBySource::default(),
             stalls: Stalls::default(),
         }
+    }
+
+    /// With blocks that the cache held already.
+    #[must_use]
+    pub fn with_found(mut self, unverified: BTreeSet<BlockId>) -> Self {
+        self.found = Found::new(unverified);
+        self
+    }
+
+    /// Blocks that take room on disk, but for those that are being written.
+    pub fn on_disk(&self) -> impl Iterator<Item = &BlockId> {
+        self.present.iter().chain(self.found.blocks())
     }
 
     pub fn index(&self) -> Option<&Arc<Index>> {
@@ -415,6 +439,7 @@ impl TransferCore {
             }
             Event::Kept { block } => self.kept(block, now, effects),
             Event::NotKept { block } => self.not_kept(block, now, effects),
+            Event::Checked { block, is_whole } => self.checked(block, is_whole, now, effects),
             Event::Dropped { block } => {
                 self.present.remove(&block);
             }
@@ -676,12 +701,12 @@ impl TransferCore {
         self.wanted.get_mut(&block).expect("inserted above")
     }
 
-    fn enqueue(&mut self, block: BlockId, now: Instant) {
+    pub(super) fn enqueue(&mut self, block: BlockId, now: Instant) {
         self.dequeue(block);
         let Some(want) = self.wanted.get(&block) else {
             return;
         };
-        if want.asked.is_some() || want.not_before.is_some_and(|at| at > now) {
+        if self.found.want(block) || want.asked.is_some() || want.not_before.is_some_and(|at| at > now) {
             return;
         }
         self.sequence += 1;
@@ -697,6 +722,7 @@ impl TransferCore {
 
     /// Asks for what is wanted, as far as windows are open.
     fn pump(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.check_found(effects);
         let (stall, is_needed) = (self.limits.stall, self.index.is_none() || !self.wanted.is_empty());
         for upstream in self.links.due_connections(now, stall, is_needed) {
             effects.push(Effect::Connect(upstream));
@@ -817,14 +843,11 @@ impl TransferCore {
         if self.present.contains(&block) || self.writing.contains_key(&block) {
             return; // it came twice: an upstream that counted as lost has answered after all
         }
+        self.found.remove(block);
         self.writing.insert(block, stored.clone());
-        if let Some(want) = self.wanted.remove(&block) {
-            self.dequeue(block);
+        if let Some(want) = self.no_longer_wanted(block, now) {
             if let Some(asked) = want.asked.as_ref().filter(|asked| *asked != upstream) {
                 self.links.forget(asked, block);
-            }
-            if want.is_read {
-                self.stalls.ended(now.duration_since(want.since));
             }
             for child in want.children {
                 self.child_answered(child, block);
@@ -834,9 +857,23 @@ impl TransferCore {
         effects.push(Effect::Keep { block, stored });
     }
 
+    /// Ends a want because its block is here.
+    pub(super) fn no_longer_wanted(&mut self, block: BlockId, now: Instant) -> Option<Want> {
+        let want = self.wanted.remove(&block)?;
+        self.dequeue(block);
+        if want.is_read {
+            self.stalls.ended(now.duration_since(want.since));
+        }
+        Some(want)
+    }
+
     fn kept(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
         self.writing.remove(&block);
         self.present.insert(block);
+        self.is_kept(block, now, effects);
+    }
+
+    pub(super) fn is_kept(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
         effects.push(Effect::Present { blocks: vec![block] });
         if !self.is_mountable {
             self.want_metadata(now, effects);
@@ -969,6 +1006,11 @@ impl TransferCore {
             link.state == LinkState::Open && link.in_flight.len() <= self.limits.in_flight_blocks_max
         }));
         debug_assert!(self.queue.len() == self.queued_at.len());
+        debug_assert!(
+            (self.found.blocks().iter())
+                .all(|block| !self.present.contains(block) && !self.writing.contains_key(block)),
+            "invariant 5: what was not verified is not present"
+        );
         debug_assert!(
             (self.children.values())
                 .flat_map(|child| &child.waits_for)

@@ -10,6 +10,7 @@ mod children;
 mod core;
 #[cfg(test)]
 mod fixtures;
+mod found;
 mod links;
 mod messages;
 mod origin;

@@ -325,6 +325,10 @@ impl World {
                 let vm = vm(number);
                 self.send(MANAGER, HOP, News::Manager(TreeEvent::OriginWanted { vm, blocks }));
             }
+            Effect::Check { block } => {
+                let event = Event::Checked { block, is_whole: true };
+                self.send(number, HOP, News::Local(event));
+            }
             Effect::TellCorrupt { .. } | Effect::Step(_) | Effect::Mount => {}
         }
     }

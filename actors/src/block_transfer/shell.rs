@@ -99,7 +99,7 @@ pub struct BlockTransfer {
 }
 
 impl BlockTransfer {
-    /// `opened` is what the cache holds of the image, verified.
+    /// `opened` is what the cache holds of the image.
     pub fn new(
         tree: TreeId,
         record: TreeRecord,
@@ -114,7 +114,8 @@ impl BlockTransfer {
             steps.insert(Step::Index);
         }
         let core =
-            TransferCore::new(world.vm.clone(), world.limits, opened.index, opened.present, Instant::now());
+            TransferCore::new(world.vm.clone(), world.limits, opened.index, BTreeSet::new(), Instant::now())
+                .with_found(opened.unverified);
         Self {
             tree,
             image: Arc::new(record.image),
@@ -170,6 +171,7 @@ impl BlockTransfer {
                 self.ask(&upstream, ToParent::Corrupt { block }, ctx);
             }
             Effect::Keep { block, stored } => self.keep(block, stored, ctx),
+            Effect::Check { block } => self.check(block, ctx),
             Effect::Serve { child, block, urgency, stored: Some(stored) } => {
                 self.tell(child, urgency, FromParent::Block { block }, stored, ctx);
             }
@@ -310,7 +312,7 @@ impl BlockTransfer {
         let Some(index) = self.core.index() else {
             return;
         };
-        let bytes = self.core.present().iter().map(|block| disk_bytes(index, *block));
+        let bytes = self.core.on_disk().map(|block| disk_bytes(index, *block));
         self.world.store.do_send(Found { tree: self.tree.clone(), disk_bytes: bytes.sum() });
     }
 
@@ -594,6 +596,23 @@ impl BlockTransfer {
             if let Err(error) = loaded {
                 transfer.lost_on_disk(block, &error, ctx);
             }
+        }));
+    }
+
+    /// Verifies a block that a former agent kept.
+    fn check(&self, block: BlockId, ctx: &mut Context<Self>) {
+        let index = Arc::clone(self.index.get().expect("blocks are found by the index"));
+        let checking = self.world.disk.check(&self.tree, Arc::clone(&index), block);
+        ctx.spawn(checking.into_actor(self).map(move |checked, transfer, ctx| {
+            let is_whole = checked.unwrap_or_else(|error| {
+                tracing::error!(tree = %transfer.tree, ?block, %error, "a kept block cannot be read");
+                false
+            });
+            if !is_whole {
+                let (tree, disk_bytes) = (transfer.tree.clone(), disk_bytes(&index, block));
+                transfer.world.store.do_send(Release { tree, disk_bytes });
+            }
+            transfer.apply(Event::Checked { block, is_whole }, ctx);
         }));
     }
 

@@ -253,6 +253,10 @@ impl World {
             }
             Effect::Present { blocks } => self.answered[number].extend(blocks),
             Effect::Unavailable { blocks } => self.failed[number].extend(blocks),
+            Effect::Check { block } => {
+                let event = Event::Checked { block, is_whole: true };
+                self.send(number, HOP, event);
+            }
             Effect::TellCorrupt { .. }
             | Effect::Step(_)
             | Effect::Mount
@@ -657,4 +661,31 @@ fn a_demand_is_asked_for_when_the_window_is_full_of_read_ahead() {
     asker.apply(Event::Demanded { blocks: vec![BlockId(3)] });
     let hurry = Effect::Hurry { upstream: upstream(2), blocks: vec![BlockId(3)] };
     assert_eq!(asker.effects, [hurry], "it was asked for ahead, and is read now");
+}
+
+#[test]
+fn what_was_found_on_disk_is_used_when_it_is_verified_and_fetched_when_it_is_damaged() {
+    let now = Instant::now();
+    let core = TransferCore::new(vm(9), LIMITS, Some(index(8)), BTreeSet::new(), now)
+        .with_found((0..6).map(BlockId).collect());
+    let mut asker = Asker { core, now, effects: Vec::new() };
+    asker.apply(placed(1, vec![upstream(1)]));
+    asker.apply(Event::Opened { upstream: upstream(1) });
+    let check = |block| Effect::Check { block: BlockId(block) };
+    assert!(asker.effects.contains(&check(0)), "the mount needs it");
+    assert!(!asker.effects.contains(&check(1)), "the rest waits");
+    asker.apply(Event::Checked { block: BlockId(0), is_whole: true });
+    assert!(asker.effects.contains(&Effect::Mount) && asker.effects.contains(&check(1)));
+    asker.apply(Event::Demanded { blocks: vec![BlockId(3), BlockId(4)] });
+    assert!(asker.effects.contains(&check(3)) && asker.effects.contains(&check(4)));
+    assert_eq!(asker.asked(), [], "nobody is asked for what is probably here");
+    asker.apply(Event::ChildOpened { child: ChildId(1), vm: vm(1) });
+    asker.child_wants(vec![BlockId(3)], Urgency::Demand);
+    assert_eq!(served(&asker.effects), [0; 0], "invariant 5");
+    asker.apply(Event::Checked { block: BlockId(3), is_whole: true });
+    assert_eq!(served(&asker.effects), [3]);
+    assert!(asker.effects.contains(&Effect::Present { blocks: vec![BlockId(3)] }));
+    asker.apply(Event::Checked { block: BlockId(4), is_whole: false });
+    assert_eq!(asker.asked(), [(upstream(1), vec![BlockId(4)])]);
+    assert_eq!(asker.core.stalls(now).count, 2);
 }

@@ -467,10 +467,10 @@ fn soon<T: Send + 'static>(value: T) -> BoxFuture<'static, T> {
 impl Disk for MemDisk {
     fn open(&self, tree: &TreeId, _: &BlockImage) -> BoxFuture<'static, Result<OpenedImage, DiskError>> {
         let blocks = self.blocks.lock().expect("one thread");
-        let present: BTreeSet<BlockId> =
+        let unverified: BTreeSet<BlockId> =
             blocks.keys().filter(|(of, _)| of == tree).map(|(_, block)| *block).collect();
         let index = self.indexes.lock().expect("one thread").get(tree).cloned();
-        soon(Ok(OpenedImage { index, present, plain_path: "/plain".into() }))
+        soon(Ok(OpenedImage { index, unverified, plain_path: "/plain".into() }))
     }
 
     fn save_index(&self, tree: &TreeId, encoded: Bytes) -> BoxFuture<'static, Result<(), DiskError>> {
@@ -498,6 +498,15 @@ impl Disk for MemDisk {
     ) -> BoxFuture<'static, Result<Bytes, DiskError>> {
         let stored = self.blocks.lock().expect("one thread").get(&(tree.clone(), block)).cloned();
         soon(stored.ok_or(DiskError::Corrupt(block)))
+    }
+
+    fn check(
+        &self,
+        tree: &TreeId,
+        _: Arc<Index>,
+        block: BlockId,
+    ) -> BoxFuture<'static, Result<bool, DiskError>> {
+        soon(Ok(self.blocks.lock().expect("one thread").contains_key(&(tree.clone(), block))))
     }
 
     fn remove(&self, tree: &TreeId) -> BoxFuture<'static, Result<(), DiskError>> {

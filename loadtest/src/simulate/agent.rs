@@ -100,6 +100,11 @@ pub(super) enum Event {
         tree: TreeId,
         block: BlockId,
     },
+    /// A block that a former agent kept was verified.
+    Checked {
+        tree: TreeId,
+        block: BlockId,
+    },
     Loaded {
         tree: TreeId,
         child: ChildId,
@@ -188,6 +193,10 @@ pub(super) enum Effect {
         tree: TreeId,
         block: BlockId,
         stored: Bytes,
+    },
+    Check {
+        tree: TreeId,
+        block: BlockId,
     },
     Load {
         tree: TreeId,
@@ -374,6 +383,10 @@ impl Agent {
             }
             Event::Kept { tree, block } => {
                 self.transfer(&tree, block_transfer::Event::Kept { block }, now, effects);
+            }
+            Event::Checked { tree, block } => {
+                let event = block_transfer::Event::Checked { block, is_whole: true };
+                self.transfer(&tree, event, now, effects);
             }
             Event::Loaded { tree, child, block, urgency } => {
                 self.loaded(&tree, child, block, urgency, effects);
@@ -668,7 +681,8 @@ impl Agent {
         let used = cached.blocks.iter().map(|block| disk_bytes(&image.index, *block)).sum();
         self.store.found(tree, used);
         let (own, limits) = (self.vm.clone(), self.limits.transfer);
-        let core = TransferCore::new(own, limits, index, cached.blocks.clone(), now);
+        let core =
+            TransferCore::new(own, limits, index, BTreeSet::new(), now).with_found(cached.blocks.clone());
         let (links, children) = (BTreeMap::new(), BTreeSet::new());
         known.transfer = Some(Transfer { core, links, children, steps });
         let place = known.record.place.clone();
@@ -768,6 +782,7 @@ impl Agent {
                 self.tell_followers(tree, &ImageEvent::Trouble(trouble), now, effects);
             }
             Done::Keep { block, stored } => self.keep(tree, block, stored, now, effects),
+            Done::Check { block } => effects.push(Effect::Check { tree: tree.clone(), block }),
             Done::Serve { child, block, urgency, stored } => {
                 self.serve(tree, child, block, urgency, stored, effects);
             }

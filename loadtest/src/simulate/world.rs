@@ -569,6 +569,9 @@ impl World {
                 self.invariant_5(host, &tree, block, &stored);
                 self.locally(host, self.model.disk, agent::Event::Kept { tree, block });
             }
+            agent::Effect::Check { tree, block } => {
+                self.locally(host, self.model.disk, agent::Event::Checked { tree, block });
+            }
             agent::Effect::Load { tree, child, block, urgency } => {
                 let event = agent::Event::Loaded { tree, child, block, urgency };
                 self.locally(host, self.model.disk, event);

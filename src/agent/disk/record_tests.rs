@@ -40,7 +40,7 @@ fn written(data: &Path, name: &str, record: &Value) {
 #[test]
 fn records_of_the_first_release_are_read() {
     let data = tempfile::tempdir().expect("a folder");
-    let cache = Cache::open(data.path()).expect("opened");
+    let cache = Cache::open(data.path(), 2).expect("opened");
     written(data.path(), "images/acme.1111/record", &first_tree());
     let order = json!({
         "start": "s1", "function": "web", "image": first_image(), "place": first_place(),
@@ -58,7 +58,7 @@ fn records_of_the_first_release_are_read() {
 #[test]
 fn damaged_records_are_left_out_and_disturb_no_others() {
     let data = tempfile::tempdir().expect("a folder");
-    let cache = Cache::open(data.path()).expect("opened");
+    let cache = Cache::open(data.path(), 2).expect("opened");
     written(data.path(), "images/acme.1111/record", &first_tree());
     let whole = encoded(&first_tree());
     for length in (0..whole.len()).step_by(7) {
