@@ -14,15 +14,20 @@
 #[path = "../tests/agent/world.rs"]
 mod world;
 
+#[allow(dead_code)]
+#[path = "../tests/agent/child.rs"]
+mod child;
+
 use anyhow::ensure;
 use bytes::Bytes;
+use child::Asking;
 use faasnet::{
     agent::Cache,
     image::blocks::{BlockWriter, decode_block},
     net::{
         Purpose,
         framed::{self, FrameReader},
-        identity::{Authority, Identity, Peer, new_request},
+        identity::{Authority, Identity, new_request},
         tls::{Acceptor, Dialer},
     },
 };
@@ -30,12 +35,7 @@ use faasnet_actors::{
     agent::world::Disk,
     id::{BlockId, VmId},
     image::{BLOCK_BYTES, BlockImage, Index},
-    wire::{
-        PROTOCOL_VERSION,
-        control::Upstream,
-        frame::FrameLimits,
-        peer::{FromParent, Reach, ToParent, Urgency},
-    },
+    wire::{control::Upstream, frame::FrameLimits, peer::FromParent},
 };
 use rustix::{
     process::Pid,
@@ -54,7 +54,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Runtime,
 };
-use world::{Agent, World, in_an_hour, patiently, tree_of};
+use world::{Agent, World, tree_of};
 
 const FRAME: FrameLimits = FrameLimits { header_bytes_max: 1 << 20, body_bytes_max: 64 << 20 };
 const HOUR: Duration = Duration::from_secs(3600);
@@ -165,6 +165,7 @@ fn measure(name: &str, blocks: &Blocks, mut work: impl FnMut(BlockId, &Bytes)) {
 
 /// One block after the other, each step by itself.
 fn parts(blocks: &Blocks, folder: &Path, runtime: &Runtime) -> anyhow::Result<()> {
+    let _context = runtime.enter(); // the cache starts its work at once
     let index = &blocks.index;
     measure("hash (BLAKE3)", blocks, |block, stored| assert!(index.verify(block, stored)));
     let plain = |block: BlockId, stored: &[u8]| {
@@ -357,15 +358,12 @@ async fn receive(stream: impl AsyncRead + Unpin, total: u64) -> anyhow::Result<(
     Ok(())
 }
 
-/// CPU seconds of a process so far, and its resident bytes.
-fn process(pid: Pid) -> anyhow::Result<(f64, u64)> {
+/// CPU seconds of a process so far.
+fn cpu_seconds(pid: Pid) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok((ticks / rustix::param::clock_ticks_per_second() as f64, kibibytes << 10))
+    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
 
 /// The whole path: origin, parent, the agent that is measured, two children.
@@ -374,95 +372,35 @@ async fn agent(content: Vec<u8>) -> anyhow::Result<()> {
     let files = [("opt/content", 0o644, content)];
     let image = world.image("content", &files, "exec busybox httpd -f -p 127.0.0.1:$PORT -h /bin");
     drop(files);
-    let agents = [Agent::start(&world, "vm-1", &[]), Agent::start(&world, "vm-2", &[])];
+    let (_parent_agent, measured) = (Agent::start(&world, "vm-1", &[]), Agent::start(&world, "vm-2", &[]));
     let (mut parent, mut middle) = (world.session("vm-1").await, world.session("vm-2").await);
     parent.orders.send(world.order("s1", &image, "vm-1", &parent, vec![Upstream::Origin]))?;
     parent.ready("s1").await;
     middle.orders.send(world.order("s2", &image, "vm-2", &middle, vec![parent.upstream("vm-1")]))?;
     middle.ready("s2").await;
-    let tree = tree_of(&image);
-    let pid = agents[1].pid();
-    let (before, at_rest) = process(pid)?;
+    let (before, at_rest) = (cpu_seconds(measured.pid())?, measured.resident_bytes());
     let begin = Instant::now();
-    let children = ["vm-8", "vm-9"].map(|name| {
-        let (dialer, identity) = world.stranger(name);
-        let key_hash = Peer::of(&identity.certificate).unwrap().key_hash;
-        let capability = world.capabilities.issue(&tree, &name.parse().unwrap(), &key_hash, in_an_hour());
-        let open = ToParent::Open { version: PROTOCOL_VERSION, tree: tree.clone(), capability };
-        tokio::spawn(child(dialer, middle.hello.address, open))
-    });
-    let sampling = tokio::spawn(async move {
-        let mut samples = Vec::new();
-        loop {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            match process(pid) {
-                Ok((_, resident)) => samples.push(resident),
-                Err(_) => return samples,
-            }
-            if samples.len() > 100_000 {
-                return samples;
-            }
-        }
-    });
-    let mut bytes = 0;
-    for child in children {
-        bytes = patiently(child).await??;
+    let mut first = Asking::open(&world, "vm-8", &image, &middle).await?;
+    let mut second = Asking::open(&world, "vm-9", &image, &middle).await?;
+    let first = tokio::spawn(async move { first.take_all(WINDOW).await });
+    let second = tokio::spawn(async move { second.take_all(WINDOW).await });
+    let mut samples = Vec::new();
+    while !(first.is_finished() && second.is_finished()) {
+        samples.push(measured.resident_bytes());
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let took = begin.elapsed().as_secs_f64();
-    let cpu = process(pid)?.0 - before;
-    let gigabytes = bytes as f64 / 1e9;
+    let gigabytes = first.await?? as f64 / 1e9;
+    ensure!(second.await?? as f64 / 1e9 == gigabytes);
     println!(
         "an agent between a parent and two children: {:.0} MB in, {:.0} MB/s to each child, {:.3} CPU s/GB",
         gigabytes * 1e3,
         gigabytes * 1e3 / took,
-        cpu / gigabytes,
+        (cpu_seconds(measured.pid())? - before) / gigabytes,
     );
-    drop(agents);
-    let samples = patiently(sampling).await?;
-    let quarters = samples.chunks(samples.len().div_ceil(4)).map(|part| part.iter().max().unwrap() >> 20);
-    println!(
-        "its resident memory: {} MiB at rest, at most {:?} MiB in each quarter of the transfer",
-        at_rest >> 20,
-        quarters.collect::<Vec<_>>(),
-    );
+    let mebibytes = |(all, own): (u64, u64)| format!("{} ({} without files)", all >> 20, own >> 20);
+    let most = |part: &[(u64, u64)]| mebibytes(*part.iter().max().unwrap());
+    println!("its resident memory in MiB: {} at rest, at most in each quarter:", mebibytes(at_rest));
+    samples.chunks(samples.len().div_ceil(4)).for_each(|part| println!("    {}", most(part)));
     Ok(())
-}
-
-/// Reads every block, a window of them at once; returns their bytes.
-async fn child(dialer: Dialer, parent: SocketAddr, open: ToParent) -> anyhow::Result<u64> {
-    let stream = dialer.vm(&"vm-2".parse()?, parent, Purpose::Blocks).await?;
-    let (reading, mut writing) = tokio::io::split(stream);
-    let mut frames = FrameReader::<_, FromParent>::new(reading, FRAME);
-    framed::write(&mut writing, &open, &[]).await?;
-    ensure!(frames.expect(world::PATIENCE).await?.header == FromParent::Opened);
-    let reach = Reach::Upward { stripes: 1, depth: 9 };
-    framed::write(&mut writing, &ToParent::WantIndex { reach }, &[]).await?;
-    let index = loop {
-        let frame = frames.expect(world::PATIENCE).await?;
-        if frame.header == FromParent::Index {
-            break Index::decode(&frame.body)?;
-        }
-    };
-    let mut left = (0..index.block_count()).map(BlockId);
-    let (mut waiting, mut bytes) = (0, 0);
-    loop {
-        let blocks: Vec<BlockId> = left.by_ref().take(WINDOW - waiting).collect();
-        waiting += blocks.len();
-        if waiting == 0 {
-            return Ok(bytes);
-        }
-        if !blocks.is_empty() {
-            let want = ToParent::Want { blocks, urgency: Urgency::Prefetch, path: Vec::new(), reach };
-            framed::write(&mut writing, &want, &[]).await?;
-        }
-        let frame = frames.expect(world::PATIENCE).await?;
-        match frame.header {
-            FromParent::Block { .. } => {
-                waiting -= 1;
-                bytes += frame.body.len() as u64;
-            }
-            FromParent::Waiting { .. } => {}
-            other => anyhow::bail!("the agent said {other:?}"),
-        }
-    }
 }

@@ -2,23 +2,16 @@
 //! buffered. Needs root and `mkfs.erofs`. `cargo run --example holder_reads [MEBIBYTES]`, after
 //! `cargo build`.
 
+mod mounted;
+
 use anyhow::{Context, ensure};
-use bytes::BytesMut;
-use faasnet_actors::{
-    id::Digest,
-    image::BLOCK_BYTES,
-    wire::{
-        PROTOCOL_VERSION,
-        frame::{FrameLimits, decode, encode_head},
-        holder::{FromHolder, Mount, ToHolder},
-    },
-};
+use mounted::Mounted;
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Read, Write},
-    os::unix::{fs::FileExt, net::UnixStream},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    io::Read,
+    os::unix::fs::FileExt,
+    path::Path,
+    process::Command,
     thread,
     time::Instant,
 };
@@ -43,26 +36,26 @@ fn main() -> anyhow::Result<()> {
         "mode", "seq MB/s", "again", "4K/s cold", "4K/s 4thr", "4K/s warm", "cached MiB: fs file .."
     );
     for round in 0..3 {
-        for (name, setting) in [("directio", "true"), ("buffered", "false")] {
-            measure(name, setting, &image, mebibytes << 20)
+        for (name, direct_io) in [("directio", true), ("buffered", false)] {
+            measure(name, direct_io, &image, mebibytes << 20)
                 .with_context(|| format!("{name}, round {round}"))?;
         }
     }
     Ok(())
 }
 
-fn measure(name: &str, setting: &str, image: &Path, file_bytes: u64) -> anyhow::Result<()> {
+fn measure(name: &str, direct_io: bool, image: &Path, file_bytes: u64) -> anyhow::Result<()> {
     // Sequential and random each on a fresh mount; the cache file itself is warm, as when just fetched.
     std::io::copy(&mut File::open(image)?, &mut std::io::sink())?;
-    let mounted = Mounted::new(setting, image)?;
+    let mounted = Mounted::new(direct_io, false, image)?;
     let (first, again) = (mounted.sequential()?, mounted.sequential()?);
     let (cached, read) = (mounted.cached(image)?, mounted.bytes_read()?);
     drop(mounted);
-    let mounted = Mounted::new(setting, image)?;
+    let mounted = Mounted::new(direct_io, false, image)?;
     let (cold, warm) = (mounted.random(1, file_bytes, 1)?, mounted.random(1, file_bytes, 1)?);
     let random_read = mounted.bytes_read()?;
     drop(mounted);
-    let mounted = Mounted::new(setting, image)?;
+    let mounted = Mounted::new(direct_io, false, image)?;
     let threads = mounted.random(2, file_bytes, THREADS)?;
     println!(
         "{name:8} {first:9.0} {again:9.0} {cold:9.0} {threads:9.0} {warm:9.0} | {cached} | sequential {} MiB, random {} MiB",
@@ -72,66 +65,7 @@ fn measure(name: &str, setting: &str, image: &Path, file_bytes: u64) -> anyhow::
     Ok(())
 }
 
-struct Mounted {
-    holder: Child,
-    stream: UnixStream,
-    buffer: BytesMut,
-    path: PathBuf,
-    _data: tempfile::TempDir,
-}
-
 impl Mounted {
-    fn new(setting: &str, image: &Path) -> anyhow::Result<Self> {
-        let data = tempfile::tempdir_in(".")?;
-        let program = std::env::current_exe()?.with_file_name("../faasnet");
-        let mut command = Command::new(program);
-        command.arg("holder").arg("--data").arg(data.path()).env("FAASNET__LOG__FILTER", "error");
-        command.env("FAASNET__HOLDER__EROFS_DIRECT_IO", setting);
-        let mut holder = command.stdout(Stdio::piped()).spawn().context("run `cargo build` first")?;
-        BufReader::new(holder.stdout.take().context("piped")?).read_line(&mut String::new())?;
-        let stream = UnixStream::connect(data.path().join("holder.sock"))?;
-        let id = Digest::from_bytes([1; 32]);
-        let root = PathBuf::from(format!("/proc/{}/root", holder.id()));
-        let inside = data.path().canonicalize()?.strip_prefix("/")?.join("images").join(id.hex());
-        let mut mounted =
-            Self { holder, stream, buffer: BytesMut::new(), path: root.join(inside), _data: data };
-        mounted.order(&ToHolder::Hello { version: PROTOCOL_VERSION })?;
-        mounted.answer()?;
-        let plain_bytes = fs::metadata(image)?.len();
-        let blocks = plain_bytes.div_ceil(u64::from(BLOCK_BYTES));
-        let present = vec![255; blocks.div_ceil(8) as usize];
-        let plain_path = image.canonicalize()?;
-        let (record, packed) = (false, false);
-        mounted.order(&ToHolder::Mount(Mount {
-            image: id,
-            plain_path,
-            plain_bytes,
-            present,
-            record,
-            packed,
-        }))?;
-        let answer = mounted.answer()?;
-        ensure!(matches!(answer, FromHolder::Mounted { .. }), "{answer:?}");
-        Ok(mounted)
-    }
-
-    fn order(&mut self, order: &ToHolder) -> anyhow::Result<()> {
-        Ok(self.stream.write_all(&encode_head(order, 0)?)?)
-    }
-
-    fn answer(&mut self) -> anyhow::Result<FromHolder> {
-        let limits = FrameLimits { header_bytes_max: 1 << 20, body_bytes_max: 0 };
-        loop {
-            if let Ok(frame) = decode(&mut self.buffer, limits)? {
-                return Ok(frame.header);
-            }
-            let mut chunk = [0; 4096];
-            let len = self.stream.read(&mut chunk)?;
-            ensure!(len > 0, "the holder hung up");
-            self.buffer.extend_from_slice(&chunk[..len]);
-        }
-    }
-
     /// MB/s of one pass over the file.
     fn sequential(&self) -> anyhow::Result<f64> {
         let mut file = File::open(self.path.join("fs/big"))?;
@@ -184,12 +118,5 @@ impl Mounted {
         let text = fs::read_to_string(format!("/proc/{}/io", self.holder.id()))?;
         let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).context("rchar")?;
         Ok(line.parse()?)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = self.order(&ToHolder::Shutdown { grace_ms: 0 });
-        let _ = self.holder.wait();
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         tls::{Acceptor, Dialer},
     },
     origin,
-    settings::{Settings, Topology, TreeSettings},
+    settings::Settings,
     tokens::{ApiTokens, JoinTokens, system_secrets},
     up::ManagerReady,
 };
@@ -25,7 +25,6 @@ use convert::ImageConverter;
 use dial::AgentDialer;
 use faasnet_actors::{
     manager::{Manager, ManagerHandle, ManagerWorld},
-    tree::{Avl, Complete, Striped},
     wire::frame::FrameLimits,
     world::Metadata,
 };
@@ -203,7 +202,7 @@ async fn bind(settings: &Settings) -> anyhow::Result<TcpListener> {
 }
 
 fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> anyhow::Result<ManagerWorld> {
-    let TreeSettings { topology, fan_out, stripes, .. } = settings.tree;
+    let tree = settings.tree.clone();
     let origin = origin::open(&settings.origin, rand::random()).context("preparing to read the origin")?;
     Ok(ManagerWorld {
         metadata: Arc::new(term.clone()),
@@ -211,11 +210,7 @@ fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> anyhow
         surveyor: Arc::new(ImageSurveyor::new(origin, &settings.profile)),
         capability_key: capabilities.public().to_vec(),
         capabilities: Arc::new(capabilities),
-        topology: Arc::new(move || match topology {
-            Topology::Avl => Box::new(Avl::new()),
-            Topology::Complete => Box::new(Complete::new(fan_out)),
-            Topology::Striped => Box::new(Striped::new(fan_out, stripes)),
-        }),
+        topology: Arc::new(move || tree.shape()),
         term: term.number(),
         seed: rand::random(),
         limits: settings.manager_limits(term.limits()),

@@ -4,6 +4,7 @@
 
 mod limits;
 
+use faasnet_actors::tree;
 use serde::{Deserialize, Serialize};
 use std::{
     net::SocketAddr,
@@ -150,6 +151,17 @@ pub struct TreeSettings {
     pub origin_budget_window_ms: u64,
     pub origin_grant_blocks: u32,
     pub origin_grant_ttl_ms: u64,
+}
+
+impl TreeSettings {
+    /// An empty tree of the shape that is set.
+    pub fn shape(&self) -> Box<dyn tree::Topology> {
+        match self.topology {
+            Topology::Avl => Box::new(tree::Avl::new()),
+            Topology::Complete => Box::new(tree::Complete::new(self.fan_out)),
+            Topology::Striped => Box::new(tree::Striped::new(self.fan_out, self.stripes)),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // A test that panics has failed, as it should.
 
+mod child;
 mod replace;
+mod serving;
 mod world;
 
 use bytes::Bytes;

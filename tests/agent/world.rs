@@ -60,6 +60,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A session as the manager has it.
 pub struct Session {
+    pub vm: VmId,
     pub hello: Hello,
     pub key_hash: [u8; 32],
     pub orders: mpsc::UnboundedSender<ToAgent>,
@@ -315,7 +316,9 @@ impl Door {
         let (orders, mut to_send) = mpsc::unbounded_channel();
         let (received, reports) = mpsc::unbounded_channel();
         let vm = peer.vm().unwrap();
-        self.opened.send((vm, Session { hello, key_hash: peer.key_hash, orders, reports })).unwrap();
+        self.opened
+            .send((vm.clone(), Session { vm, hello, key_hash: peer.key_hash, orders, reports }))
+            .unwrap();
         loop {
             tokio::select! {
                 frame = frames.next() => match frame {
@@ -441,6 +444,16 @@ impl Agent {
 
     pub fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap()
+    }
+
+    /// Its resident bytes: all, and without what are pages of files.
+    pub fn resident_bytes(&self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+        };
+        (bytes("VmRSS:"), bytes("RssAnon:"))
     }
 
     /// Waits until the process has ended, and says whether it did so well.

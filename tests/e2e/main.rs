@@ -14,4 +14,5 @@ mod listing;
 mod manager_restart;
 mod overload;
 mod sample;
+mod shapes;
 mod support;

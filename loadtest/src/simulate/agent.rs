@@ -687,6 +687,10 @@ impl Agent {
         known.transfer = Some(Transfer { core, links, children, steps });
         let place = known.record.place.clone();
         let placed = placed(place);
+        if self.limits.knows_reads {
+            let blocks = image.reads.clone();
+            self.transfer(tree, block_transfer::Event::Ahead { blocks }, now, effects);
+        }
         self.transfer(tree, placed, now, effects);
         for (conn, tree, vm) in
             self.early.extract_if(.., |(_, awaited, _)| awaited == tree).collect::<Vec<_>>()

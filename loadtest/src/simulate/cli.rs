@@ -1,6 +1,6 @@
 //! `faasnet-loadtest simulate ...`
 
-use super::{History, ImageModel, Report, Scenario};
+use super::{History, ImageModel, Report, Scenario, shapes};
 use clap::Subcommand;
 use std::process::ExitCode;
 
@@ -37,12 +37,26 @@ pub enum SimulateVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Bursts in trees of every shape and fan-out: when the last VM has the hot set, or the whole image
+    Shapes {
+        #[arg(long, value_delimiter = ',', default_values_t = [32, 128])]
+        vms: Vec<usize>,
+        /// Rate of every link
+        #[arg(long, default_value_t = 100)]
+        mbit: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 impl SimulateVerb {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Faults { vms, seed, only, json } => faults(vms, seed, only, json),
+            Self::Shapes { vms, mbit, seed } => {
+                shapes::print(&vms, mbit, seed);
+                Ok(ExitCode::SUCCESS)
+            }
             Self::History { seed, count, trace, json } => histories(seed, count, trace, json),
         }
     }

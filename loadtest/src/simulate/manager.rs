@@ -10,7 +10,6 @@ use faasnet_actors::{
     image::BlockImage,
     model::TreeView,
     scheduler::{self, Answer, ControlError, Loaded, SchedulerCore, StartRow, Ticket, WriteId},
-    tree::Complete,
     vm_node::{self, NodeLimits, Order, SessionId, VmCore, VmEvent},
     wire::{
         PROTOCOL_VERSION,
@@ -381,7 +380,7 @@ impl Manager {
         let makes = matches!(event, TreeEvent::Join { .. } | TreeEvent::Reported { .. });
         if makes && !self.trees.contains_key(&tree) {
             let epoch = Epoch { term: self.term, counter: self.floor };
-            let shape = Box::new(Complete::new(self.limits.fan_out));
+            let shape = self.limits.shape.shape();
             let make = if self.gathering.is_some() { TreeCore::rejoining } else { TreeCore::new };
             self.trees.insert(tree.clone(), make(self.limits.tree, shape, epoch));
         }

@@ -36,6 +36,7 @@ mod model;
 mod network;
 mod queue;
 mod scenario;
+pub mod shapes;
 mod world;
 
 pub use history::{Action, Failure, History, Outcome};

@@ -2,7 +2,7 @@
 
 use super::queue::Nanos;
 use bytes::Bytes;
-use faasnet::settings::Settings;
+use faasnet::settings::{Settings, TreeSettings};
 use faasnet_actors::{
     block_transfer::TransferLimits,
     function_tree::TreeLimits,
@@ -67,7 +67,9 @@ pub struct WorldLimits {
     pub tree: TreeLimits,
     /// How long trees of a new manager wait for their members to report.
     pub rejoin_grace: Duration,
-    pub fan_out: usize,
+    pub shape: TreeSettings,
+    /// Whether starts are known to read what they read, and fetch it ahead.
+    pub knows_reads: bool,
     pub transfer: TransferLimits,
     pub heartbeat: Duration,
     pub orders_in_flight_max: usize,
@@ -93,7 +95,8 @@ impl Default for WorldLimits {
             scheduler: manager.scheduler,
             tree: manager.tree,
             rejoin_grace: manager.rejoin_grace,
-            fan_out: settings.tree.fan_out,
+            shape: settings.tree.clone(),
+            knows_reads: false,
             transfer: agent.transfer,
             heartbeat: manager.heartbeat,
             orders_in_flight_max: manager.orders_in_flight_max,
