@@ -3,12 +3,14 @@
 use crate::{
     image::{
         convert::{ConvertOptions, convert, convert_packed},
-        inspect::{FolderParts, Inspection, inspect, open_folder, verify},
+        inspect::{FolderParts, Inspection, OriginParts, Parts, inspect, open_artifact, open_folder, verify},
         progress::{Phase, Progress},
         publish,
         resolve::Platform,
         source,
     },
+    origin,
+    registry::{Reference, jitter_seed},
     settings::Settings,
 };
 use anyhow::{Context, bail};
@@ -47,12 +49,12 @@ pub enum ImageCommand {
     },
     /// Show what a block image consists of
     Inspect {
-        /// folder:DIR or folder:DIR@DIGEST
+        /// folder:DIR[@DIGEST] or registry:HOST/REPOSITORY@DIGEST
         image: String,
     },
     /// Read all of a block image and check every digest, hash and block
     Verify {
-        /// folder:DIR or folder:DIR@DIGEST
+        /// folder:DIR[@DIGEST] or registry:HOST/REPOSITORY@DIGEST
         image: String,
     },
 }
@@ -82,14 +84,20 @@ pub async fn run(command: ImageCommand, settings: &Settings, json: bool) -> anyh
             if json { print_json(&conversion) } else { print_conversion(&conversion) }
         }
         ImageCommand::Inspect { image } => {
-            let (folder, image) = open(&image, settings)?;
-            let inspection = inspect(&image, &FolderParts::new(&folder, &image))?;
+            let settings = settings.clone();
+            let job = move |_: &Progress| {
+                let (parts, image) = open(&image, &settings)?;
+                Ok(inspect(&image, &*parts)?)
+            };
+            let inspection = watch(json, job).await?;
             if json { print_json(&inspection) } else { print_inspection(&inspection) }
         }
         ImageCommand::Verify { image } => {
-            let (folder, image) = open(&image, settings)?;
-            let job =
-                move |progress: &Progress| Ok(verify(&image, &FolderParts::new(&folder, &image), progress)?);
+            let settings = settings.clone();
+            let job = move |progress: &Progress| {
+                let (parts, image) = open(&image, &settings)?;
+                Ok(verify(&image, &*parts, progress)?)
+            };
             let verification = watch(json, job).await?;
             if json {
                 return print_json(&verification);
@@ -149,17 +157,29 @@ fn read_profile(path: &Path) -> anyhow::Result<Profile> {
     serde_json::from_slice(&text).with_context(what)
 }
 
-/// Opens `folder:DIR[@DIGEST]`.
-fn open(text: &str, settings: &Settings) -> anyhow::Result<(PathBuf, BlockImage)> {
+/// Opens a published block image. Blocking.
+fn open(text: &str, settings: &Settings) -> anyhow::Result<(Box<dyn Parts>, BlockImage)> {
+    let manifest_bytes_max = settings.image.manifest_bytes_max;
+    if let Some(reference) = text.strip_prefix("registry:") {
+        let repository = reference.parse::<Reference>()?.repository.to_string();
+        let location = ImageLocation::Registry { repository };
+        let image = open_artifact(&*source::open(reference, settings)?, location, manifest_bytes_max)?;
+        let origin = origin::open(&settings.origin, jitter_seed())?;
+        let runtime = tokio::runtime::Handle::current();
+        return Ok((Box::new(OriginParts { origin, image: image.clone(), runtime }), image));
+    }
     let Some(rest) = text.strip_prefix("folder:") else {
-        bail!("{text:?} is not a block image: write folder:DIR or folder:DIR@DIGEST");
+        bail!(
+            "{text:?} is not a block image: write folder:DIR, folder:DIR@DIGEST or registry:HOST/REPOSITORY@DIGEST"
+        );
     };
     let (folder, digest) = match rest.split_once('@') {
         Some((folder, digest)) => (folder, Some(digest.parse::<Digest>()?)),
         None => (rest, None),
     };
     let folder = Path::new(folder);
-    Ok((folder.to_owned(), open_folder(folder, digest, settings.image.manifest_bytes_max)?))
+    let image = open_folder(folder, digest, manifest_bytes_max)?;
+    Ok((Box::new(FolderParts::new(folder, &image)), image))
 }
 
 /// Pause between drawings of the bar: ten a second look smooth.

@@ -8,7 +8,7 @@ use crate::image::{
     progress::{Cancelled, Phase, Progress},
     publish::{ARTIFACT_TYPE, folder::INDEX_BYTES_MAX},
     source::{
-        SourceError,
+        Source, SourceError,
         layout::{blob_path, open_file, read_bounded},
     },
 };
@@ -21,6 +21,7 @@ use faasnet_actors::{
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use std::{
+    io::{self, Read},
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -169,6 +170,30 @@ pub fn open_folder(
     let config = read_bounded(&blob_path(folder, config.digest), manifest_bytes_max)?;
     let path = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     read_artifact(&manifest, &config, ImageLocation::Folder { path }).map_err(artifact_error)
+}
+
+/// Reads the artifact that a source's reference names; `location` is where its parts lie.
+pub fn open_artifact(
+    source: &dyn Source,
+    location: ImageLocation,
+    manifest_bytes_max: u64,
+) -> Result<BlockImage, InspectError> {
+    let document = source.root()?;
+    let artifact_error =
+        |error| InspectError::Artifact { what: format!("artifact {}", document.digest), error };
+    let config = config_ref(&document.bytes).map_err(artifact_error)?;
+    let what = format!("configuration {}", config.digest);
+    if config.size > manifest_bytes_max {
+        let setting = "image.manifest_bytes_max";
+        return Err(SourceError::TooLarge { what, limit: manifest_bytes_max, setting }.into());
+    }
+    let mut bytes = Vec::new();
+    let mut bounded = source.blob(&config)?.take(config.size);
+    bounded.read_to_end(&mut bytes).map_err(|error| {
+        let other = |error: io::Error| SourceError::Unavailable { what, reason: error.to_string() };
+        error.downcast::<SourceError>().unwrap_or_else(other)
+    })?;
+    read_artifact(&document.bytes, &bytes, location).map_err(artifact_error)
 }
 
 /// Reads and checks the index of a block image.

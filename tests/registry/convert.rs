@@ -2,17 +2,18 @@
 //! blocks is read from there.
 
 use crate::{
-    layout, log_in,
+    layout, log_in, noise,
     proxy::{Fault, Proxy},
-    registry::{Options, PASSWORD, Registry},
+    registry::{Layout, Options, PASSWORD, Registry},
 };
 use faasnet::{
     image::{
-        convert::{ConvertError, ConvertOptions, convert},
+        convert::{ConvertError, ConvertOptions, convert, convert_again},
+        inspect::{InspectError, OriginParts, open_artifact, verify},
         progress::Progress,
-        publish,
+        publish::{self, Destination},
         resolve::Platform,
-        source::{self, SourceError},
+        source::{self, Source, SourceError},
     },
     origin,
     registry::{BlockingClient, Reference},
@@ -20,13 +21,23 @@ use faasnet::{
 };
 use faasnet_actors::{
     id::BlockId,
-    image::{BlockImage, Index},
-    world::{Origin, Part},
+    image::{BlockImage, ImageLocation, Index},
+    profile::Profile,
+    world::{Origin, Packing, Part},
 };
 use serde_json::json;
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 fn convert_in(settings: &Settings, host: &str, spool: &Path) -> Result<BlockImage, ConvertError> {
+    let (source, destination, options) = ends(settings, host, spool);
+    convert(&*source, &*destination, &options, &Progress::default())
+}
+
+fn ends(
+    settings: &Settings,
+    host: &str,
+    spool: &Path,
+) -> (Box<dyn Source>, Box<dyn Destination>, ConvertOptions) {
     let source = source::open(&format!("{host}/app:1"), settings).expect("a reference");
     let destination = publish::open(&format!("registry:{host}/blocks"), settings).expect("a repository");
     let options = ConvertOptions {
@@ -34,7 +45,7 @@ fn convert_in(settings: &Settings, host: &str, spool: &Path) -> Result<BlockImag
         settings: settings.image.clone(),
         spool: spool.to_owned(),
     };
-    convert(&*source, &*destination, &options, &Progress::default())
+    (source, destination, options)
 }
 
 fn settings(hosts: &[String]) -> Settings {
@@ -71,6 +82,46 @@ fn an_image_in_a_registry_becomes_a_block_image_in_it() {
     let answers = index.block_count() as usize;
     assert_eq!(registry.response_bytes("GET", &blob, answers), image.blob_bytes);
     assert_eq!(reader.counters().snapshot().bytes, image.blob_bytes + image.index_bytes);
+}
+
+#[test]
+fn plain_and_packed_artifacts_of_one_source_are_told_apart_by_their_referrers() {
+    let registry = Registry::start(Options::default());
+    registry.push(&layout(), "app:1");
+    let (settings, spool) = (settings(&[registry.host()]), tempfile::tempdir().expect("folder"));
+    let plain = convert_in(&settings, &registry.host(), spool.path()).expect("converted");
+    // The name leads to another image meanwhile.
+    registry.push(&Layout::make(&[("other", &noise(512))]), "app:1");
+    let parts = [("/data".parse().expect("a path"), 1_000_000..1_100_000)];
+    let profile = Arc::new(Profile::recorded(parts));
+    let (source, destination, options) = ends(&settings, &registry.host(), spool.path());
+    let packing = Packing { source: plain.source, profile: Arc::clone(&profile) };
+    let packed =
+        convert_again(&*source, &*destination, &options, &packing, &Progress::default()).expect("packed");
+    assert_eq!(packed.source, plain.source);
+    assert_ne!(packed.id, plain.id);
+
+    let client = BlockingClient::new(&settings.origin, 1).expect("made");
+    let repository = format!("{}/blocks", registry.host()).parse().expect("a repository");
+    let listed = client.wait(|client| client.referrers(&repository, plain.source, 1 << 20)).expect("listed");
+    let profiles: BTreeMap<_, _> = listed
+        .into_iter()
+        .map(|entry| (entry.digest, entry.annotations.get("io.faasnet.profile").cloned()))
+        .collect();
+    assert_eq!(profiles, [(plain.id, None), (packed.id, Some(profile.fingerprint()))].into());
+
+    for image in [plain, packed] {
+        let reference = format!("{}/blocks@{}", registry.host(), image.id);
+        let artifact = source::open(&reference, &settings).expect("a reference");
+        let opened = open_artifact(&*artifact, image.location.clone(), 1 << 20).expect("an artifact");
+        assert_eq!(opened, image);
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let origin = origin::open(&settings.origin, 1).expect("opened");
+        let parts = OriginParts { origin, image: image.clone(), runtime: runtime.handle().clone() };
+        verify(&image, &parts, &Progress::default()).expect("sound");
+    }
+    let nowhere = ImageLocation::Registry { repository: "nowhere/app".to_owned() };
+    assert!(matches!(open_artifact(&*source, nowhere, 1 << 20), Err(InspectError::Artifact { .. })));
 }
 
 #[test]
