@@ -49,3 +49,49 @@ fn the_second_start_has_what_it_reads_before_it_reads_it() {
         [&first, &second].map(|start| container_listing(&invoke(&cluster, "python", "/list", start)));
     assert_same_tree(&answers[0], &answers[1]);
 }
+
+/// What the tree of a start's image gave to its VM, in blocks and stored bytes.
+fn given(cluster: &Cluster, start: &Value) -> (u64, u64) {
+    let vms = resting_vms(cluster);
+    let vm = &vms[text(start, "vm")];
+    let trees = vm["trees"].as_array().unwrap();
+    assert_eq!(trees.len(), 1, "{vm}");
+    (number(&trees[0], "/blocks_present"), stored_bytes(vm).iter().sum())
+}
+
+#[test]
+fn starts_on_a_packed_image_read_the_same_in_a_part_of_the_bytes() {
+    let (cluster, reference) = cluster_with_python(recorded_once(3));
+    cluster.cli(&["function", "deploy", "python", "--image", &reference]).unwrap();
+    let first = start_ready(&cluster, "python", 1).remove(0);
+    let recorded = profile(&cluster);
+    let plain = given(&cluster, &first);
+
+    let packed = cluster.cli(&["--json", "image", "optimize", "python", "--wait"]).unwrap();
+    let packed: Value = serde_json::from_str(&packed).unwrap();
+    assert_eq!((&packed["is_packed"], text(&packed["packing"], "state")), (&Value::Bool(true), "done"));
+    assert_ne!(text(&packed, "image"), text(&recorded, "image"));
+    assert!(number(&packed, "/blocks") * 2 < number(&recorded, "/blocks"), "{packed:#}");
+
+    let second = start_ready(&cluster, "python", 1).remove(0);
+    let third = start_ready(&cluster, "python", 1).remove(0);
+    let on_packed = [given(&cluster, &second), given(&cluster, &third)];
+    let read = number(&recorded, "/plain_bytes");
+    eprintln!("{read} bytes read; blocks and stored bytes: {plain:?} plain, {on_packed:?} packed");
+    for (blocks, bytes) in on_packed {
+        assert!(blocks * 2 < plain.0, "{blocks} blocks instead of {}", plain.0);
+        // A start of this small image reads a quarter of it, so there is less to gain than in larger ones.
+        assert!(bytes * 10 <= plain.1 * 6, "{bytes} stored bytes instead of {}", plain.1);
+    }
+    assert_eq!(number(&third, "/bytes/origin"), 0, "{third}");
+
+    // The instance on the image before stays, in a tree of its own.
+    assert_eq!(
+        text(&cluster.api.get(&format!("/v1/starts/{}", text(&first, "id"))).unwrap(), "state"),
+        "ready"
+    );
+    let image = reference_listing(&python());
+    for start in [&first, &second, &third] {
+        assert_same_tree(&image, &container_listing(&invoke(&cluster, "python", "/list", start)));
+    }
+}
