@@ -342,10 +342,12 @@ async fn drain(mut stream: TcpStream, total: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn send(mut stream: impl AsyncWrite + Unpin, blocks: &[Bytes]) -> anyhow::Result<()> {
+async fn send(mut stream: impl AsyncRead + AsyncWrite + Unpin, blocks: &[Bytes]) -> anyhow::Result<()> {
     for (number, stored) in (0..).zip(blocks) {
         framed::write(&mut stream, &FromParent::Block { block: BlockId(number) }, stored).await?;
     }
+    // A connection that is dropped with session tickets unread is reset, and its last bytes with it.
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
     Ok(())
 }
 
@@ -369,8 +371,8 @@ fn cpu_seconds(pid: Pid) -> anyhow::Result<f64> {
 /// The whole path: origin, parent, the agent that is measured, two children.
 async fn agent(content: Vec<u8>) -> anyhow::Result<()> {
     let world = World::new().await;
-    let files = [("opt/content", 0o644, content)];
-    let image = world.image("content", &files, "exec busybox httpd -f -p 127.0.0.1:$PORT -h /bin");
+    let files = [("opt/content", 0o644, content), ("www/index.html", 0o644, b"hello".to_vec())];
+    let image = world.image("content", &files, "exec busybox httpd -f -p 127.0.0.1:$PORT -h /www");
     drop(files);
     let (_parent_agent, measured) = (Agent::start(&world, "vm-1", &[]), Agent::start(&world, "vm-2", &[]));
     let (mut parent, mut middle) = (world.session("vm-1").await, world.session("vm-2").await);
