@@ -2,7 +2,8 @@
 
 use clap::{Parser, Subcommand};
 use faasnet_loadtest::{
-    bed::cli::BedVerb, chaos::Chaos, compare::Compare, overload::Overload, simulate::cli::SimulateVerb,
+    bed::cli::BedVerb, chaos::Chaos, compare::Compare, hotset::HotSet, overload::Overload,
+    simulate::cli::SimulateVerb, warm::WarmWorker,
 };
 
 #[derive(Parser)]
@@ -19,6 +20,9 @@ enum Verb {
     Bed(BedVerb),
     /// One VM from the call to the first answer, beside ctr pull and run of the same image
     Compare(Compare),
+    /// Cold starts on one VM, for images of three kinds: what they read, move and take, beside warm ones
+    #[command(name = "hotset")]
+    HotSet(HotSet),
     /// Kill, stop and cut off parts of a cluster in the middle of a burst, and look at what was promised
     Chaos(Chaos),
     /// Many times what a function can serve, beside another tenant: what is answered, how fast, and what it takes
@@ -26,14 +30,19 @@ enum Verb {
     /// The cores of manager and agents on virtual time
     #[command(subcommand)]
     Simulate(SimulateVerb),
+    /// Runs one container from a local overlay; the other verbs start it
+    #[command(hide = true)]
+    WarmWorker(WarmWorker),
 }
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
     match Arguments::parse().verb {
         Verb::Bed(verb) => verb.run(),
         Verb::Compare(compare) => compare.run(),
+        Verb::HotSet(hotset) => hotset.run(),
         Verb::Chaos(chaos) => chaos.run(),
         Verb::Overload(overload) => overload.run(),
         Verb::Simulate(verb) => verb.run(),
+        Verb::WarmWorker(worker) => worker.run(),
     }
 }

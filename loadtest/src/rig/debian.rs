@@ -11,18 +11,8 @@ use std::{
 
 /// These packages and all they depend on, as names.
 pub fn closure(packages: &[&str]) -> anyhow::Result<BTreeSet<String>> {
-    // With an empty status file apt thinks that nothing is installed and names everything.
-    let text = with_lists(|| {
-        let mut apt = Command::new("apt-get");
-        apt.args([
-            "-o",
-            "Dir::State::status=/dev/null",
-            "-o",
-            "Debug::NoLocking=1",
-            "--no-install-recommends",
-        ]);
-        run(apt.args(["-s", "install"]).args(packages))
-    })?;
+    let text =
+        with_lists(|| run(apt_get().args(["--no-install-recommends", "-s", "install"]).args(packages)))?;
     let name = |line: &str| line.strip_prefix("Inst ")?.split(' ').next().map(str::to_owned);
     let names: BTreeSet<String> = text.lines().filter_map(name).collect();
     ensure!(!names.is_empty(), "apt-get named no package for {packages:?}");
@@ -48,11 +38,19 @@ pub fn unpack(packages: &BTreeSet<String>, cache: &Path, rootfs: &Path) -> anyho
 
 fn download(packages: &[&String], cache: &Path) -> anyhow::Result<()> {
     with_lists(|| {
-        let mut apt = Command::new("apt-get");
+        let mut apt = apt_get();
         run(apt.args(["-o", "APT::Sandbox::User=root", "download"]).args(packages).current_dir(cache))
     })
     .context("download Debian packages (is there a network?)")?;
     Ok(())
+}
+
+/// With an empty status file: apt thinks that nothing is installed, names everything, and prefers no
+/// package from elsewhere because this machine has it.
+fn apt_get() -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.args(["-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1"]);
+    apt
 }
 
 /// A machine whose package lists are old or missing is brought up to date once.

@@ -1,10 +1,11 @@
-//! Images of a Python HTTP server, made of unpacked Debian packages by umoci, as an OCI layout.
+//! Images of HTTP servers, made of unpacked Debian packages by umoci, as OCI layouts: one in Python with
+//! variants, and services in Node.js and on a JVM (`service`).
 //!
 //! The first layer holds the packages; the second one the server and everything that file systems and
 //! layers can do besides files: links, devices, pipes, extended attributes, capabilities, ACLs, sparse and
 //! long-named files, a file removed from the first layer and one replaced.
 
-use super::{debian, run, split_mix};
+use super::{debian, run, service, split_mix};
 use anyhow::Context;
 use rustix::fs::FlockOperation;
 use serde_json::Value;
@@ -19,7 +20,8 @@ use std::{
 
 const TAG: &str = "latest";
 /// Part of the cached folders' names; raise it when what is built here changes.
-const VERSION: u32 = 9;
+const PYTHON_VERSION: u32 = 9;
+const SERVICE_VERSION: u32 = 1;
 /// A file of ours beside the layout's, which OCI allows.
 const UNPACKED_BYTES: &str = "unpacked-bytes";
 const SERVER: &str = include_str!("server.py");
@@ -36,6 +38,10 @@ pub enum Variant {
     /// The minimal one and 128 MiB that do not compress; the server reads in them when its environment has
     /// `READS_AT_START` and `READER_PAUSE_MS`.
     Ballast,
+    /// A web service with the libraries that such ones have, on Node.js.
+    Node,
+    /// One on a JVM, with its class data archive, as Debian's package brings it.
+    Jvm,
 }
 
 /// An image in an OCI layout folder.
@@ -51,7 +57,20 @@ impl Variant {
             Self::Minimal => "python",
             Self::Scientific => "python-scientific",
             Self::Ballast => "python-ballast",
+            Self::Node => "node",
+            Self::Jvm => "jvm",
         }
+    }
+
+    fn is_python(self) -> bool {
+        match self {
+            Self::Minimal | Self::Scientific | Self::Ballast => true,
+            Self::Node | Self::Jvm => false,
+        }
+    }
+
+    fn version(self) -> u32 {
+        if self.is_python() { PYTHON_VERSION } else { SERVICE_VERSION }
     }
 
     fn packages(self) -> anyhow::Result<BTreeSet<String>> {
@@ -65,17 +84,28 @@ impl Variant {
             "python3.11-minimal",
             "zlib1g",
         ];
-        let mut packages = BTreeSet::from(minimal.map(str::to_owned));
-        if self == Self::Scientific {
-            packages.extend(debian::closure(&["python3-scipy", "python3-pandas", "python3-matplotlib"])?);
-        }
-        Ok(packages)
+        let minimal = BTreeSet::from(minimal.map(str::to_owned));
+        Ok(match self {
+            Self::Minimal | Self::Ballast => minimal,
+            Self::Scientific => {
+                let science = ["python3-scipy", "python3-pandas", "python3-matplotlib"];
+                minimal.into_iter().chain(debian::closure(&science)?).collect()
+            }
+            Self::Node => service::node_packages()?,
+            Self::Jvm => service::jvm_packages()?,
+        })
     }
 
-    fn imports(self) -> &'static [&'static str] {
+    fn command(self) -> Vec<String> {
+        let python = |imports: &[&str]| {
+            let server = ["/usr/bin/python3.11", "/srv/server.py"];
+            server.iter().chain(imports).map(|&argument| argument.to_owned()).collect()
+        };
         match self {
-            Self::Minimal | Self::Ballast => &[],
-            Self::Scientific => &["numpy", "scipy.linalg", "scipy.optimize", "pandas"],
+            Self::Minimal | Self::Ballast => python(&[]),
+            Self::Scientific => python(&["numpy", "scipy.linalg", "scipy.optimize", "pandas"]),
+            Self::Node => service::node_command(),
+            Self::Jvm => service::jvm_command(),
         }
     }
 }
@@ -86,7 +116,7 @@ impl Image {
         fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
         let lock = File::create(cache.join("lock"))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-        let layout = cache.join(format!("{}-v{VERSION}", variant.name()));
+        let layout = cache.join(format!("{}-v{}", variant.name(), variant.version()));
         if !layout.join("index.json").exists() {
             let scratch = tempfile::tempdir_in(cache)?;
             let built = scratch.path().join("layout");
@@ -139,10 +169,16 @@ fn build(layout: &Path, scratch: &Path, packages: &Path, variant: Variant) -> an
 
     debian::unpack(&variant.packages()?, packages, &rootfs)?;
     write_base(&rootfs)?;
-    if variant == Variant::Ballast {
-        write_ballast(&rootfs.join("opt/ballast")).context("write the ballast")?;
+    match variant {
+        Variant::Minimal | Variant::Scientific => {}
+        Variant::Ballast => write_ballast(&rootfs.join("opt/ballast")).context("write the ballast")?,
+        Variant::Node => service::write_node(&rootfs)?,
+        Variant::Jvm => service::write_jvm(&rootfs, scratch, packages).context("compile the service")?,
     }
     run(Command::new("umoci").args(["repack", "--refresh-bundle", "--image", &image]).arg(&bundle))?;
+    if variant.is_python() {
+        fs::write(rootfs.join("srv/server.py"), SERVER)?;
+    }
     write_oddities(&rootfs)?;
     run(Command::new("umoci").args(["repack", "--image", &image]).arg(&bundle))?;
 
@@ -152,9 +188,8 @@ fn build(layout: &Path, scratch: &Path, packages: &Path, variant: Variant) -> an
     for variable in ["PATH=/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"] {
         config.args(["--config.env", variable]);
     }
-    let command = ["/usr/bin/python3.11", "/srv/server.py"];
-    for argument in command.iter().chain(variant.imports()) {
-        config.args(["--config.entrypoint", argument]);
+    for argument in variant.command() {
+        config.args(["--config.entrypoint", &argument]);
     }
     run(&mut config)?;
     Ok(())
@@ -208,7 +243,6 @@ fn write_ballast(path: &Path) -> anyhow::Result<()> {
 }
 
 fn write_oddities(rootfs: &Path) -> anyhow::Result<()> {
-    fs::write(rootfs.join("srv/server.py"), SERVER)?;
     let odd = rootfs.join("opt/odd");
     fs::remove_file(odd.join("removed-later"))?;
     fs::remove_file(odd.join("emptied-later/file"))?;

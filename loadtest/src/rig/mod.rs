@@ -8,6 +8,7 @@ pub mod etcd;
 pub mod image;
 pub mod process;
 pub mod registry;
+mod service;
 
 pub use api::{Answer, Api};
 pub use cluster::{Cluster, ClusterSpec};
