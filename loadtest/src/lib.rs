@@ -3,6 +3,7 @@
 pub mod bed;
 pub mod chaos;
 pub mod compare;
+pub mod distribute;
 mod guard;
 pub mod hotset;
 pub mod load;

@@ -242,4 +242,47 @@ mod tests {
         assert_eq!((summary.without_retry_after, summary.with_status(200)), (1, 2));
         assert_eq!(Summary::of(&[]).max_ms, 0.0);
     }
+
+    /// Answers every request at once, on connections that it keeps; gives how many there were.
+    fn serve(listener: std::net::TcpListener) -> Arc<std::sync::atomic::AtomicUsize> {
+        use std::io::{BufRead, Write};
+        let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                std::thread::spawn(move || {
+                    let mut stream = std::io::BufReader::new(stream);
+                    let mut line = String::new();
+                    while stream.read_line(&mut line).is_ok_and(|read| read > 0) {
+                        if line.trim().is_empty() {
+                            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine";
+                            stream.get_mut().write_all(answer).unwrap();
+                        }
+                        line.clear();
+                    }
+                });
+            }
+        });
+        count
+    }
+
+    #[test]
+    fn requests_one_after_the_other_share_a_connection() {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let target = Target {
+            address: listener.local_addr().unwrap(),
+            token: String::new(),
+            tenant: "default".into(),
+            path: "/".into(),
+            deadline: Duration::from_secs(10),
+            in_flight_max: 100,
+        };
+        let connections = serve(listener);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let phase = Phase { rate: 200.0, duration: Duration::from_secs(1) };
+        let samples = runtime.block_on(run(&target, &[phase]));
+        assert!(samples.len() == 200 && samples.iter().all(|sample| sample.outcome.is_ok()), "{samples:?}");
+        assert!(connections.load(std::sync::atomic::Ordering::Relaxed) < 20, "{connections:?}");
+    }
 }

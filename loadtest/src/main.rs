@@ -2,8 +2,8 @@
 
 use clap::{Parser, Subcommand};
 use faasnet_loadtest::{
-    bed::cli::BedVerb, chaos::Chaos, compare::Compare, hotset::HotSet, overload::Overload,
-    simulate::cli::SimulateVerb, warm::WarmWorker,
+    bed::cli::BedVerb, chaos::Chaos, compare::Compare, distribute::Distribute, hotset::HotSet,
+    overload::Overload, simulate::cli::SimulateVerb, warm::WarmWorker,
 };
 
 #[derive(Parser)]
@@ -23,6 +23,8 @@ enum Verb {
     /// Cold starts on one VM, for images of three kinds: what they read, move and take, beside warm ones
     #[command(name = "hotset")]
     HotSet(HotSet),
+    /// Bursts and whole images on N VMs with shaped links: the last one ready, beside the least that it can take
+    Distribute(Distribute),
     /// Kill, stop and cut off parts of a cluster in the middle of a burst, and look at what was promised
     Chaos(Chaos),
     /// Many times what a function can serve, beside another tenant: what is answered, how fast, and what it takes
@@ -40,6 +42,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Verb::Bed(verb) => verb.run(),
         Verb::Compare(compare) => compare.run(),
         Verb::HotSet(hotset) => hotset.run(),
+        Verb::Distribute(distribute) => distribute.run(),
         Verb::Chaos(chaos) => chaos.run(),
         Verb::Overload(overload) => overload.run(),
         Verb::Simulate(verb) => verb.run(),

@@ -13,7 +13,7 @@ fn complaint(arguments: &[&str]) -> String {
 
 #[test]
 fn a_binary_that_is_not_there_is_named_with_what_to_do() {
-    for verb in ["hotset", "compare", "overload"] {
+    for verb in ["hotset", "distribute", "compare", "overload"] {
         let said = complaint(&[verb, "--program", "/nowhere/faasnet"]);
         assert!(said.contains("/nowhere/faasnet") && said.contains("cargo build --release"), "{said}");
     }
@@ -24,6 +24,10 @@ fn numbers_outside_their_limits_are_refused_with_these() {
     for count in ["0", "21", "-1", "many"] {
         let said = complaint(&["hotset", &format!("--repeats={count}")]);
         assert!(said.contains("use 1 to 20"), "{said}");
+    }
+    for count in ["0", "65", "1,none"] {
+        let said = complaint(&["distribute", "--vms", count]);
+        assert!(said.contains("use 1 to 64"), "{said}");
     }
     let said = complaint(&["hotset", "--rate", "1"]);
     assert!(said.contains("write it like 1gbit"), "{said}");

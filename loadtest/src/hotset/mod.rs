@@ -19,10 +19,14 @@ use crate::{
 };
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
-use faasnet_actors::model::{HeldImageView, StartView, VmState, VmView};
-use report::{median, total};
+use faasnet_actors::{
+    id::VmId,
+    model::{HeldImageView, ProfileView, StartView},
+};
+pub(crate) use report::{median, total};
 use serde::Serialize;
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -31,8 +35,8 @@ use std::{
 const FUNCTION: &str = "measured";
 /// For one start, on a machine that does much else.
 const READY: Duration = Duration::from_secs(120);
-/// Until a VM that is drained has left its tree: some leases.
-const DRAINED: Duration = Duration::from_secs(60);
+/// What starts that were recorded have in common is known after two.
+const RECORDINGS: usize = 2;
 /// Above it the image's conversion and its VMs take longer than anybody waits.
 const REPEATS_MAX: usize = 20;
 
@@ -98,20 +102,60 @@ impl App {
 }
 
 /// How the blocks of a start come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
     /// As they are read.
     Demand,
+    /// Those that recorded starts have read, fetched ahead.
+    Pushed,
+    /// The same, of an image in which they lie together.
+    Packed,
 }
 
 impl Way {
-    const ALL: [Self; 1] = [Self::Demand];
+    const ALL: [Self; 3] = [Self::Demand, Self::Pushed, Self::Packed];
 
     fn name(self) -> &'static str {
         match self {
             Self::Demand => "no hot set",
+            Self::Pushed => "pushed",
+            Self::Packed => "packed",
         }
+    }
+
+    /// Starts that are recorded first, and are none of those that are measured.
+    pub fn recordings(self) -> usize {
+        match self {
+            Self::Demand => 0,
+            Self::Pushed | Self::Packed => RECORDINGS,
+        }
+    }
+
+    /// Nothing is recorded later, and nothing is packed but when it is asked for.
+    pub fn settings(self) -> BTreeMap<String, String> {
+        let recordings = self.recordings().to_string();
+        let settings = [("PROFILE__RECORDINGS_MAX", recordings), ("PROFILE__OPTIMIZE_AFTER", "0".to_owned())];
+        settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// Waits for what the recorded starts lead to.
+    pub fn prepare(self, cluster: &Cluster, function: &str) -> anyhow::Result<()> {
+        let path = format!("/v1/functions/{function}/profile");
+        match self {
+            Self::Demand => return Ok(()),
+            Self::Pushed => {}
+            Self::Packed => drop(cluster.cli(&["image", "optimize", function, "--wait"])?),
+        }
+        wait_until("the profile of what starts read", READY, || {
+            let answer = cluster.api.call("GET", &path, "")?;
+            if !answer.status.is_success() {
+                return Ok(None);
+            }
+            let profile: ProfileView = serde_json::from_value(answer.json()?)?;
+            let has_all = profile.recordings as usize >= RECORDINGS && profile.blocks.is_some();
+            Ok((has_all && profile.is_packed == (self == Self::Packed)).then_some(()))
+        })
     }
 }
 
@@ -157,10 +201,17 @@ pub fn measure(
     let mut plain = None;
     let mut cold = Vec::new();
     for way in Way::ALL {
-        let cluster = Cluster::up(ClusterSpec { rate, ..ClusterSpec::new(program, repeats) })?;
+        let spec = ClusterSpec::new(program, way.recordings() + repeats);
+        let cluster = Cluster::up(ClusterSpec { rate, settings: way.settings(), ..spec })?;
         let reference = cluster.registry.push(image, "measured/image")?;
         let memory = app.memory_mib().to_string();
         cluster.cli(&["function", "deploy", FUNCTION, "--image", &reference, "--memory", &memory])?;
+        for _ in 0..way.recordings() {
+            say(&format!("{}, a start is recorded", way.name()));
+            let (start, _) = cold_start(&cluster)?;
+            cluster.drain(start.vm.as_ref().map(VmId::as_str))?;
+        }
+        way.prepare(&cluster, FUNCTION)?;
         let mut starts = Vec::new();
         for number in 1..=repeats {
             say(&format!("{}, start {number} of {repeats}", way.name()));
@@ -168,12 +219,12 @@ pub fn measure(
             let vm = start.vm.as_ref().context("a ready start has no VM")?.to_string();
             if warm.is_empty() {
                 let container = WarmContainer::of_instance(&cluster, &vm, start.id.as_str())?;
-                leave(&cluster, &vm)?;
+                cluster.drain([vm.as_str()])?;
                 say("warm starts");
                 plain = Some(plain_read(&container, &cluster, &vm, &unpacked)?);
                 warm = warm_starts(&container, &cluster, &vm, &unpacked, repeats)?;
             } else {
-                leave(&cluster, &vm)?;
+                cluster.drain([vm.as_str()])?;
             }
             starts.push((start, held));
         }
@@ -197,23 +248,10 @@ fn cold_start(cluster: &Cluster) -> anyhow::Result<(StartView, HeldImageView)> {
     let start: StartView = serde_json::from_value(cluster.api.ready(&id, READY)?)?;
     let vm = start.vm.as_ref().context("a ready start has no VM")?;
     let held = wait_until("the VM to say what it holds", READY, || {
-        let held = view(cluster, vm.as_str())?.trees.into_iter().next();
+        let held = cluster.vm(vm.as_str())?.trees.into_iter().next();
         Ok(held.filter(|held| total(&held.bytes) >= total(&start.bytes)))
     })?;
     Ok((start, held))
-}
-
-fn view(cluster: &Cluster, vm: &str) -> anyhow::Result<VmView> {
-    let mut vms = cluster.vms()?;
-    Ok(serde_json::from_value(vms.remove(vm).with_context(|| format!("the manager knows no {vm}"))?)?)
-}
-
-/// The instance ends and the VM leaves its tree, so that the next start is on one that has nothing.
-fn leave(cluster: &Cluster, vm: &str) -> anyhow::Result<()> {
-    cluster.cli(&["vm", "drain", vm, "--force"])?;
-    wait_until("the VM to be drained", DRAINED, || {
-        Ok((view(cluster, vm)?.state == VmState::Drained).then_some(()))
-    })
 }
 
 fn plain_read(

@@ -45,9 +45,8 @@ impl Cold {
     pub(super) fn new(way: Way, starts: &[(StartView, HeldImageView)]) -> Self {
         let ms = |us: u64| us as f64 / 1000.0;
         let of = |value: &dyn Fn(&StartView) -> f64| median(starts.iter().map(|(start, _)| value(start)));
-        let phase = |(name, us): (&'static str, fn(&Timeline) -> Option<u64>)| {
-            (name, of(&|start| us(&start.timeline_us).map_or(0.0, ms)))
-        };
+        let phase =
+            |(name, us): (&'static str, Length)| (name, of(&|start| us(&start.timeline_us).map_or(0.0, ms)));
         Self {
             way,
             blocks: median(starts.iter().map(|(_, held)| f64::from(held.blocks_present))),
@@ -61,8 +60,10 @@ impl Cold {
     }
 }
 
+type Length = fn(&Timeline) -> Option<u64>;
+
 /// Of a start, in their order.
-const PHASES: [(&str, fn(&Timeline) -> Option<u64>); 8] = [
+const PHASES: [(&str, Length); 8] = [
     ("waiting", |timeline| timeline.waiting),
     ("placing", |timeline| timeline.placing),
     ("connecting", |timeline| timeline.connecting),
@@ -73,12 +74,12 @@ const PHASES: [(&str, fn(&Timeline) -> Option<u64>); 8] = [
     ("probe", |timeline| timeline.probe),
 ];
 
-pub(super) fn total(bytes: &BytesBySource) -> u64 {
+pub(crate) fn total(bytes: &BytesBySource) -> u64 {
     bytes.parent + bytes.ancestor + bytes.origin
 }
 
 /// Of an even number the upper one; 0 of none.
-pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()

@@ -3,6 +3,7 @@
 use super::{Api, Registry, process::Service, run, wait_until};
 use crate::bed::{Bed, BedSpec, HostSpec, LinkChange, Rate};
 use anyhow::{Context, bail};
+use faasnet_actors::model::{VmState, VmView};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,8 @@ pub const BLOCK_IMAGES: &str = "block-images";
 const API_PORT: u16 = 7070;
 const CONTROL_PORT: u16 = 7071;
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Until a VM has left its trees: some leases.
+const DRAINED: Duration = Duration::from_secs(120);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a cluster is made of.
@@ -184,6 +187,25 @@ impl Cluster {
         let answer = self.api.get("/v1/vms")?;
         let vms = answer["vms"].as_array().context("the answer names no VMs")?;
         Ok(vms.iter().map(|vm| (vm["id"].as_str().unwrap_or_default().to_owned(), vm.clone())).collect())
+    }
+
+    /// What the manager knows of one VM.
+    pub fn vm(&self, vm: &str) -> anyhow::Result<VmView> {
+        let seen = self.vms()?.remove(vm).with_context(|| format!("the manager knows no {vm}"))?;
+        Ok(serde_json::from_value(seen)?)
+    }
+
+    /// Ends what these VMs run, and waits until they have left their trees: they get no more starts.
+    pub fn drain<'a>(&self, vms: impl IntoIterator<Item = &'a str> + Clone) -> anyhow::Result<()> {
+        for vm in vms.clone() {
+            self.cli(&["vm", "drain", vm, "--force"])?;
+        }
+        for vm in vms {
+            wait_until(&format!("{vm} to be drained"), DRAINED, || {
+                Ok((self.vm(vm)?.state == VmState::Drained).then_some(()))
+            })?;
+        }
+        Ok(())
     }
 
     /// Waits until so many VMs have a session; those that only joined once do not count.
