@@ -212,7 +212,7 @@ fn watch(cluster: &Cluster, is_over: &AtomicBool) -> anyhow::Result<(u64, u64)> 
     while !is_over.load(Ordering::Relaxed) {
         peak = peak.max(cluster.manager_rss_bytes()?);
         waiting_peak = waiting_peak.max(waiting(cluster)?);
-        std::thread::park_timeout(LOOK);
+        crate::rig::pause(LOOK);
     }
     Ok((peak, waiting_peak))
 }

@@ -42,7 +42,16 @@ pub fn wait_until<T>(
         if begin.elapsed() > within {
             bail!("{what}: not within {within:?}");
         }
-        std::thread::park_timeout((begin.elapsed() / LOOKS_PER_WAIT).clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX));
+        pause((begin.elapsed() / LOOKS_PER_WAIT).clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX));
+    }
+}
+
+/// Does nothing for so long. Parking alone ends at once when a scoped thread of ours has ended before, as in
+/// [`BedState::inside`](crate::bed::BedState::inside): it has unparked us.
+pub fn pause(length: Duration) {
+    let begin = Instant::now();
+    while let Some(left) = length.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
     }
 }
 
@@ -63,4 +72,17 @@ pub fn split_mix(state: &mut u64) -> u64 {
     let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_behind_a_thread_that_has_ended_is_as_long_as_any() {
+        let (begin, length) = (Instant::now(), Duration::from_millis(30));
+        std::thread::scope(|scope| scope.spawn(|| ()).join().expect("it does nothing"));
+        pause(length);
+        assert!(begin.elapsed() >= length);
+    }
 }

@@ -5,7 +5,7 @@
 //! its input ends.
 
 use super::WarmStart;
-use crate::rig::run;
+use crate::rig::{pause, run};
 use anyhow::{Context, ensure};
 use clap::Args;
 use rustix::mount::{MountFlags, mount};
@@ -145,7 +145,7 @@ fn probe_until(answers: impl Fn() -> anyhow::Result<Option<()>>) -> anyhow::Resu
     let begin = Instant::now();
     while answers()?.is_none() {
         ensure!(begin.elapsed() < READY, "the container did not answer within {READY:?}");
-        std::thread::park_timeout(PROBE_INTERVAL);
+        pause(PROBE_INTERVAL);
     }
     Ok(())
 }
