@@ -132,6 +132,7 @@ impl Tree {
             command: None,
             needs: faasnet_actors::resources::Resources { memory_bytes: 1 << 28, cpu_millis: 100 },
             probe_path: "/".into(),
+            mode: faasnet_actors::wire::control::Mode::default(),
             ready_deadline_ms: 1000,
             record: false,
             hot: Arc::default(),

@@ -4,7 +4,7 @@ use crate::{
     id::{Digest, Epoch, FunctionName, ImageId, StartId, TenantId, VmId},
     profile::Profile,
     resources::Resources,
-    wire::control::{BytesBySource, EndReason, Step},
+    wire::control::{BytesBySource, EndReason, Mode, Step},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -37,6 +37,9 @@ pub struct FunctionSpec {
     /// An instance is ready when a GET of this path answers with a status below 400.
     #[serde(default = "default_probe_path")]
     pub probe_path: String,
+    /// How much of the image is brought to the VM of an instance.
+    #[serde(default)]
+    pub mode: Mode,
     /// Environment, on top of the image's.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -208,6 +211,9 @@ pub struct Timeline {
     pub connecting: Option<u64>,
     pub index: Option<u64>,
     pub metadata: Option<u64>,
+    /// Only for a start that waited for the whole image.
+    #[serde(default)]
+    pub whole: Option<u64>,
     pub mount: Option<u64>,
     pub run: Option<u64>,
     pub probe: Option<u64>,
@@ -229,6 +235,7 @@ impl Timeline {
                 Step::Connecting => &mut self.connecting,
                 Step::Index => &mut self.index,
                 Step::Metadata => &mut self.metadata,
+                Step::Whole => &mut self.whole,
                 Step::Mount => &mut self.mount,
                 Step::Run => &mut self.run,
                 Step::Probe => &mut self.probe,
@@ -378,6 +385,7 @@ mod tests {
             max_instances: None,
             keep_alive_ms: None,
             probe_path: probe_path.into(),
+            mode: Mode::default(),
             env: BTreeMap::new(),
             command: None,
         }

@@ -119,11 +119,11 @@ async fn serve_child(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
             return;
         }
     };
-    let (tree, Opened { child, requests }, demand, prefetch, expires_at) = opened;
+    let (tree, Opened { child, requests }, waiting, expires_at) = opened;
     if framed::write(&mut writing, &FromParent::Opened, &[]).await.is_ok() {
         let lifetime = Duration::from_secs(expires_at.saturating_sub(capability::now_seconds()));
         tokio::select! {
-            () = send_blocks(&mut writing, demand, prefetch, child, &requests) => {}
+            () = send_blocks(&mut writing, waiting, child, &requests) => {}
             () = hear_child(&mut frames, child, &requests) => {}
             () = tokio::time::sleep(lifetime) => {
                 tracing::info!(peer = %peer.name, %tree, "a child's capability has expired");
@@ -138,11 +138,18 @@ async fn serve_child(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
 
 type Queue = mpsc::Receiver<(FromParent, Bytes)>;
 
+/// What waits to be sent to a child, by urgency.
+struct Waiting {
+    demand: Queue,
+    prefetch: Queue,
+    background: Queue,
+}
+
 async fn open_child<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R, ToParent>,
     peer: &Peer,
     doors: &Doors,
-) -> Result<(TreeId, Opened, Queue, Queue, u64), Refusal> {
+) -> Result<(TreeId, Opened, Waiting, u64), Refusal> {
     let opening = frames.expect(doors.limits.handshake).await.map_err(|_| Refusal::Protocol)?;
     let ToParent::Open { version, tree, capability } = opening.header else {
         return Err(Refusal::Protocol);
@@ -157,25 +164,28 @@ async fn open_child<R: AsyncRead + Unpin>(
     // Answers and refusals share the queue with demanded blocks.
     let (demand, demanded) = mpsc::channel(2 * doors.limits.queued_blocks_max);
     let (prefetch, prefetched) = mpsc::channel(doors.limits.queued_blocks_max);
-    let link = ChildLink { demand, prefetch };
+    let (background, in_background) = mpsc::channel(doors.limits.queued_blocks_max);
+    let link = ChildLink { demand, prefetch, background };
     let opening = doors.agent.send(OpenChildOf { tree: tree.clone(), vm, link });
     let opened = opening.await.unwrap_or(Err(Refusal::NotHeld))?;
-    Ok((tree, opened, demanded, prefetched, expires_at))
+    let waiting = Waiting { demand: demanded, prefetch: prefetched, background: in_background };
+    Ok((tree, opened, waiting, expires_at))
 }
 
-/// Sends what waits, demand first. Ends when the transfer drops the child or the connection breaks.
+/// Sends what waits, the most urgent first. Ends when the transfer drops the child or the connection breaks.
 async fn send_blocks(
     writing: &mut (impl AsyncWrite + Unpin),
-    mut demand: Queue,
-    mut prefetch: Queue,
+    waiting: Waiting,
     child: ChildId,
     requests: &actix::Recipient<FromChild>,
 ) {
+    let Waiting { mut demand, mut prefetch, mut background } = waiting;
     loop {
         let (urgency, next) = tokio::select! {
             biased;
             next = demand.recv() => (Urgency::Demand, next),
             Some(next) = prefetch.recv() => (Urgency::Prefetch, Some(next)),
+            Some(next) = background.recv() => (Urgency::Background, Some(next)),
         };
         let Some((header, body)) = next else {
             return;

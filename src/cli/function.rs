@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use faasnet_actors::{
     id::FunctionName,
     model::{FunctionSpec, FunctionView, ImageState},
+    wire::control::Mode,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
@@ -59,6 +60,10 @@ pub struct Deploy {
     /// Path that answers below 400 when an instance is ready [default: /]
     #[arg(long, value_name = "PATH")]
     probe: Option<String>,
+    /// How much of the image is brought to an instance's VM: what is read, all in the background, or all before it
+    /// starts [default: lazy]
+    #[arg(long, value_name = "MODE", value_parser = mode_named)]
+    mode: Option<Mode>,
     /// What to run, with its arguments, in place of the image's entrypoint and command. All that follows
     /// belongs to it
     #[arg(long, value_name = "WORD", num_args = 1.., allow_hyphen_values = true)]
@@ -69,6 +74,10 @@ pub struct Deploy {
     /// Longest wait for the conversion, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, conflicts_with = "no_wait")]
     timeout: u64,
+}
+
+fn mode_named(text: &str) -> Result<Mode, &'static str> {
+    serde_json::from_value(json!(text)).map_err(|_| "use lazy, lazy-then-whole or whole")
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -133,6 +142,7 @@ impl Deploy {
             ("keep_alive_ms", self.keep_alive.map(|seconds| seconds.saturating_mul(1000).into())),
             ("probe_path", self.probe.clone().map(Value::from)),
             ("command", self.command.clone().map(Value::from)),
+            ("mode", self.mode.map(|mode| json!(mode))),
         ];
         spec.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
         if !self.env.is_empty() {
@@ -201,6 +211,14 @@ fn scaling(spec: &FunctionSpec) -> String {
     format!("{}{max} instances{}", spec.min_instances, kept.unwrap_or_default())
 }
 
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Lazy => "lazy: what is read is fetched",
+        Mode::LazyThenWhole => "lazy-then-whole: the rest of the image is fetched when an instance is ready",
+        Mode::Whole => "whole: instances start when all of the image is there",
+    }
+}
+
 fn show(function: FunctionView) -> String {
     let scaling = scaling(&function.spec);
     let mut lines = vec![
@@ -221,6 +239,7 @@ fn show(function: FunctionView) -> String {
     lines.push(("cpu", format!("{} thousandths of a core", function.spec.cpu_millis)));
     lines.push(("concurrency", function.spec.concurrency.to_string()));
     lines.push(("scaling", scaling));
+    lines.push(("mode", mode(function.spec.mode).to_owned()));
     lines.push(("probe", function.spec.probe_path));
     // Values may be secrets.
     let names: Vec<_> = function.spec.env.into_keys().collect();

@@ -198,6 +198,7 @@ fn waterfall(timeline: &Timeline) -> String {
         ("connecting", timeline.connecting),
         ("index", timeline.index),
         ("metadata", timeline.metadata),
+        ("whole image", timeline.whole),
         ("mount", timeline.mount),
         ("run", timeline.run),
         ("probe", timeline.probe),
@@ -213,7 +214,7 @@ fn waterfall(timeline: &Timeline) -> String {
         // Even the shortest phase is seen.
         let to = (before * WIDTH).div_ceil(whole).clamp(from + 1, WIDTH);
         let bar = format!("{}{}", " ".repeat(from as usize), "█".repeat((to - from) as usize));
-        text += &format!("{name:10}  {bar:width$}  {:>9}\n", duration(length), width = WIDTH as usize);
+        text += &format!("{name:11}  {bar:width$}  {:>9}\n", duration(length), width = WIDTH as usize);
     }
     text
 }
@@ -232,7 +233,7 @@ mod tests {
             ..Timeline::default()
         };
         let lines: Vec<String> = waterfall(&timeline).lines().map(str::to_owned).collect();
-        let bar = |line: &str| line.chars().skip(12).take(40).collect::<String>();
+        let bar = |line: &str| line.chars().skip(13).take(40).collect::<String>();
         assert_eq!(lines.len(), 3);
         assert_eq!(bar(&lines[0]).trim_end(), "█");
         assert_eq!(bar(&lines[1]).trim_end(), "█".repeat(21));

@@ -189,6 +189,7 @@ impl World {
             memory_bytes: 64 << 20,
             cpu_millis: 100,
             probe_path: "/".into(),
+            mode: faasnet_actors::wire::control::Mode::default(),
             ready_deadline_ms: 30_000,
             record: false,
             hot: Vec::new(),

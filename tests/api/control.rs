@@ -203,6 +203,7 @@ fn start_view(id: StartId) -> StartView {
         connecting: Some(3_000),
         index: Some(2_500),
         metadata: Some(40_000),
+        whole: None,
         mount: Some(5_000),
         run: Some(80_000),
         probe: Some(120_000),

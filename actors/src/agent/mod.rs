@@ -19,7 +19,7 @@ use crate::{
     block_transfer::{
         Ahead, Attach, BlockTransfer, Complaint, Demand, GetReport, HolderBack, ImageEvent, MountEnded,
         OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews, TransferReport,
-        TransferWorld,
+        TransferWorld, Wish, Wished,
     },
     id::{BlockId, ImageId, StartId, TreeId, VmId},
     instance::{
@@ -290,6 +290,14 @@ impl Agent {
             let attach = Attach { start: start.clone(), events: instance.clone().recipient() };
             self.transfers.send(&tree, attach);
         }
+        self.wish(&tree);
+    }
+
+    /// Tells a transfer how much of its image the instances want; the strictest of them decides.
+    fn wish(&self, tree: &TreeId) {
+        let of_tree = self.ordered.values().filter(|ordered| ordered.record.order.place.tree == *tree);
+        let wishes = of_tree.map(|ordered| Wish::of(ordered.record.order.mode, ordered.record.is_ready));
+        self.transfers.send(tree, Wished(wishes.max().unwrap_or_default()));
     }
 
     fn instances_of(&self, tree: &TreeId) -> impl Iterator<Item = (&StartId, &Addr<Instance>)> {
@@ -354,6 +362,7 @@ impl Agent {
             }));
         }
         self.start_instance(&start, Instance::new, ctx);
+        self.wish(&tree);
     }
 
     fn start_instance(
@@ -522,6 +531,7 @@ impl Agent {
             self.save_instance(&start, None, ctx);
         }
         self.end_recording(&start, &tree, &news);
+        self.wish(&tree);
         let answer = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
         if self.trees.get(&tree).is_some_and(|known| known.is_left) {
             self.leave(&tree, ctx);

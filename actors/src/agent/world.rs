@@ -88,12 +88,13 @@ pub enum UpstreamEvent {
     },
 }
 
-/// What waits to be sent to a child: demand overtakes prefetch. Both queues are bounded; a child that
+/// What waits to be sent to a child, the more urgent first. All queues are bounded; a child that
 /// lets one fill up has broken its window and is cut off.
 #[derive(Clone)]
 pub struct ChildLink {
     pub demand: mpsc::Sender<(FromParent, Bytes)>,
     pub prefetch: mpsc::Sender<(FromParent, Bytes)>,
+    pub background: mpsc::Sender<(FromParent, Bytes)>,
 }
 
 impl ChildLink {
@@ -101,6 +102,7 @@ impl ChildLink {
         let queue = match urgency {
             Urgency::Demand => &self.demand,
             Urgency::Prefetch => &self.prefetch,
+            Urgency::Background => &self.background,
         };
         queue.try_send((header, body)).is_ok()
     }

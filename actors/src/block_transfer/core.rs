@@ -17,6 +17,7 @@ use super::{
     links::{Choice, Link, LinkState, Links, Query},
     origin::OriginPass,
     read_ahead::ReadAhead,
+    rest::{Rest, Wish},
 };
 use crate::{
     id::{BlockId, Epoch, VmId},
@@ -152,6 +153,10 @@ pub enum Event {
     /// what the index says.
     Ahead {
         blocks: Vec<BlockId>,
+    },
+    /// How much of the image this VM is to hold.
+    Wished {
+        wish: Wish,
     },
     /// Reads on this VM wait for these blocks.
     Demanded {
@@ -307,6 +312,9 @@ pub struct TransferCore {
     ahead: Vec<BlockId>,
     is_ahead: BTreeSet<BlockId>,
     read_ahead: ReadAhead,
+    rest: Rest,
+    /// All blocks are there, which was said.
+    is_whole: bool,
     progress_at: Instant,
     /// The cache did not take a block lately.
     cache_rests_until: Option<Instant>,
@@ -360,6 +368,8 @@ impl TransferCore {
             ahead: Vec::new(),
             is_ahead: BTreeSet::new(),
             read_ahead: ReadAhead::new(limits.read_ahead_blocks_max),
+            rest: Rest::default(),
+            is_whole: false,
             progress_at: now,
             cache_rests_until: None,
             bytes: BytesBySource::default(),
@@ -441,12 +451,16 @@ impl TransferCore {
             Event::NotKept { block } => self.not_kept(block, now, effects),
             Event::Checked { block, is_whole } => self.checked(block, is_whole, now, effects),
             Event::Dropped { block } => {
-                self.present.remove(&block);
+                if self.present.remove(&block) {
+                    self.is_whole = false;
+                    self.rest.missed();
+                }
             }
             Event::Ahead { blocks } => {
                 (self.is_ahead, self.ahead) = (blocks.iter().copied().collect(), blocks);
                 self.want_ahead(now);
             }
+            Event::Wished { wish } => self.rest.set(wish),
             Event::Demanded { blocks } => self.demanded(&blocks, now, effects),
             Event::ChildOpened { child, vm } => self.child_opened(child, vm, now, effects),
             Event::ChildWantsIndex { child, reach } => self.child_wants_index(child, reach, effects),
@@ -458,8 +472,38 @@ impl TransferCore {
             Event::ChildLost { child } => self.child_lost(child),
             Event::Tick => self.tick(now, effects),
         }
+        self.want_rest(now);
         self.pump(now, effects);
         self.assert_invariants();
+    }
+
+    /// Wants the next blocks of the rest of the image, if this VM is to hold it.
+    fn want_rest(&mut self, now: Instant) {
+        let Some(index) = self.index.as_ref().filter(|_| !self.is_whole && !self.cache_rests(now)) else {
+            return;
+        };
+        let Some(urgency) = self.rest.wish().urgency() else { return };
+        let size = (index.block_count(), u32::try_from(self.links.stripe_count()).unwrap_or(u32::MAX));
+        let (wanted, writing, present) = (&self.wanted, &self.writing, &self.present);
+        let is_coming = |block| wanted.contains_key(&block) || writing.contains_key(&block);
+        // Half of what a child may wait for at its parent is left for what is read.
+        let open_max = (self.limits.queued_blocks_max / 2).max(1);
+        let is_here = |block| present.contains(&block);
+        let next = self.rest.take(size, open_max, (is_coming, is_here), (now, self.limits.retry_max));
+        for block in next {
+            if !self.writing.contains_key(&block) {
+                self.want(block, urgency, now);
+            }
+        }
+    }
+
+    /// Says once that all blocks are there.
+    fn note_whole(&mut self, effects: &mut Vec<Effect>) {
+        let count = self.index.as_ref().map(|index| index.block_count() as usize);
+        if !self.is_whole && count == Some(self.present.len()) {
+            self.is_whole = true;
+            effects.push(Effect::Step(Step::Whole));
+        }
     }
 
     fn placed(
@@ -640,6 +684,7 @@ impl TransferCore {
             effects.push(Effect::Step(Step::Metadata));
             effects.push(Effect::Mount);
         }
+        self.note_whole(effects);
     }
 
     fn demanded(&mut self, blocks: &[BlockId], now: Instant, effects: &mut Vec<Effect>) {
@@ -695,7 +740,7 @@ impl TransferCore {
         let is_asked = want.asked.is_some();
         if is_new || (is_raised && !is_asked) {
             self.enqueue(block, now);
-        } else if is_raised {
+        } else if is_raised && urgency == Urgency::Demand {
             self.hurried.push(block);
         }
         self.wanted.get_mut(&block).expect("inserted above")
@@ -743,16 +788,18 @@ impl TransferCore {
         let TransferLimits { in_flight_blocks_min: min, in_flight_blocks_max: max, .. } = self.limits;
         let mut arriving = self.links.in_flight() + self.writing.len();
         for &(urgency, _, block) in &self.queue {
-            // Demands may use what read-ahead leaves of the whole, and whole windows of read-ahead besides.
+            // Demands may use what read-ahead leaves of the whole, and whole windows of read-ahead besides; read-ahead
+            // what the background leaves.
             let has_room = |link: &Link| match urgency {
                 Urgency::Demand => true,
-                Urgency::Prefetch => link.window.has_room(min, now),
+                Urgency::Prefetch | Urgency::Background => link.window.has_room(min, now),
             };
             let is_full = match urgency {
                 Urgency::Demand => arriving >= max,
-                Urgency::Prefetch => {
+                Urgency::Prefetch | Urgency::Background => {
+                    let left = if urgency == Urgency::Background { 2 * min } else { min };
                     let mut open = self.links.open_links().map(|(_, link)| link).peekable();
-                    arriving + min >= max || (open.peek().is_some() && !open.any(has_room))
+                    arriving + left >= max || (open.peek().is_some() && !open.any(has_room))
                 }
             };
             if is_full {
@@ -761,7 +808,8 @@ impl TransferCore {
             let Some(want) = self.wanted.get_mut(&block) else {
                 continue;
             };
-            let may_read_origin = self.origin.may_read(now);
+            // Leave to read the origin is for what is needed.
+            let may_read_origin = urgency != Urgency::Background && self.origin.may_read(now);
             let query =
                 Query { block, refused: &want.refused, path: &want.path, may_read_origin, now, stall };
             let upstream = match self.links.choose(query, has_room) {
@@ -878,6 +926,7 @@ impl TransferCore {
         if !self.is_mountable {
             self.want_metadata(now, effects);
         }
+        self.note_whole(effects);
     }
 
     /// A block that was not kept counts as absent; reads that wait for it fail rather than go round, and
@@ -917,7 +966,8 @@ impl TransferCore {
         let pause = self.limits.retry_min.saturating_mul(2_u32.saturating_pow(want.rounds - 1));
         want.not_before = Some(now + pause.min(self.limits.retry_max));
         let is_own = want.is_read || is_needed;
-        if !self.links.is_root_of(block) && self.origin.may_come(now) {
+        let may_wait = want.urgency != Urgency::Background;
+        if may_wait && !self.links.is_root_of(block) && self.origin.may_come(now) {
             return; // children wait for what the manager says
         }
         for child in std::mem::take(&mut want.children) {
@@ -932,7 +982,7 @@ impl TransferCore {
     /// Whether this VM wants the block for itself before it is read.
     pub(super) fn is_needed(&self, block: BlockId) -> bool {
         let is_packed = self.index.as_ref().is_some_and(|index| block.0 < index.hot_blocks());
-        is_packed || self.is_ahead.contains(&block)
+        is_packed || self.is_ahead.contains(&block) || self.rest.wants(block)
     }
 
     /// Tells all who wait that the block cannot be had.

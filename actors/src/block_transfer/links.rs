@@ -132,6 +132,10 @@ impl Links {
         self.links.values().map(|link| link.in_flight.len()).sum()
     }
 
+    pub fn stripe_count(&self) -> usize {
+        self.stripes.len()
+    }
+
     pub fn is_any_open(&self) -> bool {
         self.open_links().next().is_some()
     }

@@ -1,6 +1,9 @@
 //! What a transfer can be told. Events of upstreams are `agent::world::FromUpstream`.
 
-use super::core::{ChildId, Stalls, TransferCore};
+use super::{
+    core::{ChildId, Stalls, TransferCore},
+    rest::Wish,
+};
 use crate::{
     agent::world::ChildLink,
     block_store::BlockStore,
@@ -34,6 +37,10 @@ pub struct Ahead {
     /// Whether what it reads is to be recorded.
     pub record: bool,
 }
+/// How much of the image this VM is to hold.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wished(pub Wish);
 
 /// Reads on this VM wait for these blocks.
 #[derive(Message)]
@@ -198,6 +205,13 @@ impl Flow for ImageEvent {
             Self::Step(_) | Self::Trouble(_) => return None,
         };
         Some(Hop { message, about: &"", permit: "" })
+    }
+}
+
+/// As often as a start of the image becomes ready or ends.
+impl Flow for Wished {
+    fn hop(&self) -> Option<Hop<'_>> {
+        None
     }
 }
 

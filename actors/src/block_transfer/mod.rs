@@ -18,6 +18,7 @@ mod outbox;
 mod read_ahead;
 #[cfg(test)]
 mod repair_tests;
+mod rest;
 mod shell;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,8 @@ pub use self::{
     core::{ChildId, Effect, Event, Stalls, TransferCore, TransferLimits},
     messages::{
         Ahead, Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded,
-        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport,
+        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport, Wished,
     },
+    rest::Wish,
     shell::{BlockTransfer, Complaint, TransferNews, TransferWorld},
 };

@@ -114,6 +114,7 @@ impl World {
                 command: None,
                 needs: Resources { memory_bytes: 1, cpu_millis: 1 },
                 probe_path: "/".into(),
+                mode: crate::wire::control::Mode::default(),
                 ready_deadline_ms: 1000,
                 record: false,
                 hot: Arc::default(),

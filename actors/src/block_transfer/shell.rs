@@ -4,7 +4,7 @@ use super::{
     core::{ChildId, Effect, Event, TransferCore, TransferLimits},
     messages::{
         Ahead, Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded,
-        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport,
+        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport, Wished,
     },
 };
 use crate::{
@@ -428,6 +428,14 @@ impl Handler<OriginAnswered> for BlockTransfer {
     }
 }
 
+impl Handler<Wished> for BlockTransfer {
+    type Result = ();
+
+    fn handle(&mut self, Wished(wish): Wished, ctx: &mut Context<Self>) {
+        self.apply(Event::Wished { wish }, ctx);
+    }
+}
+
 impl Handler<FromUpstream> for BlockTransfer {
     type Result = ();
 
@@ -622,6 +630,7 @@ impl BlockTransfer {
             let disk_bytes = disk_bytes(index, block);
             self.world.store.do_send(Release { tree: self.tree.clone(), disk_bytes });
         }
+        self.steps.remove(&Step::Whole);
         self.apply(Event::Dropped { block }, ctx);
     }
 }

@@ -1,7 +1,7 @@
 //! Whole trees of transfer cores on virtual time: an event heap, links that may be cut, an origin.
 
 use super::{
-    ChildId,
+    ChildId, Wish,
     core::{Effect, Event, TransferCore, TransferLimits},
     fixtures::{Agenda, index, ms, stored, vm},
 };
@@ -291,6 +291,52 @@ fn a_read_goes_on_at_the_next_upstream_when_the_parent_dies() {
     world.run(LIMITS.stall + Duration::from_millis(200));
     assert!((5..20).all(|block| world.answered[5].contains(&BlockId(block))), "{:?}", world.answered[5]);
     assert!(world.vms[5].bytes().ancestor > 0);
+}
+
+#[test]
+fn vms_that_want_the_whole_image_get_it_while_others_have_what_they_read() {
+    for wish in [Wish::Rest, Wish::Whole] {
+        let mut world = World::new(7, 60);
+        world.run(Duration::from_millis(200));
+        for number in [3, 5] {
+            world.send(number, Duration::ZERO, Event::Wished { wish });
+        }
+        world.send(6, Duration::ZERO, Event::Demanded { blocks: vec![BlockId(50)] });
+        world.run(Duration::from_secs(5));
+        for (number, expected) in [(0, 60), (1, 60), (2, 60), (3, 60), (4, 1), (5, 60), (6, 2)] {
+            assert_eq!(world.vms[number].present().len(), expected, "vm {number}");
+        }
+        assert!(world.origin_blocks.values().all(|count| *count == 1), "invariant 6");
+    }
+}
+
+#[test]
+fn what_is_in_the_background_leaves_room_for_a_read_which_overtakes_it_everywhere() {
+    let now = Instant::now();
+    let mut core = TransferCore::new(vm(9), LIMITS, Some(index(30)), BTreeSet::from([BlockId(0)]), now);
+    let mut effects = Vec::new();
+    core.apply(placed(1, vec![upstream(0)]), now, &mut effects);
+    core.apply(Event::Wished { wish: Wish::Rest }, now, &mut effects);
+    core.apply(Event::Opened { upstream: upstream(0) }, now, &mut effects);
+    let asked = |effects: &mut Vec<Effect>| {
+        let asks = std::mem::take(effects).into_iter().filter_map(|effect| match effect {
+            Effect::Ask { blocks, urgency, .. } => Some((urgency, blocks)),
+            _ => None,
+        });
+        asks.collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&mut effects), [(Urgency::Background, [1, 2, 3, 4].map(BlockId).to_vec())]);
+    core.apply(Event::Demanded { blocks: vec![BlockId(20)] }, now, &mut effects);
+    assert_eq!(asked(&mut effects), [(Urgency::Demand, vec![BlockId(20)])]);
+    // Also what was asked for already: the parent is told that it is read now.
+    core.apply(Event::Demanded { blocks: vec![BlockId(2)] }, now, &mut effects);
+    let hurry = Effect::Hurry { upstream: upstream(0), blocks: vec![BlockId(2)] };
+    assert_eq!(std::mem::take(&mut effects), [hurry]);
+    core.apply(Event::Wished { wish: Wish::Read }, now, &mut effects);
+    for block in [1, 2, 3, 4, 20].map(BlockId) {
+        core.apply(Event::Arrived { upstream: upstream(0), block, stored: stored(block) }, now, &mut effects);
+    }
+    assert!(asked(&mut effects).len() <= 1 + LIMITS.queued_blocks_max / 2, "no more is begun");
 }
 
 /// Twelve VMs in three stripes, each with its own root, none of which has asked for anything yet.

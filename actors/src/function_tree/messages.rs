@@ -8,6 +8,7 @@ use crate::{
     resources::Resources,
     scheduler::Reply,
     support::{Flow, Hop, Slot},
+    wire::control::Mode,
 };
 use actix::prelude::*;
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
@@ -100,6 +101,7 @@ pub struct StartDraft {
     pub command: Option<Vec<String>>,
     pub needs: Resources,
     pub probe_path: String,
+    pub mode: Mode,
     pub ready_deadline_ms: u64,
     /// Whether it is to be recorded what it reads.
     pub record: bool,

@@ -45,6 +45,7 @@ fn order(start: StartDraft, place: Place) -> StartOrder {
         memory_bytes: start.needs.memory_bytes,
         cpu_millis: start.needs.cpu_millis,
         probe_path: start.probe_path,
+        mode: start.mode,
         ready_deadline_ms: start.ready_deadline_ms,
         record: start.record,
         hot: start.hot.to_vec(),

@@ -7,7 +7,7 @@ use crate::{
     image::BlockImage,
     resources::Resources,
     tree::{Avl, Complete, Striped, Topology},
-    wire::control::{BytesBySource, HeldTree, Upstream},
+    wire::control::{BytesBySource, HeldTree, Mode, Upstream},
 };
 use proptest::prelude::*;
 use std::{
@@ -45,6 +45,7 @@ fn draft(number: usize) -> Box<StartDraft> {
         command: None,
         needs: Resources { memory_bytes: 1 << 28, cpu_millis: 100 },
         probe_path: "/".into(),
+        mode: Mode::default(),
         ready_deadline_ms: 1000,
         record: false,
         hot: Arc::default(),

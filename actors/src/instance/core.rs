@@ -1,7 +1,7 @@
 //! The life of one container, from the order to its end.
 //!
 //! ```text
-//!              Mounted           Running             Answered
+//!       Mounted, whole if wanted  Running           Answered
 //!   Image ----------> Launching ---------> Probing ----------> Ready
 //!     |                   |                  |  deadline         |
 //!     |  deadline,        |  RunFailed       |  Exited           |  Exited, Stop
@@ -12,7 +12,7 @@
 use crate::{
     block_transfer::ImageEvent,
     wire::{
-        control::{EndReason, Step},
+        control::{EndReason, Mode, Step},
         holder::Exit,
     },
 };
@@ -65,12 +65,15 @@ pub struct InstanceCore {
     probe_interval: Duration,
     probe_at: Option<Instant>,
     steps: BTreeMap<Step, Duration>,
+    mode: Mode,
+    /// While all blocks of the image are waited for.
+    is_mounted: bool,
     /// The last thing that went wrong on the way to the image.
     trouble: Option<String>,
 }
 
 impl InstanceCore {
-    pub fn new(now: Instant, ready_deadline: Duration, probe_interval: Duration) -> Self {
+    pub fn new(now: Instant, ready_deadline: Duration, probe_interval: Duration, mode: Mode) -> Self {
         Self {
             phase: Phase::Image,
             ordered_at: now,
@@ -78,21 +81,23 @@ impl InstanceCore {
             probe_interval,
             probe_at: None,
             steps: BTreeMap::new(),
+            mode,
+            is_mounted: false,
             trouble: None,
         }
     }
 
     /// An instance that the holder runs already, when the agent comes back.
-    pub fn resumed(now: Instant, ready_deadline: Duration, probe_interval: Duration) -> Self {
-        let mut core = Self::new(now, ready_deadline, probe_interval);
+    pub fn resumed(now: Instant, ready_deadline: Duration, probe_interval: Duration, mode: Mode) -> Self {
+        let mut core = Self::new(now, ready_deadline, probe_interval, mode);
         core.phase = Phase::Probing;
         core.probe_at = Some(now);
         core
     }
 
     /// An instance that was ready when another process of the agent had it.
-    pub fn ready(now: Instant, ready_deadline: Duration, probe_interval: Duration) -> Self {
-        let mut core = Self::new(now, ready_deadline, probe_interval);
+    pub fn ready(now: Instant, ready_deadline: Duration, probe_interval: Duration, mode: Mode) -> Self {
+        let mut core = Self::new(now, ready_deadline, probe_interval, mode);
         core.phase = Phase::Ready;
         core
     }
@@ -147,10 +152,11 @@ impl InstanceCore {
 
     fn not_held(&mut self, is_mounted: bool, effects: &mut Vec<Effect>) {
         match self.phase {
-            Phase::Image | Phase::Ended => {}
+            Phase::Image => self.is_mounted = is_mounted,
+            Phase::Ended => {}
             // The order was lost with the connection; a holder that has it takes it for one.
             Phase::Launching if is_mounted => effects.push(Effect::Launch),
-            Phase::Launching => self.phase = Phase::Image,
+            Phase::Launching => (self.phase, self.is_mounted) = (Phase::Image, false),
             Phase::Probing | Phase::Ready | Phase::Stopping(_) => {
                 self.gone(EndReason::RunFailed("the process that ran it is gone".into()), effects);
             }
@@ -165,11 +171,15 @@ impl InstanceCore {
                 self.stop(EndReason::ImageUnavailable(reason), effects);
             }
             _ if !is_waited_for => {}
-            ImageEvent::Step(step) => self.step(step, now, effects),
+            // Others do not wait for it.
+            ImageEvent::Step(Step::Whole) if self.mode != Mode::Whole => {}
+            ImageEvent::Step(step) => {
+                self.step(step, now, effects);
+                self.launch_if_there(now, effects);
+            }
             ImageEvent::Mounted => {
-                self.step(Step::Mount, now, effects);
-                self.phase = Phase::Launching;
-                effects.push(Effect::Launch);
+                self.is_mounted = true;
+                self.launch_if_there(now, effects);
             }
             ImageEvent::MountFailed(reason) => {
                 self.phase = Phase::Ended;
@@ -177,6 +187,16 @@ impl InstanceCore {
             }
             ImageEvent::Trouble(reason) => self.trouble = Some(reason),
             ImageEvent::NotKept(_) => {}
+        }
+    }
+
+    /// The mount is made as soon as it can be, also for a start that waits for the whole image: others may use it.
+    fn launch_if_there(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let is_there = self.mode != Mode::Whole || self.steps.contains_key(&Step::Whole);
+        if self.is_mounted && is_there {
+            self.step(Step::Mount, now, effects);
+            self.phase = Phase::Launching;
+            effects.push(Effect::Launch);
         }
     }
 
@@ -242,8 +262,12 @@ mod tests {
     const INTERVAL: Duration = Duration::from_millis(20);
 
     fn run(events: Vec<(u64, Event)>) -> (InstanceCore, Vec<Effect>) {
+        run_in(Mode::Lazy, events)
+    }
+
+    fn run_in(mode: Mode, events: Vec<(u64, Event)>) -> (InstanceCore, Vec<Effect>) {
         let start = Instant::now();
-        let mut core = InstanceCore::new(start, DEADLINE, INTERVAL);
+        let mut core = InstanceCore::new(start, DEADLINE, INTERVAL, mode);
         let mut effects = Vec::new();
         for (at_ms, event) in events {
             core.apply(event, start + Duration::from_millis(at_ms), &mut effects);
@@ -265,6 +289,25 @@ mod tests {
         ]);
         assert_eq!(effects, [Effect::Launch, Effect::Probe, Effect::Probe, Effect::Ready]);
         assert_eq!(core.steps()[&Step::Probe], Duration::from_millis(53));
+    }
+
+    #[test]
+    fn only_a_start_that_wants_the_whole_image_waits_for_it() {
+        let mounted = || Event::Image(ImageEvent::Mounted);
+        let whole = || Event::Image(ImageEvent::Step(Step::Whole));
+        let (core, effects) = run_in(Mode::Whole, vec![(1, mounted()), (70, whole())]);
+        assert_eq!(effects, [Effect::Launch]);
+        assert_eq!([Step::Whole, Step::Mount].map(|step| core.steps()[&step].as_millis()), [70, 70]);
+        let (core, effects) = run_in(Mode::Whole, vec![(1, whole()), (5, mounted())]);
+        assert_eq!((core.steps()[&Step::Mount].as_millis(), effects), (5, vec![Effect::Launch]));
+        // A new holder has no mount.
+        let lost = Event::NotHeld { is_mounted: false };
+        let (_, effects) = run_in(Mode::Whole, vec![(1, mounted()), (2, lost), (3, whole())]);
+        assert_eq!(effects, []);
+        for mode in [Mode::Lazy, Mode::LazyThenWhole] {
+            let (core, effects) = run_in(mode, vec![(1, whole()), (2, mounted())]);
+            assert_eq!((core.steps().get(&Step::Whole), effects), (None, vec![Effect::Launch]));
+        }
     }
 
     #[test]
@@ -332,7 +375,7 @@ mod tests {
     #[test]
     fn what_was_ready_stays_so_without_a_probe_until_it_ends() {
         let start = Instant::now();
-        let mut core = InstanceCore::ready(start, DEADLINE, INTERVAL);
+        let mut core = InstanceCore::ready(start, DEADLINE, INTERVAL, Mode::Lazy);
         let mut effects = Vec::new();
         for event in [Event::Held, Event::Tick, Event::Exited(Exit::Code(1))] {
             core.apply(event, start + 2 * DEADLINE, &mut effects);

@@ -120,21 +120,21 @@ impl Instance {
     /// An instance that was just ordered.
     pub fn new(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
         let deadline = Duration::from_millis(order.ready_deadline_ms);
-        let core = InstanceCore::new(Instant::now(), deadline, world.limits.probe_interval);
+        let core = InstanceCore::new(Instant::now(), deadline, world.limits.probe_interval, order.mode);
         Self { order, port, core, world, life }
     }
 
     /// An instance whose container runs already.
     pub fn resumed(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
         let deadline = Duration::from_millis(order.ready_deadline_ms);
-        let core = InstanceCore::resumed(Instant::now(), deadline, world.limits.probe_interval);
+        let core = InstanceCore::resumed(Instant::now(), deadline, world.limits.probe_interval, order.mode);
         Self { order, port, core, world, life }
     }
 
     /// An instance that was ready before the agent was replaced.
     pub fn ready(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
         let deadline = Duration::from_millis(order.ready_deadline_ms);
-        let core = InstanceCore::ready(Instant::now(), deadline, world.limits.probe_interval);
+        let core = InstanceCore::ready(Instant::now(), deadline, world.limits.probe_interval, order.mode);
         Self { order, port, core, world, life }
     }
 

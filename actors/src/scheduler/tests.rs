@@ -76,6 +76,7 @@ fn spec(image: &str) -> FunctionSpec {
         max_instances: None,
         keep_alive_ms: None,
         probe_path: "/".into(),
+        mode: crate::wire::control::Mode::default(),
         env: BTreeMap::new(),
         command: None,
     }

@@ -32,24 +32,44 @@ impl<K: Ord + Clone> Shares<K> {
     }
 
     pub fn take(&mut self, owner: &K) -> Result<(), Full> {
-        if self.total >= self.max {
+        if self.free() == 0 {
             return Err(Full::All);
         }
-        if self.of(owner) >= self.max - self.total {
+        if self.of(owner) >= self.free() {
             return Err(Full::Owner);
         }
-        *self.taken.entry(owner.clone()).or_default() += 1;
-        self.total += 1;
+        self.add(owner, 1);
         Ok(())
     }
 
-    pub fn give_back(&mut self, owner: &K) {
+    /// Takes places without asking whether there are any: for callers that looked at `room`, and for those
+    /// who were let in before and come back.
+    pub fn add(&mut self, owner: &K, count: usize) {
+        if count > 0 {
+            *self.taken.entry(owner.clone()).or_default() += count;
+            self.total += count;
+        }
+    }
+
+    pub fn give_back(&mut self, owner: &K, count: usize) {
+        if count == 0 {
+            return;
+        }
         let taken = self.taken.get_mut(owner).expect("only what was taken is given back");
-        *taken -= 1;
+        *taken = taken.checked_sub(count).expect("no more than was taken is given back");
         if *taken == 0 {
             self.taken.remove(owner);
         }
-        self.total -= 1;
+        self.total -= count;
+    }
+
+    /// How many more places the owner would get, one after the other.
+    pub fn room(&self, owner: &K) -> usize {
+        (self.free() + 1).saturating_sub(self.of(owner)) / 2
+    }
+
+    pub fn free(&self) -> usize {
+        self.max.saturating_sub(self.total)
     }
 
     pub fn of(&self, owner: &K) -> usize {
@@ -95,7 +115,7 @@ impl<K: Ord + Clone> SharedPermits<K> {
 
 impl<K: Ord + Clone> Drop for SharedPermit<K> {
     fn drop(&mut self) {
-        self.shares.shares().give_back(&self.owner);
+        self.shares.shares().give_back(&self.owner, 1);
     }
 }
 
@@ -104,8 +124,10 @@ mod tests {
     use super::*;
 
     fn fill(shares: &mut Shares<&'static str>, owner: &'static str) -> usize {
+        let room = shares.room(&owner);
         while shares.take(&owner).is_ok() {}
-        shares.of(&owner)
+        assert_eq!(shares.of(&owner), room);
+        room
     }
 
     #[test]
@@ -121,8 +143,17 @@ mod tests {
         let mut shares = Shares::new(3);
         assert_eq!([shares.take(&1), shares.take(&2), shares.take(&3)], [Ok(()); 3]);
         assert_eq!(shares.take(&4), Err(Full::All));
-        shares.give_back(&2);
+        shares.give_back(&2, 1);
         assert_eq!(shares.take(&4), Ok(()));
+    }
+
+    #[test]
+    fn whoever_comes_back_finds_a_place_and_keeps_others_out_until_there_is_room() {
+        let mut shares = Shares::new(2);
+        shares.add(&1, 4);
+        assert_eq!((shares.free(), shares.room(&2), shares.take(&2)), (0, 0, Err(Full::All)));
+        shares.give_back(&1, 3);
+        assert_eq!((shares.room(&1), shares.room(&2), shares.take(&2)), (0, 1, Ok(())));
     }
 
     #[test]

@@ -400,7 +400,9 @@ impl Wires {
         }
         let (demand, mut demanded) = mpsc::channel(64);
         let (prefetch, mut prefetched) = mpsc::channel(64);
-        let opening = OpenChildOf { tree, vm: self.own.clone(), link: ChildLink { demand, prefetch } };
+        let (background, mut of_background) = mpsc::channel(64);
+        let link = ChildLink { demand, prefetch, background };
+        let opening = OpenChildOf { tree, vm: self.own.clone(), link };
         let Ok(Ok(opened)) = agent.send(opening).await else { return };
         let child = Child { opened };
         tell(UpstreamEvent::Opened);
@@ -428,6 +430,10 @@ impl Wires {
                 },
                 answer = prefetched.recv() => match answer {
                     Some(answer) => (Urgency::Prefetch, answer),
+                    None => return,
+                },
+                answer = of_background.recv() => match answer {
+                    Some(answer) => (Urgency::Background, answer),
                     None => return,
                 },
             };

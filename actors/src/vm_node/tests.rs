@@ -213,6 +213,7 @@ fn order(number: u16, place: Place) -> Box<StartOrder> {
         memory_bytes: 1 << 20,
         cpu_millis: 1,
         probe_path: "/".into(),
+        mode: crate::wire::control::Mode::default(),
         ready_deadline_ms: 1000,
         record: false,
         hot: Vec::new(),

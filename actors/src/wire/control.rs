@@ -127,6 +127,8 @@ pub enum Step {
     Index,
     /// The blocks that the mount reads are there.
     Metadata,
+    /// All blocks are there.
+    Whole,
     /// The file system is mounted.
     Mount,
     /// The container's process runs.
@@ -136,8 +138,8 @@ pub enum Step {
 }
 
 impl Step {
-    pub const ALL: [Self; 6] =
-        [Self::Connecting, Self::Index, Self::Metadata, Self::Mount, Self::Run, Self::Probe];
+    pub const ALL: [Self; 7] =
+        [Self::Connecting, Self::Index, Self::Metadata, Self::Whole, Self::Mount, Self::Run, Self::Probe];
 }
 
 /// What the VM knows of one start. Times count from the arrival of the order.
@@ -249,6 +251,19 @@ pub enum OriginAnswer {
     Refused { retry_after_ms: u64 },
 }
 
+/// How much of an image a function's instances want on their VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// What is read.
+    #[default]
+    Lazy,
+    /// What is read; the rest in the background once the instance is ready.
+    LazyThenWhole,
+    /// All of it before the container is run.
+    Whole,
+}
+
 /// All that is needed to make one instance; no second round trip.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StartOrder {
@@ -265,6 +280,9 @@ pub struct StartOrder {
     #[serde(default)]
     pub cpu_millis: u32,
     pub probe_path: String,
+    /// Absent in what an agent of an earlier release kept.
+    #[serde(default)]
+    pub mode: Mode,
     /// From the arrival of the order to ready.
     pub ready_deadline_ms: u64,
     /// Whether the VM is to record what this start reads, if it mounts the image for it. Answered by `Recorded`.

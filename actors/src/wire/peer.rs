@@ -4,7 +4,7 @@ use super::control::Capability;
 use crate::id::{BlockId, TreeId, VmId};
 use serde::{Deserialize, Serialize};
 
-/// Why a block is wanted. The order of urgency: demand overtakes prefetch on a connection.
+/// Why a block is wanted. The order of urgency: the more urgent overtakes on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Urgency {
@@ -12,6 +12,8 @@ pub enum Urgency {
     Demand,
     /// It will probably be read soon.
     Prefetch,
+    /// Nobody is known to need it; the VM is to hold the whole image.
+    Background,
 }
 
 /// How far a question may go.

@@ -32,7 +32,8 @@ const VM: &str = "vm-1";
 const FUNCTION: &str = "compared";
 
 /// Of a start, in their order.
-const PHASES: [&str; 8] = ["waiting", "placing", "connecting", "index", "metadata", "mount", "run", "probe"];
+const PHASES: [&str; 9] =
+    ["waiting", "placing", "connecting", "index", "metadata", "whole", "mount", "run", "probe"];
 
 #[derive(Debug, Args)]
 pub struct Compare {

@@ -11,7 +11,7 @@ use faasnet_actors::{
     },
     agent_session::{self, SessionCore},
     block_store::{StoreCore, disk_bytes},
-    block_transfer::{self, ChildId, ImageEvent, TransferCore, TransferReport},
+    block_transfer::{self, ChildId, ImageEvent, TransferCore, TransferReport, Wish},
     id::{BlockId, StartId, TreeId, VmId},
     instance::{self, InstanceCore},
     support::{micros, millis},
@@ -337,7 +337,7 @@ impl Agent {
             let deadline = Duration::from_millis(order.ready_deadline_ms);
             // What was not ready is begun anew.
             let make = if *is_ready { InstanceCore::ready } else { InstanceCore::new };
-            let core = make(now, deadline, self.limits.probe_interval);
+            let core = make(now, deadline, self.limits.probe_interval, order.mode);
             let before = TransferReport::default();
             let ordered = Ordered { order: order.clone(), core, is_ready: *is_ready, before };
             self.ordered.insert(start.clone(), ordered);
@@ -556,10 +556,19 @@ impl Agent {
         let record = Some(Box::new(InstanceRecord { order: order.clone(), port: 0, is_ready: false }));
         effects.push(Effect::SaveInstance { start: start.clone(), record });
         let deadline = Duration::from_millis(order.ready_deadline_ms);
-        let core = InstanceCore::new(now, deadline, self.limits.probe_interval);
+        let core = InstanceCore::new(now, deadline, self.limits.probe_interval, order.mode);
         let before = self.counters(&tree, now);
         self.ordered.insert(start.clone(), Ordered { order, core, is_ready: false, before });
         self.attach(&tree, &start, now, effects);
+        self.wish(&tree, now, effects);
+    }
+
+    /// Tells a transfer how much of its image the instances want; the strictest of them decides.
+    fn wish(&mut self, tree: &TreeId, now: Instant, effects: &mut Vec<Effect>) {
+        let of_tree = self.ordered.values().filter(|ordered| ordered.order.place.tree == *tree);
+        let wishes = of_tree.map(|ordered| Wish::of(ordered.order.mode, ordered.is_ready));
+        let wish = wishes.max().unwrap_or_default();
+        self.transfer(tree, block_transfer::Event::Wished { wish }, now, effects);
     }
 
     fn counters(&self, tree: &TreeId, now: Instant) -> TransferReport {
@@ -607,8 +616,10 @@ impl Agent {
                     if let Some(ordered) = self.ordered.get_mut(start) {
                         ordered.is_ready = true;
                         let order = ordered.order.clone();
+                        let tree = order.place.tree.clone();
                         let record = Some(Box::new(InstanceRecord { order, port: 0, is_ready: true }));
                         effects.push(Effect::SaveInstance { start: start.clone(), record });
+                        self.wish(&tree, now, effects);
                     }
                     self.say(ToManager::Ready { start: start.clone(), report }, now, effects);
                 }
@@ -622,6 +633,7 @@ impl Agent {
         let Some(ordered) = self.ordered.remove(start) else { return };
         effects.push(Effect::SaveInstance { start: start.clone(), record: None });
         let tree = ordered.order.place.tree;
+        self.wish(&tree, now, effects);
         if self.trees.get(&tree).is_some_and(|known| known.is_left) {
             self.leave(&tree, effects);
         }
@@ -701,6 +713,7 @@ impl Agent {
         for start in followers.map(|(start, _)| start.clone()).collect::<Vec<_>>() {
             self.attach(tree, &start, now, effects);
         }
+        self.wish(tree, now, effects);
     }
 
     fn leave(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {

@@ -7,6 +7,7 @@ use super::{
     queue::Nanos,
     world::{Watch, World},
 };
+use faasnet_actors::wire::control::Mode;
 use rand::{RngExt, rngs::StdRng};
 use serde::Serialize;
 use std::{
@@ -104,12 +105,16 @@ const VMS: usize = 10;
 fn model() -> Model {
     let millis = Duration::from_millis;
     let image = |blocks, reads| ImageModel { blocks, stored_bytes: 60_000, metadata_blocks: 2, reads };
-    let function = |tenant, name, image| FunctionModel { tenant, name, image, memory_mib: 256 };
+    let function = |tenant, name, image, mode| FunctionModel { tenant, name, image, memory_mib: 256, mode };
     let mut model = Model {
         vms: VMS,
         memory_bytes: 1 << 30,
         images: vec![image(24, Reads::Random(12)), image(12, Reads::Sequential(8))],
-        functions: vec![function("acme", "web", 0), function("acme", "api", 1), function("other", "job", 1)],
+        functions: vec![
+            function("acme", "web", 0, Mode::LazyThenWhole),
+            function("acme", "api", 1, Mode::Lazy),
+            function("other", "job", 1, Mode::Whole),
+        ],
         uplink: 2_000_000,
         downlink: 2_000_000,
         origin_rate: 2_000_000,

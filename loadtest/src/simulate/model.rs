@@ -9,6 +9,7 @@ use faasnet_actors::{
     id::{BlockId, Digest},
     image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, ImageLocation, Index, RuntimeConfig},
     scheduler::Limits,
+    wire::control::Mode,
     world::BatchLimits,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -171,11 +172,12 @@ pub struct FunctionModel {
     /// The number of its image.
     pub image: usize,
     pub memory_mib: u64,
+    pub mode: Mode,
 }
 
 impl Default for FunctionModel {
     fn default() -> Self {
-        Self { tenant: "acme", name: "web", image: 0, memory_mib: 256 }
+        Self { tenant: "acme", name: "web", image: 0, memory_mib: 256, mode: Mode::Lazy }
     }
 }
 

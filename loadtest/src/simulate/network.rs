@@ -57,6 +57,7 @@ pub(super) struct Conn {
     pub is_late: bool,
     demand: VecDeque<Frame>,
     prefetch: VecDeque<Frame>,
+    background: VecDeque<Frame>,
     sending: Option<Sending>,
     /// Of the last computed end of what is being sent.
     version: u32,
@@ -64,7 +65,7 @@ pub(super) struct Conn {
 
 impl Conn {
     pub fn new(tree: TreeId, child: Node, parent: Node, upstream: Upstream) -> Self {
-        let (demand, prefetch) = (VecDeque::new(), VecDeque::new());
+        let (demand, prefetch, background) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         Self {
             tree,
             child,
@@ -75,6 +76,7 @@ impl Conn {
             is_late: false,
             demand,
             prefetch,
+            background,
             sending: None,
             version: 0,
         }
@@ -148,7 +150,7 @@ impl Network {
 
     /// Frames that wait on a connection.
     pub fn queued(&self, id: u64) -> usize {
-        self.conns.get(&id).map_or(0, |conn| conn.demand.len() + conn.prefetch.len())
+        self.conns.get(&id).map_or(0, |conn| conn.demand.len() + conn.prefetch.len() + conn.background.len())
     }
 
     pub fn send(&mut self, id: u64, frame: Frame, now: Nanos) {
@@ -156,6 +158,7 @@ impl Network {
         match frame.urgency {
             Urgency::Demand => conn.demand.push_back(frame),
             Urgency::Prefetch => conn.prefetch.push_back(frame),
+            Urgency::Background => conn.background.push_back(frame),
         }
         if conn.sending.is_none() {
             let (parent, child) = (conn.parent, conn.child);
@@ -180,9 +183,8 @@ impl Network {
     /// Begins with the next frame, at no rate yet.
     fn next(&mut self, id: u64, now: Nanos) -> bool {
         let Some(conn) = self.conns.get_mut(&id) else { return false };
-        let Some(frame) = conn.demand.pop_front().or_else(|| conn.prefetch.pop_front()) else {
-            return false;
-        };
+        let queues = [&mut conn.demand, &mut conn.prefetch, &mut conn.background];
+        let Some(frame) = queues.into_iter().find_map(VecDeque::pop_front) else { return false };
         conn.sending = Some(Sending { left: frame.bytes, frame, rate: 0, since: now });
         true
     }
@@ -320,15 +322,16 @@ mod tests {
     }
 
     #[test]
-    fn demand_overtakes_read_ahead_that_waits() {
+    fn the_more_urgent_overtakes_what_waits() {
         let mut network = network();
-        for (urgency, bytes) in [(Urgency::Prefetch, 1), (Urgency::Prefetch, 2), (Urgency::Demand, 3)] {
+        let (background, prefetch, demand) = (Urgency::Background, Urgency::Prefetch, Urgency::Demand);
+        for (urgency, bytes) in [(background, 1), (background, 2), (prefetch, 3), (demand, 4)] {
             network.send(1, frame(urgency, bytes), 0);
         }
         let mut order = Vec::new();
         while let Some(sent) = network.take_sent().pop() {
             order.extend(network.sent(sent, sent.at).map(|frame| frame.bytes));
         }
-        assert_eq!(order, [1, 3, 2]);
+        assert_eq!(order, [1, 4, 3, 2]);
     }
 }

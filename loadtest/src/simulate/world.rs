@@ -238,6 +238,7 @@ impl World {
                 // The simulated clients ask for starts, not for answers.
                 keep_alive_ms: Some(86_400_000),
                 probe_path: "/".into(),
+                mode: function.mode,
                 env: BTreeMap::new(),
                 command: None,
             };

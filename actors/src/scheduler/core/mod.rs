@@ -443,9 +443,7 @@ pub struct SchedulerCore {
     waiting: Shares<TenantId>,
     changes: BTreeMap<WriteId, Change>,
     /// Starts that have no VM, or are on their way to the disk.
-    starts_waiting: usize,
-    /// The same for each tenant that has any.
-    starts_waiting_of: BTreeMap<TenantId, usize>,
+    starts_waiting: Shares<TenantId>,
     sequence: u64,
     writes: u64,
     pools: Pools,
@@ -494,10 +492,9 @@ impl SchedulerCore {
             waiters: BTreeMap::new(),
             waiting: Shares::new(limits.requests_waiting_max),
             changes: BTreeMap::new(),
-            starts_waiting: 0,
+            starts_waiting: Shares::new(limits.starts_waiting_max),
             sequence: 0,
             writes: 0,
-            starts_waiting_of: BTreeMap::new(),
             pools: Pools::new(limits.starts_at_once_per_vm),
             sizes: BTreeMap::new(),
             rests: BTreeSet::new(),
@@ -647,8 +644,7 @@ impl SchedulerCore {
                 assert!(!routable || start.phase == Phase::Ready);
             }
         }
-        assert_eq!(waiting, self.starts_waiting);
-        assert_eq!(waiting, self.starts_waiting_of.values().sum::<usize>());
+        assert_eq!(waiting, self.starts_waiting.total());
         self.check_waiting();
         let lives = |id| self.starts.get(id).is_some_and(|start| start.phase != Phase::Ended);
         assert!(self.rows.starts().all(lives), "a later manager would start again what has ended");

@@ -24,24 +24,6 @@ type Turns = BTreeMap<TenantId, BTreeSet<(u64, FunctionName)>>;
 const RESTING_LOOKED_AT: usize = 1000;
 
 impl SchedulerCore {
-    /// Keeps how many starts wait, in all and for each tenant.
-    pub(super) fn count_waiting(&mut self, tenant: &TenantId, change: isize) {
-        self.starts_waiting = self.starts_waiting.saturating_add_signed(change);
-        let own = self.starts_waiting_of.entry(tenant.clone()).or_default();
-        *own = own.saturating_add_signed(change);
-        if *own == 0 {
-            self.starts_waiting_of.remove(tenant);
-        }
-    }
-
-    /// How many more starts of a tenant may wait: each of them takes a place while the tenant has fewer than
-    /// are free. Alone a tenant gets half of all places, and whoever comes later half of the rest.
-    pub(super) fn room_to_wait(&self, tenant: &TenantId) -> usize {
-        let free = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
-        let own = self.starts_waiting_of.get(tenant).copied().unwrap_or_default();
-        (free + 1).saturating_sub(own) / 2
-    }
-
     /// Puts a start into the queue of its function, to be tried when this event is over.
     pub(super) fn queue(&mut self, id: &StartId) {
         let (key, sequence) = (self.starts[id].key.clone(), self.starts[id].sequence);
@@ -180,12 +162,13 @@ impl SchedulerCore {
             command: function.spec.command.clone(),
             needs: function.spec.needs(),
             probe_path: function.spec.probe_path.clone(),
+            mode: function.spec.mode,
             ready_deadline_ms: millis(self.limits.ready_deadline),
             record,
             hot,
         };
         let needs = draft.needs;
-        self.count_waiting(&tree.tenant, -1);
+        self.starts_waiting.give_back(&tree.tenant, 1);
         self.set_timer(id, Some(now + self.limits.lease));
         let contact = self.vms[vm].contact().expect("a VM that is up has said who it is");
         self.assign(id, vm, tree, needs);

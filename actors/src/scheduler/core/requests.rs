@@ -183,7 +183,7 @@ impl SchedulerCore {
     pub(super) fn take_waiter(&mut self, ticket: Ticket) -> Option<Waiter> {
         let waiter = self.waiters.remove(&ticket)?;
         self.deadlines.remove(&(waiter.deadline, ticket));
-        self.waiting.give_back(&waiter.key.0);
+        self.waiting.give_back(&waiter.key.0, 1);
         let function = self.functions.get_mut(&waiter.key).expect("requests wait for known functions");
         function.dequeue(ticket, waiter.on.as_ref());
         Some(waiter)

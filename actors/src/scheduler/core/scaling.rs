@@ -63,10 +63,11 @@ impl Limits {
     }
 }
 
-/// Whether instances of one description may go on under the other.
+/// Whether instances of one description may go on under the other: neither its limits nor the way in which its
+/// image comes change what runs.
 pub(super) fn differ_in_scaling_only(one: &FunctionSpec, other: &FunctionSpec) -> bool {
-    let FunctionSpec { min_instances, max_instances, keep_alive_ms, .. } = *other;
-    FunctionSpec { min_instances, max_instances, keep_alive_ms, ..one.clone() } == *other
+    let FunctionSpec { min_instances, max_instances, keep_alive_ms, mode, .. } = *other;
+    FunctionSpec { min_instances, max_instances, keep_alive_ms, mode, ..one.clone() } == *other
 }
 
 impl Start {
@@ -137,7 +138,7 @@ impl SchedulerCore {
 
     /// Starts that may be accepted at once.
     fn room_to_start(&self, key: &FunctionKey) -> usize {
-        self.room_to_wait(&key.0).min(self.limits.starts_per_request_max as usize)
+        self.starts_waiting.room(&key.0).min(self.limits.starts_per_request_max as usize)
     }
 
     /// Starts what is missing to `min_instances`.

@@ -77,13 +77,12 @@ impl SchedulerCore {
         }
         // Rows that cannot be written now wait in memory.
         let store_is_behind = self.rows.stale() > self.limits.starts_waiting_max;
-        let room = self.limits.starts_waiting_max.saturating_sub(self.starts_waiting);
-        if count as usize > room || store_is_behind {
+        if count as usize > self.starts_waiting.free() || store_is_behind {
             return Some(ControlError::Overloaded { retry_after: RETRY_AFTER });
         }
         let what = "starts of this tenant";
         let too_many = ControlError::TooMany { what, retry_after: RETRY_AFTER };
-        (count as usize > self.room_to_wait(&key.0)).then_some(too_many)
+        (count as usize > self.starts_waiting.room(&key.0)).then_some(too_many)
     }
 
     /// Makes ids and brings them to the disk; only then are they starts.
@@ -99,7 +98,7 @@ impl SchedulerCore {
         let rows = StartRows::divide(key, &starts, self.limits.starts_per_row_max);
         let writes = rows.iter().map(records::put_starts).collect();
         self.functions.get_mut(key).expect("callers looked").accepting += count;
-        self.count_waiting(&key.0, starts.len() as isize);
+        self.starts_waiting.add(&key.0, starts.len());
         self.persist(writes, Change::Accept { ticket, key: key.clone(), rows, accepted_at: now }, effects);
     }
 
@@ -166,7 +165,7 @@ impl SchedulerCore {
         effects: &mut Vec<Effect>,
     ) {
         let count: usize = rows.iter().map(|row| row.starts.len()).sum();
-        self.count_waiting(&key.0, -(count as isize));
+        self.starts_waiting.give_back(&key.0, count);
         if reason.is_uncertain() {
             rows.into_iter().for_each(|row| self.rows.insert_refused(row));
         }
@@ -217,7 +216,7 @@ impl SchedulerCore {
                 }
                 start.phase = Phase::Waiting;
                 let tenant = start.key.0.clone();
-                self.count_waiting(&tenant, 1);
+                self.starts_waiting.add(&tenant, 1);
                 self.wait_for_room(id, now);
             }
             Phase::Waiting => self.end(id, EndReason::NoRoom, now, effects),
@@ -254,7 +253,7 @@ impl SchedulerCore {
         start.avoid.extend(start.vm.take());
         let place_by = start.accepted_at + self.limits.placement_deadline;
         let tenant = start.key.0.clone();
-        self.count_waiting(&tenant, 1);
+        self.starts_waiting.add(&tenant, 1);
         self.wait_for_room(id, now);
         self.set_timer(id, Some(place_by.max(now)));
         let key = self.starts[id].key.clone();
@@ -310,7 +309,7 @@ impl SchedulerCore {
             start.phase == Phase::Ready || matches!(reason, EndReason::VmLost | EndReason::Stopped);
         let others = matches!(reason, EndReason::VmLost | EndReason::Stopped | EndReason::NoRoom);
         let failed_by_itself = !others && !start.stopping;
-        self.count_waiting(&key.0, -isize::from(was_waiting));
+        self.starts_waiting.give_back(&key.0, usize::from(was_waiting));
         self.unroute(id);
         self.set_timer(id, None);
         self.unassign(id, now, effects);

@@ -20,7 +20,7 @@ impl SchedulerCore {
         let limits = &self.limits;
         snapshot
             .queue("functions", self.functions.len(), limits.functions_max)
-            .queue("starts without a VM", self.starts_waiting, limits.starts_waiting_max)
+            .queue("starts without a VM", self.starts_waiting.total(), limits.starts_waiting_max)
             .queue("ended starts", self.ended.len(), limits.starts_kept)
             .queue("requests", self.waiters.len(), limits.requests_waiting_max)
     }

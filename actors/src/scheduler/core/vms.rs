@@ -337,7 +337,7 @@ impl SchedulerCore {
         let start = &self.starts[id];
         function.unplaced.remove(&start.sequence);
         let was_waiting = start.phase == Phase::Waiting;
-        self.count_waiting(&key.0, -isize::from(was_waiting));
+        self.starts_waiting.give_back(&key.0, usize::from(was_waiting));
         let start = self.starts.get_mut(id).expect("it is free");
         start.phase = Phase::Ordered;
         start.ends_as = None;
