@@ -2,6 +2,8 @@
 
 pub mod agent;
 pub mod cli;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod holder;
 pub mod http;
 pub mod image;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)] // A test that panics has failed, as it should.
 
 mod child;
+mod hostile;
+mod parent;
 mod replace;
 mod serving;
 mod world;
