@@ -141,21 +141,28 @@ impl Way {
 
     /// Waits for what the recorded starts lead to.
     pub fn prepare(self, cluster: &Cluster, function: &str) -> anyhow::Result<()> {
-        let path = format!("/v1/functions/{function}/profile");
-        match self {
-            Self::Demand => return Ok(()),
-            Self::Pushed => {}
-            Self::Packed => drop(cluster.cli(&["image", "optimize", function, "--wait"])?),
+        if self == Self::Demand {
+            return Ok(());
         }
-        wait_until("the profile of what starts read", READY, || {
-            let answer = cluster.api.call("GET", &path, "")?;
-            if !answer.status.is_success() {
-                return Ok(None);
-            }
-            let profile: ProfileView = serde_json::from_value(answer.json()?)?;
-            let has_all = profile.recordings as usize >= RECORDINGS && profile.blocks.is_some();
-            Ok((has_all && profile.is_packed == (self == Self::Packed)).then_some(()))
-        })
+        let path = format!("/v1/functions/{function}/profile");
+        let wait_for = |what: &str, is_so: &dyn Fn(&ProfileView) -> bool| {
+            wait_until(what, READY, || {
+                let answer = cluster.api.call("GET", &path, "")?;
+                if !answer.status.is_success() {
+                    return Ok(None);
+                }
+                let profile: ProfileView = serde_json::from_value(answer.json()?)?;
+                Ok(is_so(&profile).then_some(()))
+            })
+        };
+        let is_known =
+            |profile: &ProfileView| profile.recordings as usize >= RECORDINGS && profile.blocks.is_some();
+        wait_for("the profile of what starts read", &is_known)?;
+        if self == Self::Packed {
+            cluster.cli(&["image", "optimize", function, "--wait"])?;
+            wait_for("the packed image to be looked at", &|profile| profile.is_packed && is_known(profile))?;
+        }
+        Ok(())
     }
 }
 
