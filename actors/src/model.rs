@@ -311,6 +311,16 @@ pub struct VmView {
     pub cpu_used_millis: u32,
     pub instances: Vec<StartId>,
     pub trees: Vec<HeldImageView>,
+    /// What its cache has kept of trees that it has left.
+    #[serde(default)]
+    pub cold: Vec<ColdImageView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColdImageView {
+    pub image: ImageId,
+    pub blocks_present: u32,
+    pub blocks_total: u32,
 }
 
 /// What a VM holds of one block image.

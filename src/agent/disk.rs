@@ -1,7 +1,8 @@
 //! The cache of block images in the VM's data folder.
 //!
 //! ```text
-//! images/TENANT.HEX/record    the block image and the VM's last place in its tree
+//! images/TENANT.HEX/record    the block image and the VM's last place in its tree, while it is a member
+//!                   /left     the same when it has left: the image is cold
 //!                   /index    the encoded index
 //!                   /stored   sparse: stored bytes at their place in the blob, for children
 //!                   /plain    sparse: plain bytes at their place in the file system, for the holder
@@ -19,7 +20,8 @@
 use crate::image::blocks::BlockDecoder;
 use bytes::Bytes;
 use faasnet_actors::{
-    agent::world::{Disk, DiskError, InstanceRecord, OpenedImage, TreeRecord},
+    agent::world::{ColdImage, Disk, DiskError, InstanceRecord, OpenedImage, Records, TreeRecord},
+    block_store::disk_bytes,
     id::{BlockId, StartId, TreeId},
     image::{BlockImage, Codec, Index},
 };
@@ -35,6 +37,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -75,17 +78,11 @@ impl RecordWrites {
     }
 }
 
-/// What an agent leaves for the next one on the same folder.
-pub struct Records {
-    pub trees: Vec<(TreeId, TreeRecord)>,
-    pub instances: Vec<(StartId, InstanceRecord)>,
-}
-
 fn failed(error: io::Error) -> DiskError {
-    if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
-        DiskError::Full
-    } else {
-        DiskError::Io(error.to_string())
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::Full,
+        io::ErrorKind::ReadOnlyFilesystem => DiskError::ReadOnly,
+        _ => DiskError::Io(error.to_string()),
     }
 }
 
@@ -147,12 +144,34 @@ impl Cache {
 
     /// What a former agent was doing. Records that are damaged are left out: the manager orders again.
     pub fn records(&self) -> io::Result<Records> {
-        let mut trees = Vec::new();
+        let instances = self.instances()?;
+        let is_used = |folder: &Path| {
+            instances.iter().any(|(_, record)| self.folder(&record.order.place.tree) == folder)
+        };
+        let (mut trees, mut cold) = (Vec::new(), Vec::new());
         for folder in fs::read_dir(self.data.join("images"))? {
-            if let Some(record) = read_record::<TreeRecord>(&folder?.path().join("record")) {
+            let folder = folder?;
+            // Mount points, which have the name of the image alone, are the holder's.
+            if !folder.file_name().as_encoded_bytes().contains(&b'.') {
+                continue;
+            }
+            let folder = folder.path();
+            if let Some(record) = read_record::<TreeRecord>(&folder.join("record")) {
                 trees.push((record.place.tree.clone(), record));
+            } else if let Some((left_at, image)) = cold_image(&folder) {
+                cold.push((left_at, (image.record.place.tree.clone(), image)));
+            } else if !is_used(&folder) {
+                // Nobody would ever ask for it, or count it.
+                tracing::warn!(folder = %folder.display(), "an image in the cache has no record; it is removed");
+                fs::remove_dir_all(folder)?;
             }
         }
+        cold.sort_by_key(|(left_at, _)| *left_at);
+        let cold = cold.into_iter().map(|(_, image)| image).collect();
+        Ok(Records { trees, cold, instances })
+    }
+
+    fn instances(&self) -> io::Result<Vec<(StartId, InstanceRecord)>> {
         let mut instances = Vec::new();
         for file in fs::read_dir(self.data.join("orders"))? {
             let path = file?.path();
@@ -162,8 +181,33 @@ impl Cache {
                 instances.push((record.order.start.clone(), record));
             }
         }
-        Ok(Records { trees, instances })
+        Ok(instances)
     }
+}
+
+/// An image of a tree that was left, and when. What its blocks hold is looked at when it is used again.
+fn cold_image(folder: &Path) -> Option<(SystemTime, ColdImage)> {
+    let path = folder.join("left");
+    let record = read_record::<TreeRecord>(&path)?;
+    let left_at = fs::metadata(&path).and_then(|metadata| metadata.modified()).ok()?;
+    let mut image = ColdImage { record, blocks_present: 0, blocks_total: 0, disk_bytes: 0 };
+    if let Some(index) = read_index(folder, &image.record.image) {
+        let marks = fs::read(folder.join("present")).unwrap_or_default();
+        let marked = (0..index.block_count()).zip(marks).filter(|(_, mark)| *mark == 1);
+        for (number, _) in marked {
+            image.blocks_present += 1;
+            image.disk_bytes += disk_bytes(&index, BlockId(number));
+        }
+        image.blocks_total = index.block_count();
+    }
+    Some((left_at, image))
+}
+
+/// The index, if it is the one that the manager has named.
+fn read_index(folder: &Path, image: &BlockImage) -> Option<Index> {
+    let encoded = fs::read(folder.join("index")).ok()?;
+    let is_right = <[u8; 32]>::from(Sha256::digest(&encoded)) == *image.index_digest.as_bytes();
+    is_right.then(|| Index::decode(&encoded).ok()).flatten()
 }
 
 fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
@@ -337,10 +381,7 @@ fn open_image(open: &OpenImages, folder: &Path, image: &BlockImage) -> Result<Op
     fs::create_dir_all(folder).map_err(failed)?;
     let files = open.again(folder).map_err(failed)?;
     files.set_lengths(image).map_err(failed)?;
-    let index = fs::read(folder.join("index")).ok().and_then(|encoded| {
-        let is_right = <[u8; 32]>::from(Sha256::digest(&encoded)) == *image.index_digest.as_bytes();
-        is_right.then(|| Index::decode(&encoded).ok()).flatten()
-    });
+    let index = read_index(folder, image);
     let unverified = index.as_ref().map(|index| files.marked(index)).transpose().map_err(failed)?;
     let plain_path = folder.join("plain");
     Ok(OpenedImage { index: index.map(Arc::new), unverified: unverified.unwrap_or_default(), plain_path })
@@ -413,6 +454,17 @@ impl Disk for Cache {
     fn save_place(&self, tree: &TreeId, record: TreeRecord) -> BoxFuture<'static, Result<(), DiskError>> {
         let path = self.folder(tree).join("record");
         self.write_in_turn(path, Some(encoded(&record)))
+    }
+
+    fn save_left(&self, tree: &TreeId, record: TreeRecord) -> BoxFuture<'static, Result<(), DiskError>> {
+        let folder = self.folder(tree);
+        // In this order: with both the VM is a member still.
+        let kept = self.write_in_turn(folder.join("left"), Some(encoded(&record)));
+        let ended = self.write_in_turn(folder.join("record"), None);
+        Box::pin(async move {
+            kept.await?;
+            ended.await
+        })
     }
 
     fn save_instance(

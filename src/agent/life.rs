@@ -2,8 +2,8 @@
 //! process takes its place. A handover that fails is followed by another life.
 
 use super::{
-    AgentOptions, Parts, disk::Cache, disk::Records, handover, handover::Lock, handover::Successor,
-    holder_link, listener, listener_limits, manager_link, prober, renewal, upstream, upstream_limits,
+    AgentOptions, Parts, disk::Cache, handover, handover::Lock, handover::Successor, holder_link, listener,
+    listener_limits, manager_link, prober, renewal, upstream, upstream_limits,
 };
 use crate::{
     holder,
@@ -74,7 +74,7 @@ impl Life {
         let (holder, holder_queue) = holder_link::HolderLink::new();
         let capability_key = watch::Sender::new(Vec::new());
         let cache = Cache::open(data, settings.agent.threads).context("opening the cache")?;
-        let Records { trees, instances } = cache.records().context("reading what a former agent left")?;
+        let records = cache.records().context("reading what a former agent left")?;
         let world = AgentWorld {
             vm: options.name.clone(),
             address,
@@ -102,7 +102,7 @@ impl Life {
             capability_key: capability_key.clone(),
             certificates,
         };
-        let agent = Agent::new(world, trees, instances).start();
+        let agent = Agent::new(world, records).start();
         let (leave, ends) = watch::channel(false);
         let config = options.config.clone();
         let keeping = holder_link::keep(data.clone(), config, holder_queue, agent.clone().recipient(), ends);

@@ -21,7 +21,7 @@ use faasnet_actors::{
     vm_node::{Opening, SessionId, ToFleet, ToVm, VmMessage},
     wire::{
         PROTOCOL_VERSION,
-        control::{Hello, JoinAnswer, JoinRefusal, JoinRequest, ToAgent, ToManager},
+        control::{Capability, ColdTree, Hello, JoinAnswer, JoinRefusal, JoinRequest, ToAgent, ToManager},
         frame::{Frame, FrameLimits},
     },
 };
@@ -196,6 +196,14 @@ fn proven(hello: Hello, vm: &VmId, peer: &Peer, doors: &Doors) -> Hello {
     hello
 }
 
+/// Images of those trees only that the VM was in once: a capability that has expired proves that too. A VM that
+/// named others would be sent the starts of strangers before VMs that name none.
+fn proven_cold(mut trees: Vec<ColdTree>, proofs: Vec<Capability>, peer: &Peer, doors: &Doors) -> ToManager {
+    let once_opened = capability::opened_trees(&proofs, &doors.capability_key, &peer.key_hash, 0);
+    trees.retain(|cold| once_opened.contains(&cold.tree));
+    ToManager::Cold { trees, proofs: Vec::new() }
+}
+
 /// Keeps the trees that the VM was given a capability for, and instances of their images.
 fn believe(mut hello: Hello, trees: &BTreeSet<TreeId>) -> Hello {
     hello.held.retain(|held| trees.contains(&held.tree));
@@ -259,6 +267,9 @@ async fn hear(
                     let _full = renewed.try_send(ToAgent::Renewed { certificate });
                 }
                 continue;
+            }
+            Ok(Some(Frame { header: ToManager::Cold { trees, proofs }, .. })) => {
+                Box::new(proven_cold(trees, proofs, peer, doors))
             }
             Ok(Some(frame)) => Box::new(frame.header),
             Ok(None) => return "the agent closed it",

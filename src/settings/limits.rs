@@ -3,6 +3,7 @@
 use super::Settings;
 use faasnet_actors::{
     agent::AgentLimits,
+    block_store::RoomLimits,
     block_transfer::TransferLimits,
     function_tree::{OriginLimits, TreeLimits},
     instance::InstanceLimits,
@@ -89,7 +90,11 @@ impl Settings {
         AgentLimits {
             instances_max: agent.instances_max,
             memory_cache_bytes: transfer.memory_cache_bytes,
-            disk_cache_bytes: transfer.disk_cache_bytes,
+            disk: RoomLimits {
+                bytes_max: transfer.disk_cache_bytes,
+                patience: millis(transfer.stall_ms),
+                wait_max: millis(transfer.room_wait_ms),
+            },
             reconnect_min: millis(agent.reconnect_min_ms),
             reconnect_max: millis(agent.reconnect_max_ms),
             stop_grace: millis(agent.stop_grace_ms),

@@ -212,6 +212,7 @@ pub struct TransferSettings {
     pub retry_max_ms: u64,
     pub memory_cache_bytes: u64,
     pub disk_cache_bytes: u64,
+    pub room_wait_ms: u64,
     pub frame_header_bytes_max: u32,
     pub index_bytes_max: u32,
 }

@@ -375,6 +375,25 @@ impl Session {
     }
 }
 
+/// A small file system that is unmounted in the end.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub fn at(folder: PathBuf, size: &str) -> Self {
+        fs::create_dir_all(&folder).unwrap();
+        let mut mounting = Command::new("mount");
+        mounting.args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(&folder);
+        assert!(mounting.status().unwrap().success());
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
 /// A real agent, with its real holder. Dropping it ends both.
 pub struct Agent {
     pub name: String,

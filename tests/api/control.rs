@@ -236,6 +236,7 @@ fn vm() -> VmView {
         cpu_used_millis: 100,
         instances: vec![START.parse().expect("valid")],
         trees: vec![],
+        cold: vec![],
     }
 }
 

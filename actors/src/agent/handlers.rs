@@ -26,6 +26,9 @@ impl Handler<Order> for Agent {
                     self.leave(&tree, ctx);
                 }
             }
+            ToAgent::GiveUp { trees } => {
+                self.store.send(&STORE, Advised(trees));
+            }
             ToAgent::Origin { tree, answer } => {
                 if let Some(transfer) = self.transfers.get(&tree) {
                     transfer.do_send(OriginAnswered(answer));

@@ -6,7 +6,7 @@ use crate::{
     id::{StartId, TreeId, VmId},
     support::{Flow, Hop},
     wire::{
-        control::{HeldTree, Hello, ToAgent},
+        control::{Capability, ColdTree, HeldTree, Hello, ToAgent},
         peer::Refusal,
     },
 };
@@ -27,6 +27,7 @@ impl Flow for Order {
             ToAgent::Leave { tree, .. } => ("Leave", tree),
             ToAgent::Origin { tree, .. } => ("Origin", tree),
             ToAgent::Welcome { .. }
+            | ToAgent::GiveUp { .. }
             | ToAgent::Refused { .. }
             | ToAgent::Renewed { .. }
             | ToAgent::Observe { .. }
@@ -59,6 +60,17 @@ pub struct GetHello;
 #[derive(Message)]
 #[rtype(result = "Vec<HeldTree>")]
 pub struct GetHeld;
+
+/// The images of trees that the VM has left, for the manager.
+#[derive(Message)]
+#[rtype(result = "Cold")]
+pub struct GetCold;
+
+#[derive(Debug, Clone, Default, PartialEq, MessageResponse)]
+pub struct Cold {
+    pub trees: Vec<ColdTree>,
+    pub proofs: Vec<Capability>,
+}
 
 /// A VM with a valid capability wants to be served.
 #[derive(Message)]

@@ -4,18 +4,19 @@
 //! `Instance`, which follows the transfer; their news go to the manager through `AgentSession`. What each
 //! message does is in `handlers`.
 
+mod cold;
 mod handlers;
 mod messages;
 mod told;
 pub mod world;
 
 pub use messages::{
-    GetHeld, GetHello, GetPort, OpenChildOf, Order, Renew, Shutdown, Welcomed, Yield, Yielded,
+    Cold, GetCold, GetHeld, GetHello, GetPort, OpenChildOf, Order, Renew, Shutdown, Welcomed, Yield, Yielded,
 };
 
 use crate::{
     agent_session::{self, AgentSession, Say, SessionCore},
-    block_store::{BlockStore, Found},
+    block_store::{Advised, BlockStore, Found, Removed, RoomLimits, Standing, Stands, StoreNews},
     block_transfer::{
         Ahead, Attach, BlockTransfer, Complaint, Demand, GetReport, HolderBack, ImageEvent, MountEnded,
         OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews, TransferReport,
@@ -46,14 +47,17 @@ use tokio::{
     time::Instant,
 };
 pub use told::Told;
-use world::{Disk, Holder, HolderEvent, InstanceRecord, ManagerDialer, Prober, TreeRecord, Upstreams};
+use world::{
+    ColdImage, Disk, Holder, HolderEvent, InstanceRecord, ManagerDialer, Prober, Records, TreeRecord,
+    Upstreams,
+};
 
 /// The bounds of one agent.
 #[derive(Debug, Clone, Copy)]
 pub struct AgentLimits {
     pub instances_max: usize,
     pub memory_cache_bytes: u64,
-    pub disk_cache_bytes: u64,
+    pub disk: RoomLimits,
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
     pub stop_grace: Duration,
@@ -125,8 +129,13 @@ pub struct Agent {
     trees: BTreeMap<TreeId, Tree>,
     /// Starts whose report is on its way: the next one of the same start waits for it.
     reporting: BTreeMap<StartId, oneshot::Receiver<()>>,
+    /// Images of trees that were left, with a number that says which was left later.
+    cold: BTreeMap<TreeId, (u64, ColdImage)>,
+    left: u64,
     /// Trees whose place in the cache is being opened.
     opening: BTreeSet<TreeId>,
+    /// Trees whose place in the cache is being removed.
+    removing: BTreeSet<TreeId>,
     ordered: BTreeMap<StartId, Ordered>,
     /// What a former agent of this VM was doing.
     former: Vec<(StartId, InstanceRecord)>,
@@ -149,13 +158,12 @@ const STORE: &str = "block_store";
 const SESSION: &str = "agent_session";
 
 impl Agent {
-    /// `trees` and `instances` are the records that a former agent left on disk.
-    pub fn new(
-        world: AgentWorld,
-        trees: Vec<(TreeId, TreeRecord)>,
-        instances: Vec<(StartId, InstanceRecord)>,
-    ) -> Self {
+    /// `records` are those that a former agent left on disk.
+    pub fn new(world: AgentWorld, records: Records) -> Self {
+        let Records { trees, cold, instances } = records;
         let trees = trees.into_iter().map(|(tree, record)| (tree, Tree::new(record))).collect();
+        let left = cold.len() as u64;
+        let cold = (0..).zip(cold).map(|(number, (tree, image))| (tree, (number, image))).collect();
         let told = Told::new(2 * world.limits.instances_max);
         Self {
             world,
@@ -165,7 +173,10 @@ impl Agent {
             instances: Children::many(AGENT, "instance"),
             trees,
             reporting: BTreeMap::new(),
+            cold,
+            left,
             opening: BTreeSet::new(),
+            removing: BTreeSet::new(),
             ordered: BTreeMap::new(),
             former: instances,
             is_holder_known: false,
@@ -185,10 +196,12 @@ impl Agent {
 
     fn start_store(&mut self, ctx: &mut Context<Self>) {
         let (disk, limits) = (Arc::clone(&self.world.disk), self.world.limits);
+        let news = ctx.address().recipient();
         let store = self.store.start(&STORE, ctx.address().downgrade().recipient(), |life| {
-            BlockStore::new(disk, limits.memory_cache_bytes, limits.disk_cache_bytes, life).start()
+            BlockStore::new(disk, limits.memory_cache_bytes, limits.disk, news, life).start()
         });
         let store = store.clone();
+        self.tell_store_all();
         for (tree, _) in self.transfers.iter() {
             self.transfers.send(tree, StoreBack(store.clone()));
         }
@@ -233,6 +246,8 @@ impl Agent {
             Some(known) => (known.record, known.is_left) = (record, false),
             None => drop(self.trees.insert(tree.clone(), Tree::new(record))),
         }
+        self.cold.remove(&tree);
+        self.settle(&tree);
         if !self.transfers.send(&tree, Placed(place)) {
             self.open(tree, ctx);
         }
@@ -242,13 +257,17 @@ impl Agent {
         let Some(known) = self.trees.get(&tree) else {
             return;
         };
-        if self.has_yielded || self.transfers.get(&tree).is_some() || !self.opening.insert(tree.clone()) {
+        if self.has_yielded || self.transfers.get(&tree).is_some() || self.is_being_emptied_for(&tree) {
+            return;
+        }
+        if !self.opening.insert(tree.clone()) {
             return;
         }
         let opening = self.world.disk.open(&tree, &known.record.image);
         ctx.spawn(opening.into_actor(self).map(move |opened, agent, ctx| {
             agent.opening.remove(&tree);
             match opened {
+                _ if agent.cold.contains_key(&tree) => {}
                 _ if !agent.trees.contains_key(&tree) => agent.remove(tree, ctx),
                 Ok(opened) => agent.start_transfer(tree, opened, ctx),
                 Err(error) => agent.cache_failed(&tree, &error.to_string()),
@@ -290,14 +309,23 @@ impl Agent {
             let attach = Attach { start: start.clone(), events: instance.clone().recipient() };
             self.transfers.send(&tree, attach);
         }
-        self.wish(&tree);
+        self.settle(&tree);
     }
 
-    /// Tells a transfer how much of its image the instances want; the strictest of them decides.
-    fn wish(&self, tree: &TreeId) {
+    /// Tells a transfer how much of its image the instances want, the strictest of them decides, and the cache
+    /// what the image is to this VM.
+    fn settle(&self, tree: &TreeId) {
         let of_tree = self.ordered.values().filter(|ordered| ordered.record.order.place.tree == *tree);
-        let wishes = of_tree.map(|ordered| Wish::of(ordered.record.order.mode, ordered.record.is_ready));
-        self.transfers.send(tree, Wished(wishes.max().unwrap_or_default()));
+        let wish = of_tree.map(|ordered| Wish::of(ordered.record.order.mode, ordered.record.is_ready)).max();
+        self.transfers.send(tree, Wished(wish.unwrap_or_default()));
+        let standing = if wish.is_some() {
+            Standing::Needed
+        } else if self.trees.contains_key(tree) {
+            Standing::Member
+        } else {
+            Standing::Cold
+        };
+        self.store.send(&STORE, Stands { tree: tree.clone(), standing });
     }
 
     fn instances_of(&self, tree: &TreeId) -> impl Iterator<Item = (&StartId, &Addr<Instance>)> {
@@ -346,6 +374,7 @@ impl Agent {
         for known in foreign.cloned().collect::<Vec<_>>() {
             self.leave(&known, ctx); // the manager's order to leave may come later
         }
+        self.purge_foreign(&tree.tenant, ctx);
         let known = self.trees.entry(tree.clone()).or_insert_with(|| Tree::new(record.clone()));
         known.starts(&order);
         self.tell_ahead(&tree);
@@ -362,7 +391,7 @@ impl Agent {
             }));
         }
         self.start_instance(&start, Instance::new, ctx);
-        self.wish(&tree);
+        self.settle(&tree);
     }
 
     fn start_instance(
@@ -408,29 +437,12 @@ impl Agent {
             }
             return;
         }
-        if let Some(transfer) = self.transfers.remove(tree) {
-            transfer.do_send(crate::support::Stop);
-        }
-        if self.trees.remove(tree).is_some_and(|known| known.is_mounted) {
+        let Some(known) = self.trees.remove(tree) else { return };
+        if known.is_mounted {
             self.world.holder.send(ToHolder::Unmount { image: tree.image });
         }
-        if !self.opening.contains(tree) {
-            self.remove(tree.clone(), ctx);
-        }
-    }
-
-    /// Empties the place of a tree in the cache. It is not opened anew before that is done.
-    fn remove(&mut self, tree: TreeId, ctx: &mut Context<Self>) {
-        self.opening.insert(tree.clone());
-        self.store.send(&STORE, Found { tree: tree.clone(), disk_bytes: 0 });
-        let removing = self.world.disk.remove(&tree);
-        ctx.spawn(removing.into_actor(self).map(move |removed, agent, ctx| {
-            if let Err(error) = removed {
-                tracing::error!(%tree, %error, "an image was not removed from the cache");
-            }
-            agent.opening.remove(&tree);
-            agent.open(tree, ctx);
-        }));
+        let transfer = self.transfers.remove(tree);
+        self.keep_cold(tree, known.record, transfer, ctx);
     }
 
     /// The holder tells what it has, after a new connection: instances are taken over, missed ends reported.
@@ -446,6 +458,9 @@ impl Agent {
             }
             self.ordered.insert(start, Ordered { record, before });
         }
+        // A former agent may have been killed before it had done so.
+        let tenant = self.ordered.values().next().map(|one| one.record.order.place.tree.tenant.clone());
+        tenant.iter().for_each(|tenant| self.purge_foreign(tenant, ctx));
         let mut held: BTreeMap<StartId, HeldInstance> =
             held.into_iter().map(|instance| (instance.start.clone(), instance)).collect();
         let known: Vec<StartId> = self.ordered.keys().cloned().collect();
@@ -531,7 +546,7 @@ impl Agent {
             self.save_instance(&start, None, ctx);
         }
         self.end_recording(&start, &tree, &news);
-        self.wish(&tree);
+        self.settle(&tree);
         let answer = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
         if self.trees.get(&tree).is_some_and(|known| known.is_left) {
             self.leave(&tree, ctx);

@@ -40,6 +40,8 @@ fn start_of(message: &ToManager) -> Option<&StartId> {
         | ToManager::Renew { .. }
         | ToManager::UpstreamLost { .. }
         | ToManager::OriginWanted { .. }
+        | ToManager::Cold { .. }
+        | ToManager::RoomWanted { .. }
         | ToManager::Observed { .. }
         | ToManager::Yield => None,
     }

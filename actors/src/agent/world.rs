@@ -139,6 +139,8 @@ pub trait Disk: Send + Sync {
     fn remove(&self, tree: &TreeId) -> BoxFuture<'static, Result<(), DiskError>>;
     /// Keeps what an agent must know after it was killed.
     fn save_place(&self, tree: &TreeId, record: TreeRecord) -> BoxFuture<'static, Result<(), DiskError>>;
+    /// Keeps that the VM has left the tree: its image is cold. A later `save_place` ends that.
+    fn save_left(&self, tree: &TreeId, record: TreeRecord) -> BoxFuture<'static, Result<(), DiskError>>;
     /// `None` forgets it.
     fn save_instance(
         &self,
@@ -162,6 +164,24 @@ pub struct TreeRecord {
     pub place: crate::wire::control::Place,
 }
 
+/// An image of a tree that the VM has left, as found on disk.
+#[derive(Debug, Clone)]
+pub struct ColdImage {
+    pub record: TreeRecord,
+    pub blocks_present: u32,
+    pub blocks_total: u32,
+    pub disk_bytes: u64,
+}
+
+/// What an agent leaves for the next one on the same folder.
+#[derive(Default)]
+pub struct Records {
+    pub trees: Vec<(TreeId, TreeRecord)>,
+    /// What was left first is first.
+    pub cold: Vec<(TreeId, ColdImage)>,
+    pub instances: Vec<(StartId, InstanceRecord)>,
+}
+
 /// An instance that was ordered, as kept on disk.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct InstanceRecord {
@@ -174,8 +194,13 @@ pub struct InstanceRecord {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DiskError {
-    #[error("the disk or the cache's limit is full; free space, or raise transfer.disk_cache_bytes")]
+    #[error(
+        "the disk or the cache's limit is full and nothing in the cache could go; free space, raise \
+         transfer.disk_cache_bytes, or run fewer functions on this VM"
+    )]
     Full,
+    #[error("the disk of the cache is read-only; mount it writable and restart the agent")]
+    ReadOnly,
     #[error("the cache cannot be read or written: {0}")]
     Io(String),
     #[error("block {0:?} on disk does not have its hash or its plain length")]

@@ -6,7 +6,7 @@ pub use self::core::{Effect, Event, SessionCore};
 
 use crate::{
     agent::{
-        Agent, GetHeld, GetHello, Yielded,
+        Agent, Cold, GetCold, GetHeld, GetHello, Yielded,
         world::{FromManager, ManagerDialer, ManagerEvent, TaskLink},
     },
     support::{Flow, Hop, Life, Observe, Snapshot, Stop, flow},
@@ -41,6 +41,8 @@ pub struct AgentSession {
     dialer: Arc<dyn ManagerDialer>,
     link: Option<TaskLink<ToManager>>,
     links_made: u64,
+    /// What the manager was told on this session of images of trees that were left.
+    cold: Cold,
     life: Life<&'static str>,
 }
 
@@ -51,7 +53,7 @@ impl AgentSession {
         dialer: Arc<dyn ManagerDialer>,
         life: Life<&'static str>,
     ) -> Self {
-        Self { core, agent, dialer, link: None, links_made: 0, life }
+        Self { core, agent, dialer, link: None, links_made: 0, cold: Cold::default(), life }
     }
 
     fn apply(&mut self, event: Event, ctx: &mut Context<Self>) {
@@ -69,6 +71,7 @@ impl AgentSession {
 
     fn connect(&mut self, ctx: &mut Context<Self>) {
         self.links_made += 1;
+        self.cold = Cold::default();
         let link = self.links_made;
         let Some(agent) = self.agent.upgrade() else {
             return ctx.stop();
@@ -95,6 +98,14 @@ impl AgentSession {
             if let Ok(held) = held {
                 session.send(ToManager::Heartbeat { held }, ctx);
             }
+        }));
+        ctx.spawn(agent.send(GetCold).into_actor(self).map(|cold, session, ctx| match cold {
+            Ok(cold) if cold != session.cold => {
+                session.cold = cold.clone();
+                let Cold { trees, proofs } = cold;
+                session.send(ToManager::Cold { trees, proofs }, ctx);
+            }
+            Ok(_) | Err(_) => {}
         }));
     }
 

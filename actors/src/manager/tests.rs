@@ -287,6 +287,7 @@ impl TestAgent {
             Some(ToAgent::Leave { .. }) => "leave".into(),
             Some(ToAgent::Observe { number, .. }) => format!("observe {number}"),
             Some(ToAgent::Origin { answer, .. }) => format!("origin {answer:?}"),
+            Some(ToAgent::GiveUp { trees }) => format!("give up {}", trees.len()),
             Some(ToAgent::Refused { reason }) => format!("refused {reason}"),
             Some(ToAgent::Yielded) => "yielded".to_owned(),
         }

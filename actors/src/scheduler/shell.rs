@@ -117,6 +117,10 @@ impl Scheduler {
             Effect::Recorded { tenant, recording } => {
                 self.settings.profiles.send(ToProfiles::Recorded { tenant, recording });
             }
+            Effect::GiveUp { vm, trees } => {
+                let message = VmMessage::Order(Order::GiveUp { trees });
+                self.settings.vms.send(ToVm { vm, message });
+            }
             Effect::Forget { vm } => self.settings.fleet.send(ToFleet::Forget { vm }),
         }
     }

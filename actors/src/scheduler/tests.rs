@@ -1,3 +1,4 @@
+mod copies;
 mod drains;
 mod hot;
 mod vms;
@@ -99,6 +100,7 @@ fn facts(number: usize, memory_bytes: u64) -> VmFacts {
         key_hash: vec![number as u8].into(),
         capacity: Resources { memory_bytes, cpu_millis: 2000 },
         held: Vec::new(),
+        cold: Vec::new(),
         instances: Vec::new(),
     }
 }
@@ -122,6 +124,8 @@ struct World {
     draft: Option<StartDraft>,
     recorded: Vec<(TenantId, Recording)>,
     stops: Vec<(VmId, StartId)>,
+    /// Images that VMs with full caches were told to remove.
+    given_up: Vec<(VmId, Vec<crate::id::TreeId>)>,
     /// Other effects in short.
     others: Vec<String>,
 }
@@ -146,6 +150,7 @@ impl World {
             draft: None,
             recorded: Vec::new(),
             stops: Vec::new(),
+            given_up: Vec::new(),
             others: Vec::new(),
         }
     }
@@ -182,6 +187,7 @@ impl World {
                 Effect::Dissolve { .. } => self.others.push("dissolve".into()),
                 Effect::Stop { vm, start } => self.stops.push((vm, start)),
                 Effect::Recorded { tenant, recording } => self.recorded.push((tenant, recording)),
+                Effect::GiveUp { vm, trees } => self.given_up.push((vm, trees)),
                 Effect::Forget { vm } => self.others.push(format!("forget {vm}")),
             }
         }

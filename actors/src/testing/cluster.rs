@@ -6,10 +6,11 @@ use crate::{
         Agent, AgentLimits, AgentWorld, OpenChildOf,
         world::{
             ChildLink, Disk, DiskError, FromManager, FromUpstream, Holder, HolderEvent, InstanceRecord,
-            ManagerDialer, ManagerEvent, OpenedImage, Prober, TaskLink, TreeRecord, UpstreamEvent,
+            ManagerDialer, ManagerEvent, OpenedImage, Prober, Records, TaskLink, TreeRecord, UpstreamEvent,
             UpstreamTarget, Upstreams,
         },
     },
+    block_store::RoomLimits,
     block_transfer::{ChildEvent, FromChild, TransferLimits},
     id::{BlockId, StartId, TreeId, VmId},
     image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, Index},
@@ -79,7 +80,7 @@ impl Cluster {
         self.manager.fleet.send(ToFleet::Register { vm: vm.clone(), key_hash: key_hash(&vm), reply });
         answer.await.expect("answered").expect("the name is free");
         let holder = Arc::new(MemHolder::default());
-        let agent = Agent::new(self.agent_world(&vm, holder.clone()), Vec::new(), Vec::new()).start();
+        let agent = Agent::new(self.agent_world(&vm, holder.clone()), Records::default()).start();
         holder.agent.set(agent.clone().recipient()).expect("once");
         let state =
             FromHolder::State { version: PROTOCOL_VERSION, mounts: Vec::new(), instances: Vec::new() };
@@ -98,7 +99,7 @@ impl Cluster {
             limits: AgentLimits {
                 instances_max: 100,
                 memory_cache_bytes: 1 << 20,
-                disk_cache_bytes: 1 << 30,
+                disk: RoomLimits { bytes_max: 1 << 30, patience: millis(400), wait_max: millis(5000) },
                 reconnect_min: millis(100),
                 reconnect_max: millis(400),
                 stop_grace: millis(100),
@@ -522,6 +523,10 @@ impl Disk for MemDisk {
     }
 
     fn save_place(&self, _: &TreeId, _: TreeRecord) -> BoxFuture<'static, Result<(), DiskError>> {
+        soon(Ok(()))
+    }
+
+    fn save_left(&self, _: &TreeId, _: TreeRecord) -> BoxFuture<'static, Result<(), DiskError>> {
         soon(Ok(()))
     }
 

@@ -14,6 +14,7 @@ use super::{
     starts::Waiting,
 };
 use crate::{
+    block_store::COLD_MAX,
     function_tree::{Contact, Event as TreeEvent},
     id::{StartId, TreeId, VmId},
     resources::Resources,
@@ -213,7 +214,7 @@ impl VmCore {
         let capacity = Resources { memory_bytes, cpu_millis };
         let tree_of = |one: &RunningInstance| TreeId { tenant: one.tenant.clone(), image: one.image };
         self.starts = instances.iter().map(|one| (one.start.clone(), tree_of(one))).collect();
-        let facts = VmFacts { address, key_hash, capacity, held, instances };
+        let facts = VmFacts { address, key_hash, capacity, held, cold: Vec::new(), instances };
         effects.push(Effect::Accept { session: id });
         effects.push(Effect::News(VmEvent::Up(Box::new(facts.clone()))));
         self.session = Some(Session { id, heard_at: now, kept_back: None, facts });
@@ -352,6 +353,16 @@ impl VmCore {
                     effects.push(Effect::Tree { tree, event });
                 }
             }
+            // The connection has seen the proofs.
+            ToManager::Cold { mut trees, proofs: _ } => {
+                trees.truncate(COLD_MAX);
+                self.keep(|facts| facts.cold.clone_from(&trees));
+                effects.push(Effect::News(VmEvent::Cold(trees)));
+            }
+            ToManager::RoomWanted { bytes, mut candidates } => {
+                candidates.truncate(COLD_MAX);
+                effects.push(Effect::News(VmEvent::RoomWanted { bytes, candidates }));
+            }
             ToManager::UpstreamLost { tree, epoch, vm } => {
                 let event = TreeEvent::UpstreamLost { by: self.vm.clone(), epoch, vm };
                 effects.push(Effect::Tree { tree, event });
@@ -409,7 +420,7 @@ impl VmCore {
                 }
                 Order::Place(place) => self.leave(place.tree, effects),
                 // A VM that comes back tells what it runs and holds.
-                Order::Stop { .. } | Order::Leave { .. } | Order::Origin { .. } => {}
+                Order::Stop { .. } | Order::Leave { .. } | Order::Origin { .. } | Order::GiveUp { .. } => {}
             }
             return;
         }
@@ -425,6 +436,7 @@ impl VmCore {
                 self.send(ToAgent::Place(place), now, effects);
             }
             Order::Origin { tree, answer } => self.send(ToAgent::Origin { tree, answer }, now, effects),
+            Order::GiveUp { trees } => self.send(ToAgent::GiveUp { trees }, now, effects),
             Order::Leave { tree, epoch } => {
                 let was_member = self.trees.remove(&tree);
                 self.refuse_waiting(|order| order.place.tree == tree, effects);

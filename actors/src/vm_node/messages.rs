@@ -7,8 +7,8 @@ use crate::{
     support::{ActorView, Flow, Hop, Slot},
     wire::{
         control::{
-            EndReason, HeldTree, Hello, JoinRefusal, OriginAnswer, Place, RunningInstance, StartOrder,
-            StartReport, Step, ToAgent, ToManager,
+            Candidate, ColdTree, EndReason, HeldTree, Hello, JoinRefusal, OriginAnswer, Place,
+            RunningInstance, StartOrder, StartReport, Step, ToAgent, ToManager,
         },
         holder::PlainRange,
     },
@@ -50,6 +50,7 @@ impl Flow for ToVm {
             VmMessage::Order(Order::Place(_)) => ("Order(Place)", &self.vm, ""),
             VmMessage::Order(Order::Leave { .. }) => ("Order(Leave)", &self.vm, ""),
             VmMessage::Order(Order::Origin { .. }) => ("Order(Origin)", &self.vm, ""),
+            VmMessage::Order(Order::GiveUp { .. }) => ("Order(GiveUp)", &self.vm, ""),
             VmMessage::Heard { message, .. } => {
                 let Hop { message, about, .. } = message.hop()?;
                 (message, about, "session slot")
@@ -69,6 +70,7 @@ pub enum Order {
     Place(Place),
     Leave { tree: TreeId, epoch: Epoch },
     Origin { tree: TreeId, answer: OriginAnswer },
+    GiveUp { trees: Vec<TreeId> },
 }
 
 /// For the parent of all VM nodes.
@@ -128,6 +130,13 @@ pub enum VmEvent {
     Up(Box<VmFacts>),
     /// What it holds has changed.
     Held(Vec<HeldTree>),
+    /// What it has kept of trees that it has left.
+    Cold(Vec<ColdTree>),
+    /// Its cache is full: which of these images go to give so much back?
+    RoomWanted {
+        bytes: u64,
+        candidates: Vec<Candidate>,
+    },
     /// The trees that the VM was sent to and has not been told to leave.
     Member(BTreeSet<TreeId>),
     /// Rebuilt trees were told what the VM holds. Orders to leave that they had are lost.
@@ -176,6 +185,7 @@ impl Flow for VmNews {
         let slot = if self.slot.is_some() { "session slot" } else { "" };
         let (message, about, permit): (_, &dyn Display, _) = match &self.event {
             VmEvent::Up(_) => ("Up", &self.vm, slot),
+            VmEvent::RoomWanted { .. } => ("RoomWanted", &self.vm, slot),
             VmEvent::Rejoined => ("Rejoined", &self.vm, slot),
             VmEvent::Down => ("Down", &self.vm, slot),
             VmEvent::LeaseOver => ("LeaseOver", &self.vm, slot),
@@ -186,7 +196,9 @@ impl Flow for VmNews {
             VmEvent::Recorded { start, .. } => ("Recorded", start, slot),
             VmEvent::Ended { start, .. } => ("Ended", start, slot),
             // Heartbeats, and steps that change nothing.
-            VmEvent::Held(_) | VmEvent::Member(_) | VmEvent::Progress { .. } => return None,
+            VmEvent::Held(_) | VmEvent::Cold(_) | VmEvent::Member(_) | VmEvent::Progress { .. } => {
+                return None;
+            }
         };
         Some(Hop { message, about, permit })
     }
@@ -198,6 +210,7 @@ pub struct VmFacts {
     pub key_hash: KeyHash,
     pub capacity: Resources,
     pub held: Vec<HeldTree>,
+    pub cold: Vec<ColdTree>,
     pub instances: Vec<RunningInstance>,
 }
 
@@ -257,6 +270,8 @@ impl Flow for ToManager {
             Self::OriginWanted { tree, .. } => ("OriginWanted", tree),
             Self::Hello(_)
             | Self::Heartbeat { .. }
+            | Self::Cold { .. }
+            | Self::RoomWanted { .. }
             | Self::Progress { .. }
             | Self::Renew { .. }
             | Self::Observed { .. }

@@ -75,6 +75,12 @@ pub enum ToManager {
     /// Another process of this VM is about to say `Hello`: orders are kept back for it. Answered by `Yielded`,
     /// the last order on this session.
     Yield,
+    /// All images that the VM has kept of trees that it has left; said when that has changed. The capabilities,
+    /// expired ones too, prove that it was in these trees.
+    Cold { trees: Vec<ColdTree>, proofs: Vec<Capability> },
+    /// The cache is full: which of these images, that nothing here uses, go to give so much back? The first was
+    /// not used for longest. Answered by `GiveUp`.
+    RoomWanted { bytes: u64, candidates: Vec<Candidate> },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,6 +110,21 @@ pub struct HeldTree {
     pub bytes: BytesBySource,
     /// The longest wait of one read so far, one that still waits included.
     pub longest_stall_us: u64,
+}
+
+/// An image in the cache of a VM that has left its tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColdTree {
+    pub tree: TreeId,
+    pub blocks_present: u32,
+    pub blocks_total: u32,
+}
+
+/// An image in a cache that may go, with what that gives back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    pub tree: TreeId,
+    pub bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,6 +254,9 @@ pub enum ToAgent {
     Place(Place),
     /// Leave a tree: serve nobody any more. Blocks may stay in the cache.
     Leave { tree: TreeId, epoch: Epoch },
+    /// The answer to `RoomWanted`: these images go from the cache. Those of trees that the VM is in go when it is
+    /// told to leave, which it will be.
+    GiveUp { trees: Vec<TreeId> },
     /// Show your actors, of each at most so many children. Answered with the same number.
     Observe { number: u64, children_max: u32 },
     /// The answer to `OriginWanted`.

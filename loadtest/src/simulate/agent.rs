@@ -10,7 +10,7 @@ use faasnet_actors::{
         world::{InstanceRecord, TreeRecord},
     },
     agent_session::{self, SessionCore},
-    block_store::{StoreCore, disk_bytes},
+    block_store::MemoryCore,
     block_transfer::{self, ChildId, ImageEvent, TransferCore, TransferReport, Wish},
     id::{BlockId, StartId, TreeId, VmId},
     instance::{self, InstanceCore},
@@ -282,7 +282,7 @@ pub(super) struct Agent {
     pub trees: BTreeMap<TreeId, Tree>,
     removing: BTreeSet<TreeId>,
     pub ordered: BTreeMap<StartId, Ordered>,
-    store: StoreCore,
+    store: MemoryCore,
     told: Told,
     /// Children of trees that are not here yet.
     early: Vec<(u64, TreeId, VmId)>,
@@ -302,7 +302,7 @@ impl Agent {
     ) -> Self {
         let session = SessionCore::new(now, limits.reconnect_min, limits.reconnect_max);
         let told = Told::new(2 * limits.instances_max);
-        let store = StoreCore::new(limits.memory_cache_bytes, limits.disk_cache_bytes);
+        let store = MemoryCore::new(limits.memory_cache_bytes);
         Self {
             vm,
             address,
@@ -518,6 +518,8 @@ impl Agent {
                     self.leave(&tree, effects);
                 }
             }
+            // Never asked for: caches never fill.
+            ToAgent::GiveUp { .. } => {}
             ToAgent::Origin { tree, answer } => {
                 self.transfer(&tree, block_transfer::Event::OriginAnswered { answer }, now, effects);
             }
@@ -690,8 +692,6 @@ impl Agent {
         let Some(known) = self.trees.get_mut(tree).filter(|known| known.transfer.is_none()) else { return };
         let index = cached.has_index.then(|| Arc::clone(&image.index));
         let steps = index.iter().map(|_| Step::Index).collect();
-        let used = cached.blocks.iter().map(|block| disk_bytes(&image.index, *block)).sum();
-        self.store.found(tree, used);
         let (own, limits) = (self.vm.clone(), self.limits.transfer);
         let core =
             TransferCore::new(own, limits, index, BTreeSet::new(), now).with_found(cached.blocks.clone());
@@ -739,7 +739,6 @@ impl Agent {
 
     /// Empties the place of a tree in the cache. It is not opened anew before that is done.
     fn remove(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {
-        self.store.found(tree, 0);
         if self.removing.insert(tree.clone()) {
             effects.push(Effect::RemoveCache { tree: tree.clone() });
         }
@@ -798,7 +797,10 @@ impl Agent {
                 let trouble = format!("a damaged block {}", block.0);
                 self.tell_followers(tree, &ImageEvent::Trouble(trouble), now, effects);
             }
-            Done::Keep { block, stored } => self.keep(tree, block, stored, now, effects),
+            Done::Keep { block, stored } => {
+                self.store.remember(tree, block, stored.clone());
+                effects.push(Effect::Keep { tree: tree.clone(), block, stored });
+            }
             Done::Check { block } => effects.push(Effect::Check { tree: tree.clone(), block }),
             Done::Serve { child, block, urgency, stored } => {
                 self.serve(tree, child, block, urgency, stored, effects);
@@ -838,23 +840,6 @@ impl Agent {
                 self.say(ToManager::OriginWanted { tree: tree.clone(), blocks }, now, effects);
             }
         }
-    }
-
-    fn keep(
-        &mut self,
-        tree: &TreeId,
-        block: BlockId,
-        stored: Bytes,
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(image) = image(&self.images, tree) else { return };
-        if self.store.reserve(tree, disk_bytes(&image.index, block)) {
-            self.store.remember(tree, block, stored.clone());
-            return effects.push(Effect::Keep { tree: tree.clone(), block, stored });
-        }
-        self.tell_followers(tree, &ImageEvent::NotKept("the cache is full".into()), now, effects);
-        self.transfer(tree, block_transfer::Event::NotKept { block }, now, effects);
     }
 
     fn serve(

@@ -368,6 +368,9 @@ impl Manager {
             }
             // Simulated VMs record nothing.
             scheduler::Effect::Recorded { .. } => {}
+            scheduler::Effect::GiveUp { vm, trees } => {
+                self.work.push_back(Work::Vm(vm, vm_node::Event::Order(Order::GiveUp { trees })));
+            }
             scheduler::Effect::Forget { vm } => {
                 self.work.push_back(Work::Vm(vm, vm_node::Event::Forgotten));
             }

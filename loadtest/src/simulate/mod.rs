@@ -1,7 +1,7 @@
 //! The simulator: the real cores of manager and agents on virtual time.
 //!
 //! Nothing here decides what a core decides. An event heap in virtual nanoseconds delivers events to
-//! `SchedulerCore`, `TreeCore`, `VmCore`, `SessionCore`, `TransferCore`, `InstanceCore` and `StoreCore`, and
+//! `SchedulerCore`, `TreeCore`, `VmCore`, `SessionCore`, `TransferCore`, `InstanceCore` and `MemoryCore`, and
 //! makes of their effects what the world would. All randomness comes from the seed and all maps are ordered:
 //! a seed is a history, on every machine.
 //!
@@ -21,6 +21,8 @@
 //!   (what is sent arrives when that is over, as with TCP), lose a connection, or damage blocks that it sends.
 //!   What its disk holds outlives a crash; its containers do not.
 //! - **The manager** may die, with all but the rows of its metadata store.
+//!
+//! - **The cache** of a VM never fills, and an image goes with its tree.
 //!
 //! Not in the model: TLS and capabilities, CPU of agents, the mailboxes of actors (each core sees its messages
 //! in the order of sending), and restarts of single actors.

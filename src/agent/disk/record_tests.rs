@@ -47,7 +47,7 @@ fn records_of_the_first_release_are_read() {
         "env": { "NAME": "value" }, "memory_bytes": 1 << 20, "probe_path": "/", "ready_deadline_ms": 1000,
     });
     written(data.path(), "orders/s1", &json!({ "order": order, "port": 8080 }));
-    let Records { trees, instances } = cache.records().expect("read");
+    let Records { trees, instances, .. } = cache.records().expect("read");
     let [(tree, record)] = &trees[..] else { panic!("one tree: {trees:?}") };
     assert_eq!((tree.tenant.as_str(), record.place.epoch.counter), ("acme", 7));
     assert_eq!(record.place.stripes[0].len(), 2);
@@ -68,7 +68,32 @@ fn damaged_records_are_left_out_and_disturb_no_others() {
     }
     written(data.path(), "orders/s1", &json!("nonsense"));
     fs::write(data.path().join("orders/s2.new"), b"half").expect("written");
-    let Records { trees, instances } = cache.records().expect("read");
+    let Records { trees, instances, .. } = cache.records().expect("read");
     assert_eq!((trees.len(), instances.len()), (1, 0));
     assert!(!data.path().join("orders/s2.new").exists());
+}
+
+#[test]
+fn images_of_trees_that_were_left_are_cold_again_in_the_order_of_leaving_and_what_has_no_record_is_removed() {
+    let data = tempfile::tempdir().expect("a folder");
+    let cache = Cache::open(data.path(), 1).expect("opened");
+    let minutes = |count: u64| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60 * count);
+    for (digit, left_at) in [("1", 30), ("2", 10), ("3", 20)] {
+        let mut record = first_tree();
+        record["place"]["tree"]["image"] = json!(format!("sha256:{}", digit.repeat(64)));
+        let name = format!("images/acme.{}/left", digit.repeat(64));
+        written(data.path(), &name, &record);
+        let file = File::options().write(true).open(data.path().join(name)).expect("it is there");
+        file.set_modified(minutes(left_at)).expect("set");
+    }
+    // One that is a member again, whatever was written before.
+    written(data.path(), &format!("images/acme.{}/record", "1".repeat(64)), &first_tree());
+    fs::create_dir_all(data.path().join("images/acme.4444")).expect("made");
+    let mount_point = data.path().join("images").join("5".repeat(64));
+    fs::create_dir_all(&mount_point).expect("made");
+    let records = cache.records().expect("read");
+    assert!(mount_point.exists(), "the holder's");
+    let digits: Vec<String> = records.cold.iter().map(|(tree, _)| tree.image.hex()[..1].to_owned()).collect();
+    assert_eq!((records.trees.len(), digits), (1, vec!["2".to_owned(), "3".to_owned()]));
+    assert!(!data.path().join("images/acme.4444").exists());
 }

@@ -13,6 +13,7 @@
 //! Invariants: 8 (no VM runs two tenants, more functions or more memory than it may), 9 (what is
 //! answered is durable) and 10 (each start ends, with a reason).
 
+mod copies;
 mod drains;
 mod functions;
 mod hot;
@@ -38,7 +39,7 @@ use crate::{
     resources::Resources,
     support::Shares,
     vm_node::VmEvent,
-    wire::control::{EndReason, HeldTree, StartReport},
+    wire::control::{ColdTree, EndReason, HeldTree, StartReport},
     world::{BatchLimits, ConversionProgress, KeyHash, MetadataError, Write},
 };
 use pools::{Entry, Pools};
@@ -205,6 +206,11 @@ pub enum Effect {
         vm: VmId,
         start: StartId,
     },
+    /// The images that a VM with a full cache removes, of those that it named.
+    GiveUp {
+        vm: VmId,
+        trees: Vec<TreeId>,
+    },
     Forget {
         vm: VmId,
     },
@@ -330,6 +336,10 @@ struct Vm {
     starting: BTreeSet<StartId>,
     /// What it holds, by its own word.
     held: BTreeMap<TreeId, HeldTree>,
+    /// What it has kept of trees that it has left, by its own word.
+    cold: BTreeMap<TreeId, ColdTree>,
+    /// Images that it was told to give up and still has.
+    going: BTreeSet<TreeId>,
     /// Trees that its node has sent it to.
     member_of: BTreeSet<TreeId>,
     /// Whose it is; None in the free pool.
@@ -434,6 +444,8 @@ pub struct SchedulerCore {
     vms: BTreeMap<VmId, Vm>,
     /// Instances and starts that use a tree.
     trees: BTreeMap<TreeId, u32>,
+    /// Who holds something of an image, members and others.
+    holders: BTreeMap<TreeId, BTreeSet<VmId>>,
     timers: BTreeSet<(Instant, StartId)>,
     /// When functions are looked at that miss instances.
     retries: BTreeSet<(Instant, FunctionKey)>,
@@ -486,6 +498,7 @@ impl SchedulerCore {
             rows: StartRows::default(),
             vms: BTreeMap::new(),
             trees: BTreeMap::new(),
+            holders: BTreeMap::new(),
             timers: BTreeSet::new(),
             retries: BTreeSet::new(),
             deadlines: BTreeSet::new(),
@@ -654,6 +667,7 @@ impl SchedulerCore {
             });
         }
         self.check_requests();
+        self.check_holders();
         self.check_scaling();
         self.check_drains();
     }

@@ -189,6 +189,7 @@ impl SchedulerCore {
         vm.functions.entry(start.key.clone()).or_default().insert(id.clone());
         vm.starting.insert(id.clone());
         *vm.trees.entry(tree.clone()).or_default() += 1;
+        vm.going.remove(tree);
         self.set_rest(name, Rest::None);
         self.pool(name);
     }

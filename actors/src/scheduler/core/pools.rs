@@ -23,7 +23,7 @@ pub(super) struct Entry {
     pub room: Resources,
     /// Its functions, when it may take no others.
     pub only: Option<BTreeSet<FunctionKey>>,
-    /// The trees whose image it holds or is about to.
+    /// The trees whose image it holds or is about to, also what it has kept of trees that it has left.
     pub trees: BTreeSet<TreeId>,
 }
 
@@ -49,6 +49,8 @@ pub(super) struct Pools {
     /// Starts under way on an active VM from which on a free one is preferred.
     starts_at_once: u32,
     free: Rings,
+    /// Free VMs that have kept an image of a tree.
+    free_holders: BTreeMap<TreeId, Rings>,
     active: BTreeMap<TenantId, Levels>,
     holders: BTreeMap<TreeId, Levels>,
     /// VMs that have as many functions as they may, by each of these; they are in no other pool.
@@ -58,12 +60,16 @@ pub(super) struct Pools {
 impl Pools {
     pub fn new(starts_at_once: u32) -> Self {
         let (active, holders, full) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { starts_at_once, free: BTreeMap::new(), active, holders, full }
+        let (free, free_holders) = (BTreeMap::new(), BTreeMap::new());
+        Self { starts_at_once, free, free_holders, active, holders, full }
     }
 
     pub fn insert(&mut self, vm: &VmId, entry: &Entry) {
         let room = whole(entry.room);
         let Some(tenant) = &entry.tenant else {
+            for tree in &entry.trees {
+                self.free_holders.entry(tree.clone()).or_default().entry(room).or_default().insert(vm);
+            }
             return self.free.entry(room).or_default().insert(vm);
         };
         if let Some(functions) = &entry.only {
@@ -82,6 +88,13 @@ impl Pools {
     pub fn remove(&mut self, vm: &VmId, entry: &Entry) {
         let room = whole(entry.room);
         let Some(tenant) = &entry.tenant else {
+            for tree in &entry.trees {
+                let Some(rings) = self.free_holders.get_mut(tree) else { continue };
+                take_ring(rings, &room, vm);
+                if rings.is_empty() {
+                    self.free_holders.remove(tree);
+                }
+            }
             return take_ring(&mut self.free, &room, vm);
         };
         if let Some(functions) = &entry.only {
@@ -99,7 +112,7 @@ impl Pools {
     /// The VM for a start, among those that `suits` does not refuse. In this order of preference:
     ///
     /// 1. an active VM of the tenant on which fewer than `starts_at_once` starts are under way,
-    /// 2. a VM of the free pool,
+    /// 2. a VM of the free pool, those first that have kept the block image from before,
     /// 3. any other active VM of the tenant that has room;
     ///
     /// and among active VMs (1 and 3):
@@ -109,7 +122,7 @@ impl Pools {
     /// 3. the least room that suffices, in memory and then in CPU,
     /// 4. the order of the ring for the function.
     ///
-    /// Free VMs hold nothing and run nothing, which leaves the last two.
+    /// Free VMs run nothing, which leaves the last three.
     ///
     /// Active VMs come first, so that instances are packed onto few VMs and the free pool stays for other
     /// tenants. But starts at the same moment share the link and the cores of their VM, and are as slow
@@ -148,7 +161,8 @@ impl Pools {
     }
 
     fn find_free<'a>(&'a self, wanted: &Wanted<'_>, suits: &impl Fn(&VmId) -> bool) -> Option<&'a VmId> {
-        first(&self.free, wanted, suits)
+        let holders = self.free_holders.get(wanted.tree);
+        holders.and_then(|rings| first(rings, wanted, suits)).or_else(|| first(&self.free, wanted, suits))
     }
 
     /// How many VMs are in the free and active pools; for tests, because it looks at everyone.

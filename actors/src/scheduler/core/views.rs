@@ -5,7 +5,10 @@ use crate::image::BlockImage;
 use crate::support::{Snapshot, micros};
 use crate::{
     id::{FunctionName, StartId, TenantId, TreeId, VmId},
-    model::{FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState, VmView},
+    model::{
+        ColdImageView, FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState,
+        VmView,
+    },
 };
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -171,6 +174,13 @@ impl Vm {
                     blocks_present: held.blocks_present,
                     blocks_total: held.blocks_total,
                     bytes: held.bytes,
+                })
+                .collect(),
+            cold: (self.cold.values())
+                .map(|cold| ColdImageView {
+                    image: cold.tree.image,
+                    blocks_present: cold.blocks_present,
+                    blocks_total: cold.blocks_total,
                 })
                 .collect(),
         }

@@ -24,13 +24,21 @@ impl SchedulerCore {
         match event {
             VmEvent::Up(facts) => self.vm_up(&vm, *facts, now, effects),
             VmEvent::Held(held) => {
-                let Some(known) = self.vms.get_mut(&vm) else { return };
-                let before = std::mem::replace(&mut known.held, by_tree(held));
+                let Some(known) = self.vms.get(&vm) else { return };
+                let held = by_tree(held);
                 // Mostly only blocks have come.
-                if !before.keys().eq(known.held.keys()) {
+                let is_other = !held.keys().eq(known.held.keys());
+                self.set_holdings(&vm, Some(held), None);
+                if is_other {
                     self.settle(&vm, now);
                 }
             }
+            VmEvent::Cold(cold) => {
+                let cold = cold.into_iter().map(|cold| (cold.tree.clone(), cold)).collect();
+                self.set_holdings(&vm, None, Some(cold));
+                self.pool(&vm);
+            }
+            VmEvent::RoomWanted { bytes, candidates } => self.room_wanted(&vm, bytes, candidates, effects),
             VmEvent::Member(trees) => {
                 if let Some(known) = self.vms.get_mut(&vm) {
                     known.member_of = trees;
@@ -101,6 +109,7 @@ impl SchedulerCore {
 
     fn vm_up(&mut self, name: &VmId, facts: VmFacts, now: Instant, effects: &mut Vec<Effect>) {
         let held = by_tree(facts.held);
+        let cold = facts.cold.into_iter().map(|cold| (cold.tree.clone(), cold)).collect();
         let capacity = facts.capacity;
         let before = self.vms.entry(name.clone()).or_default();
         let said_before = before.address.is_some().then_some(before.capacity);
@@ -112,7 +121,8 @@ impl SchedulerCore {
         vm.key_hash = Some(facts.key_hash);
         vm.capacity = capacity;
         vm.member_of = held.keys().cloned().collect();
-        vm.held = held;
+        self.set_holdings(name, Some(held), Some(cold));
+        let vm = self.vms.get_mut(name).expect("it was just made");
         if vm.functions.is_empty() {
             vm.tenant = None;
         }
@@ -472,6 +482,7 @@ impl SchedulerCore {
             self.vm_down(name, now, effects);
             self.set_drain(name, None, now);
         }
+        self.set_holdings(name, Some(BTreeMap::new()), Some(BTreeMap::new()));
         if let Some(vm) = self.vms.remove(name) {
             self.count_size(vm.address.map(|_| vm.capacity), None);
         }
@@ -515,7 +526,9 @@ impl Vm {
         if !self.up || self.drain_by.is_some() || matches!(self.rest, Rest::Leaving { .. }) {
             return None;
         }
-        let held = self.held.keys().filter(|tree| Some(&tree.tenant) == self.tenant.as_ref());
+        // The images of one tenant are gone when another's start is there; a free VM may be anybody's.
+        let held = self.held.keys().chain(self.cold.keys());
+        let held = held.filter(|tree| self.tenant.as_ref().is_none_or(|tenant| tree.tenant == *tenant));
         Some(Entry {
             tenant: self.tenant.clone(),
             starting: u32::try_from(self.starting.len()).unwrap_or(u32::MAX),

@@ -10,7 +10,7 @@ pub(super) fn tree(function: &FunctionKey, source: &str) -> TreeId {
     TreeId { tenant: function.0.clone(), image: block_image(source).id }
 }
 
-fn held(tree: TreeId) -> HeldTree {
+pub(super) fn held(tree: TreeId) -> HeldTree {
     let (epoch, bytes) = (Default::default(), BytesBySource::default());
     HeldTree { tree, epoch, place: 0, blocks_present: 9, blocks_total: 9, bytes, longest_stall_us: 0 }
 }

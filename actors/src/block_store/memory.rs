@@ -1,4 +1,4 @@
-//! Accounts for disk and memory. The memory part forgets the block that was used longest ago.
+//! The memory part of the cache: it forgets the block that was used longest ago.
 
 use crate::{
     id::{BlockId, TreeId},
@@ -7,59 +7,23 @@ use crate::{
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-pub struct StoreCore {
+pub struct MemoryCore {
     memory_bytes_max: u64,
-    disk_bytes_max: u64,
     memory_bytes: u64,
-    disk_bytes: BTreeMap<TreeId, u64>,
     recent: BTreeMap<u64, (TreeId, BlockId)>,
     blocks: BTreeMap<(TreeId, BlockId), (u64, Bytes)>,
     clock: u64,
 }
 
-impl StoreCore {
-    pub fn new(memory_bytes_max: u64, disk_bytes_max: u64) -> Self {
-        Self {
-            memory_bytes_max,
-            disk_bytes_max,
-            memory_bytes: 0,
-            disk_bytes: BTreeMap::new(),
-            recent: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-            clock: 0,
-        }
+impl MemoryCore {
+    pub fn new(memory_bytes_max: u64) -> Self {
+        Self { memory_bytes_max, memory_bytes: 0, recent: BTreeMap::new(), blocks: BTreeMap::new(), clock: 0 }
     }
 
-    /// Adds what is used of each limit.
+    /// Adds what is used of the limit.
     pub fn observe(&self, snapshot: Snapshot) -> Snapshot {
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        snapshot.queue("memory bytes", bytes(self.memory_bytes), bytes(self.memory_bytes_max)).queue(
-            "disk bytes",
-            bytes(self.disk_bytes.values().sum()),
-            bytes(self.disk_bytes_max),
-        )
-    }
-
-    /// Takes room on disk. False when there is none.
-    pub fn reserve(&mut self, tree: &TreeId, bytes: u64) -> bool {
-        let used: u64 = self.disk_bytes.values().sum();
-        if used + bytes > self.disk_bytes_max {
-            return false;
-        }
-        *self.disk_bytes.entry(tree.clone()).or_default() += bytes;
-        true
-    }
-
-    /// Gives back room that was taken for what is not on disk after all.
-    pub fn release(&mut self, tree: &TreeId, bytes: u64) {
-        if let Some(used) = self.disk_bytes.get_mut(tree) {
-            *used = used.saturating_sub(bytes);
-        }
-    }
-
-    /// Takes into account what was on disk before; it may exceed the limit.
-    pub fn found(&mut self, tree: &TreeId, bytes: u64) {
-        self.disk_bytes.insert(tree.clone(), bytes);
+        snapshot.queue("memory bytes", bytes(self.memory_bytes), bytes(self.memory_bytes_max))
     }
 
     pub fn remember(&mut self, tree: &TreeId, block: BlockId, stored: Bytes) {
@@ -76,6 +40,14 @@ impl StoreCore {
             let (_, (tree, block)) = self.recent.first_key_value().expect("bytes are of some block");
             let (tree, block) = (tree.clone(), *block);
             self.forget(&tree, block);
+        }
+    }
+
+    /// Forgets all blocks of an image.
+    pub fn forget_all(&mut self, tree: &TreeId) {
+        let of_tree = (tree.clone(), BlockId(0))..=(tree.clone(), BlockId(u32::MAX));
+        for (_, block) in self.blocks.range(of_tree).map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.forget(tree, block);
         }
     }
 
@@ -104,7 +76,7 @@ mod tests {
 
     #[test]
     fn memory_keeps_what_was_used_last() {
-        let mut core = StoreCore::new(300, 1000);
+        let mut core = MemoryCore::new(300);
         for block in 0..3 {
             core.remember(&tree(), BlockId(block), Bytes::from(vec![0; 100]));
         }
@@ -114,16 +86,5 @@ mod tests {
         assert!(core.recall(&tree(), BlockId(0)).is_some());
         core.remember(&tree(), BlockId(4), Bytes::from(vec![0; 301]));
         assert!(core.recall(&tree(), BlockId(4)).is_none());
-    }
-
-    #[test]
-    fn the_disk_is_never_filled_beyond_its_limit() {
-        let mut core = StoreCore::new(0, 1000);
-        core.found(&tree(), 700);
-        assert!(core.reserve(&tree(), 300));
-        assert!(!core.reserve(&tree(), 1));
-        core.release(&tree(), 100);
-        assert!(core.reserve(&tree(), 100));
-        assert!(!core.reserve(&tree(), 1));
     }
 }
