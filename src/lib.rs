@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod code;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod holder;

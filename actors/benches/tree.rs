@@ -7,7 +7,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use faasnet_actors::{
-    function_tree::{Contact, Effect, Event, StartDraft, TreeCore, TreeLimits},
+    function_tree::{Contact, Effect, Event, Role, StartDraft, TreeCore, TreeLimits},
     id::{Digest, Epoch, VmId},
     image::{BlockImage, ImageLocation, RuntimeConfig},
     tree::{Avl, Complete, Node, Striped, Topology},
@@ -128,6 +128,7 @@ impl Tree {
             start: "start".parse().expect("an id"),
             function: "api".parse().expect("a name"),
             image: Arc::clone(&self.image),
+            role: Role::Whole,
             env: BTreeMap::new(),
             command: None,
             needs: faasnet_actors::resources::Resources { memory_bytes: 1 << 28, cpu_millis: 100 },

@@ -43,6 +43,10 @@ pub struct FunctionSpec {
     /// Environment, on top of the image's.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// The package of code that instances find at `/var/task`, by the SHA-256 of its zip, which was uploaded
+    /// before. `image` is then what it runs in.
+    #[serde(default)]
+    pub code: Option<Digest>,
     /// What an instance runs, with its arguments, in place of the image's entrypoint and command.
     #[serde(default)]
     pub command: Option<Vec<String>>,
@@ -166,6 +170,9 @@ pub struct FunctionView {
     #[serde(flatten)]
     pub spec: FunctionSpec,
     pub image_state: ImageState,
+    /// Where its package of code stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_state: Option<ImageState>,
     /// Instances that are ready.
     pub ready: u32,
     /// Starts under way.
@@ -397,6 +404,7 @@ mod tests {
             probe_path: probe_path.into(),
             mode: Mode::default(),
             env: BTreeMap::new(),
+            code: None,
             command: None,
         }
     }

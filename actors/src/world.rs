@@ -1,7 +1,7 @@
 //! What actors need of the world, as traits. The process brings adapters, tests bring small ones.
 
 use crate::{
-    id::{BlockId, Digest, TreeId, VmId},
+    id::{BlockId, Digest, TenantId, TreeId, VmId},
     image::BlockImage,
     profile::Profile,
     wire::{control::Capability, holder::PlainRange},
@@ -256,13 +256,22 @@ pub trait CapabilityIssuer: Send + Sync {
     fn issue(&self, tree: &TreeId, vm: &VmId, key_hash: &[u8]) -> Capability;
 }
 
-/// Makes block images of source images.
+/// What a block image is made of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// A source image, as its function names it.
+    Image(String),
+    /// A tenant's package of code, by the SHA-256 of its zip.
+    Code(TenantId, Digest),
+}
+
+/// Makes block images.
 pub trait Converter: Send + Sync {
-    /// Done when the block image is published. May be called for the same image again. With `packing`, what
+    /// Done when the block image is published. May be called for the same source again. With `packing`, what
     /// starts read lies together behind the metadata.
     fn convert(
         &self,
-        image: &str,
+        source: &Source,
         packing: Option<Packing>,
         progress: Arc<ConversionProgress>,
     ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>>;

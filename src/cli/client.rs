@@ -55,7 +55,7 @@ impl Client {
     }
 
     /// Asks the API and returns the body of its answer.
-    async fn call(&self, request: RequestBuilder) -> Result<Bytes, Failure> {
+    pub async fn call(&self, request: RequestBuilder) -> Result<Bytes, Failure> {
         let response = self.exchange(request.timeout(CALL_TIMEOUT)).await?;
         let status = response.status();
         let is_problem = is_problem(&response);

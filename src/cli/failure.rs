@@ -22,7 +22,7 @@ pub enum Failure {
     NotForwarded(Problem),
     #[error("the answer is not that of a manager of this release: {0}")]
     Answer(String),
-    #[error("the image could not be converted: {0}")]
+    #[error("the image or code could not be converted: {0}")]
     Conversion(String),
     #[error("{ended} of {count} starts did not become ready: {reason}")]
     Starts { ended: usize, count: usize, reason: String },

@@ -3,11 +3,12 @@
 use super::{
     Context, Failure,
     output::{pairs, parse, size, table},
+    upload::upload,
 };
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use faasnet_actors::{
-    id::FunctionName,
+    id::{Digest, FunctionName},
     model::{FunctionSpec, FunctionView, ImageState},
     wire::control::Mode,
 };
@@ -15,13 +16,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::{process::ExitCode, time::Duration};
+use std::{iter, path::PathBuf, process::ExitCode, time::Duration};
 use tokio::time::Instant;
 
 #[derive(Debug, Subcommand)]
 pub enum Function {
     /// Create or replace a function, and wait until its image is converted
-    Deploy(Deploy),
+    Deploy(Box<Deploy>),
     /// List the functions of the tenant
     List,
     /// Show one function
@@ -34,8 +35,14 @@ pub enum Function {
 pub struct Deploy {
     name: FunctionName,
     /// The image: a registry reference, or oci:DIR[:TAG] on the manager's machine
-    #[arg(long, value_name = "REF")]
-    image: String,
+    #[arg(long, value_name = "REF", required_unless_present = "zip", conflicts_with = "zip")]
+    image: Option<String>,
+    /// A zip with code, which instances find at /var/task in the image given by --runtime
+    #[arg(long, value_name = "FILE", requires = "runtime")]
+    zip: Option<PathBuf>,
+    /// The image that the code runs in; functions of a tenant share its blocks
+    #[arg(long, value_name = "REF", requires = "zip")]
+    runtime: Option<String>,
     /// Memory of one instance [default: 256]
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
@@ -120,19 +127,23 @@ const POLL: Duration = Duration::from_millis(200);
 
 impl Deploy {
     async fn run(self, context: &mut Context<'_>) -> Result<(), Failure> {
-        let accepted = context.client.send(Method::PUT, &path(&self.name), &self.spec()).await?;
+        let code = match &self.zip {
+            Some(zip) => Some(upload(&context.client, zip).await?),
+            None => None,
+        };
+        let accepted = context.client.send(Method::PUT, &path(&self.name), &self.spec(code)).await?;
         let body = if self.no_wait { accepted } else { self.wait(context, accepted).await? };
-        if let (false, ImageState::Failed { reason }) =
-            (self.no_wait, parse::<FunctionView>(&body)?.image_state)
-        {
+        let states = states(parse(&body)?);
+        if let (false, Some(reason)) = (self.no_wait, states.iter().find_map(failure)) {
             return Err(Failure::Conversion(reason));
         }
         context.output.answer(&body, show)
     }
 
     /// Names only what was given, so that the defaults stay the manager's.
-    fn spec(&self) -> Value {
-        let mut spec = Map::from_iter([("image".to_owned(), json!(self.image))]);
+    fn spec(&self, code: Option<Digest>) -> Value {
+        let image = self.image.as_ref().or(self.runtime.as_ref());
+        let mut spec = Map::from_iter([("image".to_owned(), json!(image))]);
         let optional = [
             ("memory_mib", self.memory.map(Value::from)),
             ("cpu_millis", self.cpu.map(Value::from)),
@@ -141,6 +152,7 @@ impl Deploy {
             ("max_instances", self.max.map(Value::from)),
             ("keep_alive_ms", self.keep_alive.map(|seconds| seconds.saturating_mul(1000).into())),
             ("probe_path", self.probe.clone().map(Value::from)),
+            ("code", code.map(|code| code.to_string().into())),
             ("command", self.command.clone().map(Value::from)),
             ("mode", self.mode.map(|mode| json!(mode))),
         ];
@@ -161,13 +173,16 @@ impl Deploy {
         let progress = ProgressBar::new(0).with_style(style);
         let mut body = accepted;
         loop {
-            match parse::<FunctionView>(&body)?.image_state {
-                ImageState::Converting { phase, done, total } => {
-                    progress.set_message(super::output::printable(&phase));
-                    progress.set_length(total);
-                    progress.set_position(done);
+            let states = states(parse(&body)?);
+            let is_over = states.iter().any(|state| failure(state).is_some());
+            let converting = |state: &&ImageState| matches!(state, ImageState::Converting { .. });
+            match states.iter().find(converting).filter(|_| !is_over) {
+                Some(ImageState::Converting { phase, done, total }) => {
+                    progress.set_message(super::output::printable(phase));
+                    progress.set_length(*total);
+                    progress.set_position(*done);
                 }
-                ImageState::Ready { .. } | ImageState::Failed { .. } => {
+                _ => {
                     progress.finish_and_clear();
                     return Ok(body);
                 }
@@ -178,6 +193,18 @@ impl Deploy {
             tokio::time::sleep(POLL).await;
             body = context.client.get(&path(&self.name)).await?;
         }
+    }
+}
+
+/// Where the image and the code stand.
+fn states(function: FunctionView) -> Vec<ImageState> {
+    iter::once(function.image_state).chain(function.code_state).collect()
+}
+
+fn failure(state: &ImageState) -> Option<String> {
+    match state {
+        ImageState::Failed { reason } => Some(reason.clone()),
+        ImageState::Converting { .. } | ImageState::Ready { .. } => None,
     }
 }
 
@@ -234,6 +261,9 @@ fn show(function: FunctionView) -> String {
     // Arguments may be secrets, as values of the environment are.
     if let Some([program, arguments @ ..]) = function.spec.command.as_deref() {
         lines.push(("command", format!("{program}, {} arguments", arguments.len())));
+    }
+    if let (Some(package), Some(code)) = (function.spec.code, &function.code_state) {
+        lines.push(("code", format!("{package}, {}", state(code))));
     }
     lines.push(("memory", size(function.spec.memory_mib << 20)));
     lines.push(("cpu", format!("{} thousandths of a core", function.spec.cpu_millis)));

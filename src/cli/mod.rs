@@ -17,6 +17,7 @@ mod process;
 mod start;
 mod stop;
 mod tree;
+mod upload;
 mod vm;
 
 pub(crate) use client::Client;

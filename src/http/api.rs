@@ -3,6 +3,7 @@
 use super::{
     HttpState,
     auth::{AllTenants, Caller},
+    code,
     dial::DialError,
     problem::Problem,
     request::{Answer, JsonBody},
@@ -97,6 +98,9 @@ pub(super) async fn put_function(
     name: Path<FunctionName>,
     spec: JsonBody<FunctionSpec>,
 ) -> Answer<FunctionView> {
+    if let Some(package) = spec.0.code {
+        code::keep(&state, &caller.tenant, package).await?;
+    }
     Ok(Json(state.scheduler.put_function(caller.tenant, name.into_inner(), spec.0).await?))
 }
 

@@ -8,6 +8,7 @@
 
 mod api;
 mod auth;
+mod code;
 mod dial;
 mod gateway;
 mod observer;
@@ -23,6 +24,7 @@ pub use problem::{PROBLEM_JSON, Problem};
 pub use routes::{RouteEntry, routes};
 
 use crate::{
+    code::CodePackages,
     settings::HttpSettings,
     tokens::{ApiTokens, JoinTokens},
 };
@@ -42,6 +44,7 @@ pub struct HttpState {
     pub scheduler: SchedulerHandle,
     pub tokens: Arc<ApiTokens>,
     pub join: Arc<JoinTokens>,
+    pub packages: CodePackages,
     pub dial: Arc<dyn InstanceDialer>,
     pub actors: Arc<dyn Observer>,
     pub settings: HttpSettings,

@@ -101,7 +101,7 @@ async fn read(mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>, Problem
     Ok(bytes)
 }
 
-fn too_slow() -> Problem {
+pub(super) fn too_slow() -> Problem {
     Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time")
 }
 

@@ -3,7 +3,7 @@
 use super::{
     api,
     auth::{PUBLIC, require},
-    gateway,
+    code, gateway,
     problem::Problem,
 };
 use crate::tokens::Role;
@@ -47,6 +47,8 @@ pub fn routes() -> Vec<RouteEntry> {
         route(Method::GET, FUNCTION, Viewer, || web::to(api::get_function)),
         route(Method::PUT, FUNCTION, Operator, || web::to(api::put_function)),
         route(Method::DELETE, FUNCTION, Operator, || web::to(api::delete_function)),
+        route(Method::GET, "/v1/code", Viewer, || web::to(code::limits)),
+        route(Method::PUT, "/v1/code/{digest}", Operator, || web::to(code::put_package)),
         route(Method::GET, STARTS, Viewer, || web::to(api::list_starts)),
         route(Method::POST, STARTS, Operator, || web::to(api::start_instances)),
         route(Method::GET, "/v1/functions/{name}/tree", Viewer, || web::to(api::tree)),

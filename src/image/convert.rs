@@ -20,6 +20,7 @@ use crate::{
         runtime::{RuntimeError, runtime_config},
         source::{Pinned, Source, SourceError},
         spool::Spool,
+        zip::ZipError,
     },
     settings::{ImageSettings, Settings},
 };
@@ -63,6 +64,8 @@ pub enum ConvertError {
     Source(#[from] SourceError),
     #[error("layer {number} ({digest}), {place}: {refusal}")]
     Layer { number: usize, digest: Digest, place: String, refusal: Refusal },
+    #[error("the package of code: {0}")]
+    Package(ZipError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
@@ -177,7 +180,7 @@ fn run(
     Ok(read.expect("what was built a moment ago is a block image"))
 }
 
-fn work_folder(spool: &Path) -> Result<tempfile::TempDir, ConvertError> {
+pub(crate) fn work_folder(spool: &Path) -> Result<tempfile::TempDir, ConvertError> {
     let error = |error| ConvertError::Spool { path: spool.to_owned(), error };
     fs::create_dir_all(spool).map_err(error)?;
     tempfile::Builder::new().prefix("convert-").tempdir_in(spool).map_err(error)

@@ -24,3 +24,4 @@ mod spool;
 pub(crate) mod tar;
 pub(crate) mod tree;
 mod xattr;
+pub mod zip;

@@ -309,9 +309,9 @@ impl Write for Tee<'_> {
 }
 
 /// Counts what is written into the progress, and ends with an error when the conversion is cancelled.
-struct Metered<'a> {
-    inner: BlockWriter,
-    progress: &'a Progress,
+pub struct Metered<'a> {
+    pub inner: BlockWriter,
+    pub progress: &'a Progress,
 }
 
 impl Write for Metered<'_> {

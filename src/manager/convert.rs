@@ -1,18 +1,20 @@
 //! The converter as the scheduler's actor knows it: source images in, block images out.
 
 use crate::{
+    code::CodePackages,
     image::{
         convert::{ConvertOptions, convert, convert_again},
         progress::{Phase, Progress},
         publish,
         resolve::Platform,
         source,
+        zip::convert_package,
     },
     settings::Settings,
 };
 use faasnet_actors::{
     image::BlockImage,
-    world::{ConversionPhase, ConversionProgress, ConvertFailure, Converter, Packing},
+    world::{ConversionPhase, ConversionProgress, ConvertFailure, Converter, Packing, Source},
 };
 use futures::future::BoxFuture;
 use std::{sync::Arc, time::Duration};
@@ -24,32 +26,34 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Converts on blocking threads, a few at a time.
 pub struct ImageConverter {
     settings: Arc<Settings>,
+    packages: CodePackages,
     permits: Arc<Semaphore>,
 }
 
 impl ImageConverter {
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, packages: CodePackages) -> Self {
         let permits = Arc::new(Semaphore::new(settings.image.conversions_max.max(1)));
-        Self { settings: Arc::new(settings), permits }
+        Self { settings: Arc::new(settings), packages, permits }
     }
 }
 
 impl Converter for ImageConverter {
     fn convert(
         &self,
-        image: &str,
+        source: &Source,
         packing: Option<Packing>,
         shown: Arc<ConversionProgress>,
     ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>> {
-        let (settings, permits, image) =
-            (Arc::clone(&self.settings), Arc::clone(&self.permits), image.to_owned());
+        let (settings, permits) = (Arc::clone(&self.settings), Arc::clone(&self.permits));
+        let (packages, source) = (self.packages.clone(), source.clone());
         Box::pin(async move {
             let _permit = permits.acquire_owned().await.expect("never closed");
             let progress = Arc::new(Progress::default());
             let _cancel = CancelOnDrop(Arc::clone(&progress));
             let counters = Arc::clone(&progress);
-            let mut work =
-                tokio::task::spawn_blocking(move || run(&image, packing.as_ref(), &settings, &counters));
+            let mut work = tokio::task::spawn_blocking(move || {
+                run(&source, packing.as_ref(), &packages, &settings, &counters)
+            });
             let mut look = tokio::time::interval(LOOK);
             loop {
                 tokio::select! {
@@ -87,25 +91,32 @@ fn show(progress: &Progress, shown: &ConversionProgress) {
 }
 
 fn run(
-    image: &str,
+    source: &Source,
     packing: Option<&Packing>,
+    packages: &CodePackages,
     settings: &Settings,
     progress: &Progress,
 ) -> Result<BlockImage, ConvertFailure> {
     let failure = |error: &dyn std::fmt::Display| ConvertFailure(error.to_string());
-    let source = source::open_for_api(image, settings).map_err(|error| failure(&error))?;
     let destination =
         publish::open(&settings.image.destination, settings).map_err(|error| failure(&error))?;
-    let spool = match &settings.image.spool {
-        none if none.as_os_str().is_empty() => settings.manager.data.join("spool"),
-        spool => spool.clone(),
-    };
-    let options =
-        ConvertOptions { platform: Platform::of_this_machine(), settings: settings.image.clone(), spool };
-    let (source, destination) = (source.as_ref(), destination.as_ref());
-    let converted = match packing {
-        Some(packing) => convert_again(source, destination, &options, packing, progress),
-        None => convert(source, destination, &options, progress),
-    };
-    converted.map_err(|error| failure(&error))
+    let (options, destination) =
+        (ConvertOptions::new(settings, Platform::of_this_machine()), destination.as_ref());
+    match source {
+        Source::Image(image) => {
+            let source = source::open_for_api(image, settings).map_err(|error| failure(&error))?;
+            match packing {
+                Some(packing) => convert_again(source.as_ref(), destination, &options, packing, progress),
+                None => convert(source.as_ref(), destination, &options, progress),
+            }
+        }
+        // What starts read of code is not recorded: it is small beside its runtime image.
+        Source::Code(tenant, package) => {
+            // Also makes sure that it is there: with another data folder than the manager's before, it is not.
+            packages.keep(tenant, *package).map_err(|error| failure(&error))?;
+            let path = packages.path(tenant, *package);
+            convert_package(&path, *package, &settings.code.zip_limits(), destination, &options, progress)
+        }
+    }
+    .map_err(|error| failure(&error))
 }

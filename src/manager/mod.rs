@@ -8,6 +8,7 @@ mod sessions;
 mod survey;
 
 use crate::{
+    code::{self, CodePackages},
     http::{self, HttpState},
     metadata::{self, Term},
     net::{
@@ -110,7 +111,8 @@ pub async fn serve(
         millis(settings.tokens.join_ttl_ms),
         settings.tokens.join_tokens_max,
     ));
-    let manager = Manager::start(world(&settings, &term, capabilities)?);
+    let packages = CodePackages::open(&settings).context("opening the folder of packages (code.folder)")?;
+    let manager = Manager::start(world(&settings, &term, capabilities, packages.clone())?);
     let sessions = TaskTracker::new();
     let authority = Arc::new(authority);
     let doors = Arc::new(Doors {
@@ -124,6 +126,8 @@ pub async fn serve(
         tasks: sessions.clone(),
     });
     let listening = tokio::spawn(sessions::listen(listener, doors));
+    let unused = millis(settings.code.unused_ttl_ms);
+    let sweeping = tokio::spawn(code::sweep(packages.clone(), manager.scheduler.clone(), unused));
     let renewing = tokio::spawn(keys::renew(authority, settings.clone(), acceptors, dialers));
 
     let (serving, is_serving) = watch::channel(true);
@@ -131,6 +135,7 @@ pub async fn serve(
         scheduler: manager.scheduler.clone(),
         tokens: Arc::new(tokens),
         join,
+        packages,
         actors: Arc::new(ActorObserver {
             manager: manager.clone(),
             within: millis(settings.manager.observe_ms),
@@ -163,6 +168,7 @@ pub async fn serve(
     serving.send_replace(false);
     http.stop(true).await;
     renewing.abort();
+    sweeping.abort();
     listening.abort();
     manager.shut_down().await;
     sessions.close();
@@ -201,12 +207,17 @@ async fn bind(settings: &Settings) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listening on {listen}; choose another address with manager.listen"))
 }
 
-fn world(settings: &Settings, term: &Term, capabilities: keys::Issuer) -> anyhow::Result<ManagerWorld> {
+fn world(
+    settings: &Settings,
+    term: &Term,
+    capabilities: keys::Issuer,
+    packages: CodePackages,
+) -> anyhow::Result<ManagerWorld> {
     let tree = settings.tree.clone();
     let origin = origin::open(&settings.origin, rand::random()).context("preparing to read the origin")?;
     Ok(ManagerWorld {
         metadata: Arc::new(term.clone()),
-        converter: Arc::new(ImageConverter::new(settings.clone())),
+        converter: Arc::new(ImageConverter::new(settings.clone(), packages)),
         surveyor: Arc::new(ImageSurveyor::new(origin, &settings.profile)),
         capability_key: capabilities.public().to_vec(),
         capabilities: Arc::new(capabilities),

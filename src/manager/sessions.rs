@@ -330,6 +330,7 @@ mod tests {
             tenant: tree.tenant,
             function: "web".parse().expect("valid"),
             image: tree.image,
+            code: None,
             memory_bytes: 1,
             cpu_millis: 1,
             ready: true,

@@ -29,6 +29,7 @@ pub struct Settings {
     pub holder: HolderSettings,
     pub profile: ProfileSettings,
     pub image: ImageSettings,
+    pub code: CodeSettings,
     pub origin: OriginSettings,
 }
 
@@ -269,6 +270,20 @@ pub struct ImageSettings {
     pub zstd_level: i32,
     pub threads: usize,
     pub hot_chunk_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodeSettings {
+    pub folder: PathBuf,
+    pub package_bytes_max: u64,
+    pub packages_per_tenant_max: usize,
+    pub bytes_max: u64,
+    pub uploads_max: usize,
+    pub unused_ttl_ms: u64,
+    pub plain_bytes_max: u64,
+    pub entries_max: u64,
+    pub ratio_max: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -184,6 +184,7 @@ impl World {
             function: "web".parse().unwrap(),
             image: image.clone(),
             place,
+            code: None,
             env: BTreeMap::new(),
             command: None,
             memory_bytes: 64 << 20,

@@ -90,6 +90,7 @@ impl Handler<Request> for Control {
                 self.waiting.remove(&call);
                 self.callers.send_replace(self.waiting.len());
             }
+            Ask::ListCode { .. } => {}
             Ask::ListVms { reply } => {
                 let _ = reply.send(Ok(vec![vm()]));
             }
@@ -193,7 +194,7 @@ fn function(name: FunctionName, spec: FunctionSpec) -> FunctionView {
             stored_bytes: 200 << 20,
         },
     };
-    FunctionView { name, spec, image_state, ready: 1, starting: 0, waiting: 0 }
+    FunctionView { name, spec, image_state, code_state: None, ready: 1, starting: 0, waiting: 0 }
 }
 
 fn start_view(id: StartId) -> StartView {

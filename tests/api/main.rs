@@ -3,6 +3,7 @@
 
 mod bodies;
 mod cli;
+mod code;
 mod control;
 mod gateway;
 mod instances;

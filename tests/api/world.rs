@@ -5,6 +5,7 @@ use actix::Actor;
 use actix_web::dev::ServerHandle;
 use bytes::Bytes;
 use faasnet::{
+    code::CodePackages,
     http::{AsyncReadWrite, DialError, HttpState, InstanceDialer, Observer, serve},
     metadata::RedbMetadata,
     settings::{HttpSettings, Settings},
@@ -24,6 +25,9 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::{net::TcpStream, sync::watch};
+
+/// Longest package of code that the server takes.
+pub const PACKAGE_BYTES_MAX: u64 = 100_000;
 
 /// Longest wait for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -82,12 +86,17 @@ impl World {
         change(&mut settings);
         let join = JoinTokens::new(metadata, system_secrets(), [7; 32], Duration::from_secs(60), 10);
         let (ready, is_ready) = watch::channel(true);
+        let mut all = Settings::load(None).expect("defaults");
+        all.code.folder = folder.path().join("code");
+        all.code.package_bytes_max = PACKAGE_BYTES_MAX;
+        let packages = CodePackages::open(&all).expect("opens");
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let state = HttpState {
             scheduler,
             tokens: Arc::new(tokens),
             join: Arc::new(join),
+            packages,
             dial: Arc::new(Loopback),
             actors: Arc::new(Views),
             settings,

@@ -147,6 +147,7 @@ impl Handler<GetHello> for Agent {
             tenant: record.order.place.tree.tenant.clone(),
             function: record.order.function.clone(),
             image: record.order.image.id,
+            code: record.order.code.as_ref().map(|code| code.image.id),
             memory_bytes: record.order.memory_bytes,
             cpu_millis: record.order.cpu_millis,
             ready: record.is_ready,

@@ -18,9 +18,9 @@ use crate::{
     agent_session::{self, AgentSession, Say, SessionCore},
     block_store::{Advised, BlockStore, Found, Removed, RoomLimits, Standing, Stands, StoreNews},
     block_transfer::{
-        Ahead, Attach, BlockTransfer, Complaint, Demand, GetReport, HolderBack, ImageEvent, MountEnded,
-        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews, TransferReport,
-        TransferWorld, Wish, Wished,
+        Ahead, Attach, BlockTransfer, Complaint, Demand, FromImage, GetReport, HolderBack, ImageEvent,
+        MountEnded, OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews,
+        TransferReport, TransferWorld, Wish, Wished,
     },
     id::{BlockId, ImageId, StartId, TreeId, VmId},
     instance::{
@@ -29,7 +29,9 @@ use crate::{
     support::{self, AfterExit, ChildExited, Children, Life, Observe, Snapshot, micros, millis, supervise},
     wire::{
         PROTOCOL_VERSION,
-        control::{EndReason, HeldTree, Hello, RunningInstance, StartOrder, StartReport, ToAgent, ToManager},
+        control::{
+            EndReason, HeldTree, Hello, Place, RunningInstance, StartOrder, StartReport, ToAgent, ToManager,
+        },
         holder::{FromHolder, HeldInstance, PlainRange, ToHolder},
         peer::Refusal,
     },
@@ -315,7 +317,7 @@ impl Agent {
     /// Tells a transfer how much of its image the instances want, the strictest of them decides, and the cache
     /// what the image is to this VM.
     fn settle(&self, tree: &TreeId) {
-        let of_tree = self.ordered.values().filter(|ordered| ordered.record.order.place.tree == *tree);
+        let of_tree = self.ordered.values().filter(|ordered| ordered.record.order.is_of(tree));
         let wish = of_tree.map(|ordered| Wish::of(ordered.record.order.mode, ordered.record.is_ready)).max();
         self.transfers.send(tree, Wished(wish.unwrap_or_default()));
         let standing = if wish.is_some() {
@@ -329,9 +331,8 @@ impl Agent {
     }
 
     fn instances_of(&self, tree: &TreeId) -> impl Iterator<Item = (&StartId, &Addr<Instance>)> {
-        let is_of_tree = move |start| {
-            self.ordered.get(start).is_some_and(|ordered| ordered.record.order.place.tree == *tree)
-        };
+        let is_of_tree =
+            move |start| self.ordered.get(start).is_some_and(|ordered| ordered.record.order.is_of(tree));
         self.instances.iter().filter(move |(start, _)| is_of_tree(*start))
     }
 
@@ -342,7 +343,7 @@ impl Agent {
 
     fn tell_instances(&self, tree: &TreeId, event: &ImageEvent) {
         for (start, _) in self.instances_of(tree) {
-            self.instances.send(start, event.clone());
+            self.instances.send(start, FromImage { image: tree.image, event: event.clone() });
         }
     }
 
@@ -352,13 +353,16 @@ impl Agent {
             return; // the manager has asked again
         }
         let tree = order.place.tree.clone();
-        let record = TreeRecord { image: order.image.clone(), place: order.place.clone() };
-        let known = self.trees.get(&tree);
-        let refusal = if known.is_some_and(|known| order.place.epoch < known.record.place.epoch) {
+        let is_old = |place: &Place| {
+            self.trees.get(&place.tree).is_some_and(|known| place.epoch < known.record.place.epoch)
+        };
+        let refusal = if order.images().any(|(_, place)| is_old(place)) {
             Some("the order is older than its place in the tree") // invariant 4
         } else if self.ordered.len() >= self.world.limits.instances_max {
             Some("it has as many instances as it may")
-        } else if self.ordered.values().any(|other| other.record.order.place.tree.tenant != tree.tenant) {
+        } else if order.trees().any(|own| own.tenant != tree.tenant)
+            || self.ordered.values().any(|other| other.record.order.place.tree.tenant != tree.tenant)
+        {
             Some("it serves another tenant") // invariant 8
         } else {
             None
@@ -375,23 +379,29 @@ impl Agent {
             self.leave(&known, ctx); // the manager's order to leave may come later
         }
         self.purge_foreign(&tree.tenant, ctx);
-        let known = self.trees.entry(tree.clone()).or_insert_with(|| Tree::new(record.clone()));
+        // What is recorded and fetched ahead is of the image; code is small.
+        let record = TreeRecord { image: order.image.clone(), place: order.place.clone() };
+        let known = self.trees.entry(tree.clone()).or_insert_with(|| Tree::new(record));
         known.starts(&order);
         self.tell_ahead(&tree);
-        self.place(tree.clone(), record, ctx);
+        for (image, place) in order.images() {
+            let record = TreeRecord { image: image.clone(), place: place.clone() };
+            self.place(place.tree.clone(), record, ctx);
+        }
         let record = InstanceRecord { order, port, is_ready: false };
         self.save_instance(&start, Some(record.clone()), ctx);
+        let asking = self.done_for(&record.order);
         self.ordered.insert(start.clone(), Ordered { record, before: TransferReport::default() });
-        if let Some(transfer) = self.transfers.get(&tree) {
-            let start = start.clone();
-            ctx.spawn(transfer.send(GetReport).into_actor(self).map(move |before, agent, _| {
-                if let (Ok(before), Some(ordered)) = (before, agent.ordered.get_mut(&start)) {
-                    ordered.before = before;
-                }
-            }));
-        }
+        let asked = start.clone();
+        ctx.spawn(asking.into_actor(self).map(move |before, agent, _| {
+            if let Some(ordered) = agent.ordered.get_mut(&asked) {
+                ordered.before = before;
+            }
+        }));
         self.start_instance(&start, Instance::new, ctx);
-        self.settle(&tree);
+        if let Some(ordered) = self.ordered.get(&start) {
+            ordered.record.order.trees().for_each(|tree| self.settle(tree));
+        }
     }
 
     fn start_instance(
@@ -404,7 +414,7 @@ impl Agent {
             return;
         };
         let InstanceRecord { order, port, is_ready: _ } = ordered.record.clone();
-        let tree = order.place.tree.clone();
+        let trees: Vec<TreeId> = order.trees().cloned().collect();
         let world = InstanceWorld {
             holder: Arc::clone(&self.world.holder),
             prober: Arc::clone(&self.world.prober),
@@ -414,8 +424,21 @@ impl Agent {
         let instance = self.instances.start(start, ctx.address().downgrade().recipient(), |life| {
             make(order, port, world, life).start()
         });
-        let attach = Attach { start: start.clone(), events: instance.clone().recipient() };
-        self.transfers.send(&tree, attach);
+        let instance = instance.clone();
+        for tree in trees {
+            let attach = Attach { start: start.clone(), events: instance.clone().recipient() };
+            self.transfers.send(&tree, attach);
+        }
+    }
+
+    /// What the transfers of a start have done so far, together.
+    fn done_for(&self, order: &StartOrder) -> impl Future<Output = TransferReport> + use<> {
+        let transfers = order.trees().filter_map(|tree| self.transfers.get(tree));
+        let asking = transfers.map(|transfer| transfer.send(GetReport)).collect::<Vec<_>>();
+        async move {
+            let reports = join_all(asking).await.into_iter().map(Result::unwrap_or_default);
+            reports.fold(TransferReport::default(), TransferReport::plus)
+        }
     }
 
     fn save_instance(&self, start: &StartId, record: Option<InstanceRecord>, ctx: &mut Context<Self>) {
@@ -429,7 +452,7 @@ impl Agent {
     }
 
     fn leave(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
-        let is_used = self.ordered.values().any(|ordered| ordered.record.order.place.tree == *tree);
+        let is_used = self.ordered.values().any(|ordered| ordered.record.order.is_of(tree));
         if is_used {
             // The instances need its blocks still.
             if let Some(known) = self.trees.get_mut(tree) {
@@ -503,8 +526,8 @@ impl Agent {
     }
 
     fn is_mounted(&self, start: &StartId) -> bool {
-        let tree = self.ordered.get(start).map(|ordered| &ordered.record.order.place.tree);
-        tree.and_then(|tree| self.trees.get(tree)).is_some_and(|known| known.is_mounted)
+        let is_mounted = |tree: &TreeId| self.trees.get(tree).is_some_and(|known| known.is_mounted);
+        self.ordered.get(start).is_some_and(|ordered| ordered.record.order.trees().all(is_mounted))
     }
 
     fn tell_instance(&self, start: &StartId, message: FromHolderAbout) {
@@ -534,7 +557,7 @@ impl Agent {
         let Some(ordered) = self.ordered.get_mut(&start).filter(|_| !self.has_yielded) else {
             return;
         };
-        let (tree, before) = (ordered.record.order.place.tree.clone(), ordered.before.clone());
+        let (order, before) = (ordered.record.order.clone(), ordered.before.clone());
         ordered.record.is_ready = news == InstanceNews::Ready;
         if news == InstanceNews::Ready {
             let record = ordered.record.clone();
@@ -545,11 +568,13 @@ impl Agent {
             self.instances.remove(&start);
             self.save_instance(&start, None, ctx);
         }
-        self.end_recording(&start, &tree, &news);
-        self.settle(&tree);
-        let answer = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
-        if self.trees.get(&tree).is_some_and(|known| known.is_left) {
-            self.leave(&tree, ctx);
+        self.end_recording(&start, &order.place.tree, &news);
+        let answer = self.done_for(&order);
+        for tree in order.trees() {
+            self.settle(tree);
+            if self.trees.get(tree).is_some_and(|known| known.is_left) {
+                self.leave(tree, ctx);
+            }
         }
         // What is told of one start is told in order.
         let (told, next) = oneshot::channel::<()>();
@@ -561,10 +586,7 @@ impl Agent {
             if let Some(previous) = previous {
                 let _told = previous.await;
             }
-            match answer {
-                Some(answer) => answer.await.unwrap_or_default(),
-                None => TransferReport::default(),
-            }
+            answer.await
         };
         ctx.spawn(asking.into_actor(self).map(move |after, agent, _| {
             let report = before.start_report(steps_us, &after);

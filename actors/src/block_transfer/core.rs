@@ -333,6 +333,15 @@ pub struct Stalls {
 }
 
 impl Stalls {
+    /// Of two images together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            count: self.count.saturating_add(other.count),
+            together: self.together + other.together,
+            longest: self.longest.max(other.longest),
+        }
+    }
+
     fn ended(&mut self, wait: Duration) {
         self.together += wait;
         self.longest = self.longest.max(wait);

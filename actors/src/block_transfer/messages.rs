@@ -7,7 +7,7 @@ use super::{
 use crate::{
     agent::world::ChildLink,
     block_store::BlockStore,
-    id::{BlockId, Epoch, StartId, TreeId, VmId},
+    id::{BlockId, Epoch, ImageId, StartId, TreeId, VmId},
     support::{Flow, Hop, micros},
     wire::{
         control::{BytesBySource, HeldTree, OriginAnswer, Place, StartReport, Step},
@@ -69,12 +69,18 @@ pub struct StoreBack(pub Addr<BlockStore>);
 #[rtype(result = "()")]
 pub struct Attach {
     pub start: StartId,
-    pub events: Recipient<ImageEvent>,
+    pub events: Recipient<FromImage>,
 }
 
-/// Something that instances wait for.
+/// Something happened to an image that instances wait for.
 #[derive(Message, Debug, Clone, PartialEq, Eq)]
 #[rtype(result = "()")]
+pub struct FromImage {
+    pub image: ImageId,
+    pub event: ImageEvent,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageEvent {
     Step(Step),
     Mounted,
@@ -105,6 +111,16 @@ impl TransferReport {
             blocks_total: core.index().map_or(0, |index| index.block_count()),
             bytes: core.bytes(),
             stalls: core.stalls(now),
+        }
+    }
+
+    /// Of two images together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            blocks_present: self.blocks_present.saturating_add(other.blocks_present),
+            blocks_total: self.blocks_total.saturating_add(other.blocks_total),
+            bytes: self.bytes.plus(other.bytes),
+            stalls: self.stalls.plus(other.stalls),
         }
     }
 
@@ -196,13 +212,13 @@ impl Flow for Attach {
     }
 }
 
-impl Flow for ImageEvent {
+impl Flow for FromImage {
     fn hop(&self) -> Option<Hop<'_>> {
-        let message = match self {
-            Self::Mounted => "Mounted",
-            Self::MountFailed(_) => "MountFailed",
-            Self::NotKept(_) => "NotKept",
-            Self::Step(_) | Self::Trouble(_) => return None,
+        let message = match self.event {
+            ImageEvent::Mounted => "Mounted",
+            ImageEvent::MountFailed(_) => "MountFailed",
+            ImageEvent::NotKept(_) => "NotKept",
+            ImageEvent::Step(_) | ImageEvent::Trouble(_) => return None,
         };
         Some(Hop { message, about: &"", permit: "" })
     }

@@ -27,8 +27,8 @@ mod window;
 pub use self::{
     core::{ChildId, Effect, Event, Stalls, TransferCore, TransferLimits},
     messages::{
-        Ahead, Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded,
-        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport, Wished,
+        Ahead, Attach, ChildEvent, Demand, FromChild, FromImage, GetReport, HolderBack, ImageEvent,
+        MountEnded, OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport, Wished,
     },
     rest::Wish,
     shell::{BlockTransfer, Complaint, TransferNews, TransferWorld},

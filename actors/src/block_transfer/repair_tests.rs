@@ -6,7 +6,9 @@ use super::{
     fixtures::{Agenda, index, ms, number, stored, vm},
 };
 use crate::{
-    function_tree::{Contact, Effect as TreeEffect, Event as TreeEvent, StartDraft, TreeCore, TreeLimits},
+    function_tree::{
+        Contact, Effect as TreeEffect, Event as TreeEvent, Role, StartDraft, TreeCore, TreeLimits,
+    },
     id::{BlockId, Digest, Epoch, VmId},
     image::{BLOCK_BYTES, BlockImage, Index},
     resources::Resources,
@@ -110,6 +112,7 @@ impl World {
                 start: format!("start-{number}").parse().expect("valid"),
                 function: "api".parse().expect("valid"),
                 image: Arc::new(image),
+                role: Role::Whole,
                 env: BTreeMap::new(),
                 command: None,
                 needs: Resources { memory_bytes: 1, cpu_millis: 1 },

@@ -3,8 +3,8 @@
 use super::{
     core::{ChildId, Effect, Event, TransferCore, TransferLimits},
     messages::{
-        Ahead, Attach, ChildEvent, Demand, FromChild, GetReport, HolderBack, ImageEvent, MountEnded,
-        OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport, Wished,
+        Ahead, Attach, ChildEvent, Demand, FromChild, FromImage, GetReport, HolderBack, ImageEvent,
+        MountEnded, OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport, Wished,
     },
 };
 use crate::{
@@ -90,7 +90,7 @@ pub struct BlockTransfer {
     children_seen: u64,
     /// Blocks that a child doubts and that are read again.
     rechecked: BTreeSet<BlockId>,
-    followers: BTreeMap<StartId, Recipient<ImageEvent>>,
+    followers: BTreeMap<StartId, Recipient<FromImage>>,
     steps: BTreeSet<Step>,
     mounted: Option<Result<(), String>>,
     /// Whether the next mount records what is read.
@@ -318,9 +318,14 @@ impl BlockTransfer {
 
     fn tell_followers(&self, event: &ImageEvent) {
         for follower in self.followers.values() {
-            flow::record(self.life.kind(), "instance", event);
-            follower.do_send(event.clone());
+            let message = self.said(event.clone());
+            flow::record(self.life.kind(), "instance", &message);
+            follower.do_send(message);
         }
+    }
+
+    fn said(&self, event: ImageEvent) -> FromImage {
+        FromImage { image: self.tree.image, event }
     }
 
     fn mount(&self) {
@@ -508,10 +513,10 @@ impl Handler<Attach> for BlockTransfer {
 
     fn handle(&mut self, Attach { start, events }: Attach, _: &mut Context<Self>) {
         for step in &self.steps {
-            events.do_send(ImageEvent::Step(*step));
+            events.do_send(self.said(ImageEvent::Step(*step)));
         }
         match &self.mounted {
-            Some(Ok(())) => events.do_send(ImageEvent::Mounted),
+            Some(Ok(())) => events.do_send(self.said(ImageEvent::Mounted)),
             // Another start tries again.
             Some(Err(_)) => {
                 self.mounted = None;

@@ -91,12 +91,24 @@ pub(super) struct EpochRaised {
     pub counter: u64,
 }
 
+/// What the image of a tree is to a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// All that its container is made of.
+    Whole,
+    /// Its container's root file system; another tree has its code.
+    Runtime,
+    /// Its code.
+    Code,
+}
+
 /// A start as the scheduler decided it; the tree adds the place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StartDraft {
     pub start: StartId,
     pub function: FunctionName,
     pub image: Arc<BlockImage>,
+    pub role: Role,
     pub env: BTreeMap<String, String>,
     pub command: Option<Vec<String>>,
     pub needs: Resources,

@@ -1,12 +1,13 @@
 //! What a tree decides as what a VM is told: the same for the actor and for whoever drives the core alone.
 
-use super::{Effect, Placing, StartDraft};
+use super::{Effect, Placing, Role, StartDraft};
 use crate::{
     id::{TreeId, VmId},
-    vm_node::Order,
-    wire::control::{Capability, Place, StartOrder},
+    vm_node::{Order, StartPart},
+    wire::control::{Capability, CodeOrder, Place, StartOrder},
     world::KeyHash,
 };
+use std::sync::Arc;
 
 impl Effect {
     /// The order, and the VM it is for. `sign` gives the capability that a place carries.
@@ -18,7 +19,7 @@ impl Effect {
         match self {
             Self::Start { vm, key_hash, placing, start } => {
                 let place = place(tree, placing, sign(&vm, &key_hash));
-                (vm, Order::Start(Box::new(order(*start, place))))
+                (vm, start_order(*start, place))
             }
             Self::Place { vm, key_hash, placing } => {
                 let place = place(tree, placing, sign(&vm, &key_hash));
@@ -34,12 +35,24 @@ fn place(tree: &TreeId, Placing { epoch, stripes, seat }: Placing, capability: C
     Place { tree: tree.clone(), epoch, stripes, seat, capability }
 }
 
+fn start_order(start: StartDraft, place: Place) -> Order {
+    match start.role {
+        Role::Whole => Order::Start(Box::new(order(start, place))),
+        Role::Runtime => Order::Part(Box::new(StartPart::Runtime(order(start, place)))),
+        Role::Code => {
+            let code = CodeOrder { image: Arc::unwrap_or_clone(start.image), place };
+            Order::Part(Box::new(StartPart::Code { start: start.start, code }))
+        }
+    }
+}
+
 fn order(start: StartDraft, place: Place) -> StartOrder {
     StartOrder {
         start: start.start,
         function: start.function,
         image: start.image.as_ref().clone(),
         place,
+        code: None,
         env: start.env,
         command: start.command,
         memory_bytes: start.needs.memory_bytes,

@@ -1,6 +1,7 @@
 use super::{
+    StartDraft,
     core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits},
-    messages::StartDraft,
+    messages::Role,
 };
 use crate::{
     id::{Digest, Epoch, TreeId, VmId},
@@ -41,6 +42,7 @@ fn draft(number: usize) -> Box<StartDraft> {
         start: format!("start-{number}").parse().expect("name"),
         function: "api".parse().expect("name"),
         image: image(),
+        role: Role::Whole,
         env: BTreeMap::new(),
         command: None,
         needs: Resources { memory_bytes: 1 << 28, cpu_millis: 100 },

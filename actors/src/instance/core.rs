@@ -10,13 +10,17 @@
 //! ```
 
 use crate::{
-    block_transfer::ImageEvent,
+    block_transfer::{FromImage, ImageEvent},
+    id::ImageId,
     wire::{
-        control::{EndReason, Mode, Step},
+        control::{EndReason, Mode, StartOrder, Step},
         holder::Exit,
     },
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +36,7 @@ pub enum Phase {
 
 #[derive(Debug)]
 pub enum Event {
-    Image(ImageEvent),
+    Image(FromImage),
     Running,
     RunFailed(String),
     Exited(Exit),
@@ -58,46 +62,62 @@ pub enum Effect {
     Ended(EndReason),
 }
 
+/// What a container is made of, and how much of it has to be there before it is run.
+#[derive(Debug, Clone)]
+pub struct Wants {
+    images: BTreeSet<ImageId>,
+    mode: Mode,
+}
+
+impl Wants {
+    pub fn of(order: &StartOrder) -> Self {
+        Self { images: order.images().map(|(image, _)| image.id).collect(), mode: order.mode }
+    }
+}
+
 pub struct InstanceCore {
     phase: Phase,
     ordered_at: Instant,
     deadline: Instant,
     probe_interval: Duration,
     probe_at: Option<Instant>,
+    wants: Wants,
+    /// Images that are not mounted.
+    unmounted: BTreeSet<ImageId>,
+    /// Images of which all blocks are waited for.
+    incomplete: BTreeSet<ImageId>,
     steps: BTreeMap<Step, Duration>,
-    mode: Mode,
-    /// While all blocks of the image are waited for.
-    is_mounted: bool,
     /// The last thing that went wrong on the way to the image.
     trouble: Option<String>,
 }
 
 impl InstanceCore {
-    pub fn new(now: Instant, ready_deadline: Duration, probe_interval: Duration, mode: Mode) -> Self {
+    pub fn new(now: Instant, ready_deadline: Duration, probe_interval: Duration, wants: Wants) -> Self {
         Self {
             phase: Phase::Image,
             ordered_at: now,
             deadline: now + ready_deadline,
             probe_interval,
             probe_at: None,
+            unmounted: wants.images.clone(),
+            incomplete: if wants.mode == Mode::Whole { wants.images.clone() } else { BTreeSet::new() },
+            wants,
             steps: BTreeMap::new(),
-            mode,
-            is_mounted: false,
             trouble: None,
         }
     }
 
     /// An instance that the holder runs already, when the agent comes back.
-    pub fn resumed(now: Instant, ready_deadline: Duration, probe_interval: Duration, mode: Mode) -> Self {
-        let mut core = Self::new(now, ready_deadline, probe_interval, mode);
+    pub fn resumed(now: Instant, ready_deadline: Duration, probe_interval: Duration, wants: Wants) -> Self {
+        let mut core = Self::new(now, ready_deadline, probe_interval, wants);
         core.phase = Phase::Probing;
         core.probe_at = Some(now);
         core
     }
 
     /// An instance that was ready when another process of the agent had it.
-    pub fn ready(now: Instant, ready_deadline: Duration, probe_interval: Duration, mode: Mode) -> Self {
-        let mut core = Self::new(now, ready_deadline, probe_interval, mode);
+    pub fn ready(now: Instant, ready_deadline: Duration, probe_interval: Duration, wants: Wants) -> Self {
+        let mut core = Self::new(now, ready_deadline, probe_interval, wants);
         core.phase = Phase::Ready;
         core
     }
@@ -151,19 +171,20 @@ impl InstanceCore {
     }
 
     fn not_held(&mut self, is_mounted: bool, effects: &mut Vec<Effect>) {
+        // Each image is told of again when it is mounted, also one that still is.
+        self.unmounted = if is_mounted { BTreeSet::new() } else { self.wants.images.clone() };
         match self.phase {
-            Phase::Image => self.is_mounted = is_mounted,
-            Phase::Ended => {}
+            Phase::Image | Phase::Ended => {}
             // The order was lost with the connection; a holder that has it takes it for one.
             Phase::Launching if is_mounted => effects.push(Effect::Launch),
-            Phase::Launching => (self.phase, self.is_mounted) = (Phase::Image, false),
+            Phase::Launching => self.phase = Phase::Image,
             Phase::Probing | Phase::Ready | Phase::Stopping(_) => {
                 self.gone(EndReason::RunFailed("the process that ran it is gone".into()), effects);
             }
         }
     }
 
-    fn image(&mut self, event: ImageEvent, now: Instant, effects: &mut Vec<Effect>) {
+    fn image(&mut self, FromImage { image, event }: FromImage, now: Instant, effects: &mut Vec<Effect>) {
         let is_waited_for = self.phase == Phase::Image;
         match event {
             // A container that is not ready yet would only see reads fail.
@@ -172,13 +193,17 @@ impl InstanceCore {
             }
             _ if !is_waited_for => {}
             // Others do not wait for it.
-            ImageEvent::Step(Step::Whole) if self.mode != Mode::Whole => {}
-            ImageEvent::Step(step) => {
-                self.step(step, now, effects);
+            ImageEvent::Step(Step::Whole) if self.wants.mode != Mode::Whole => {}
+            ImageEvent::Step(Step::Whole) => {
+                self.incomplete.remove(&image);
+                if self.incomplete.is_empty() {
+                    self.step(Step::Whole, now, effects);
+                }
                 self.launch_if_there(now, effects);
             }
+            ImageEvent::Step(step) => self.step(step, now, effects),
             ImageEvent::Mounted => {
-                self.is_mounted = true;
+                self.unmounted.remove(&image);
                 self.launch_if_there(now, effects);
             }
             ImageEvent::MountFailed(reason) => {
@@ -190,10 +215,9 @@ impl InstanceCore {
         }
     }
 
-    /// The mount is made as soon as it can be, also for a start that waits for the whole image: others may use it.
+    /// Mounts are made as soon as they can be, also for a start that waits for whole images: others may use them.
     fn launch_if_there(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let is_there = self.mode != Mode::Whole || self.steps.contains_key(&Step::Whole);
-        if self.is_mounted && is_there {
+        if self.unmounted.is_empty() && self.incomplete.is_empty() {
             self.step(Step::Mount, now, effects);
             self.phase = Phase::Launching;
             effects.push(Effect::Launch);
@@ -258,16 +282,31 @@ impl InstanceCore {
 mod tests {
     use super::*;
 
+    const IMAGE: ImageId = ImageId::from_bytes([1; 32]);
+    const CODE: ImageId = ImageId::from_bytes([2; 32]);
+
+    fn of_image(event: ImageEvent) -> Event {
+        Event::Image(FromImage { image: IMAGE, event })
+    }
+
+    fn of_code(event: ImageEvent) -> Event {
+        Event::Image(FromImage { image: CODE, event })
+    }
+
     const DEADLINE: Duration = Duration::from_secs(10);
     const INTERVAL: Duration = Duration::from_millis(20);
 
     fn run(events: Vec<(u64, Event)>) -> (InstanceCore, Vec<Effect>) {
-        run_in(Mode::Lazy, events)
+        run_for(wants([IMAGE], Mode::Lazy), events)
     }
 
-    fn run_in(mode: Mode, events: Vec<(u64, Event)>) -> (InstanceCore, Vec<Effect>) {
+    fn wants<const COUNT: usize>(images: [ImageId; COUNT], mode: Mode) -> Wants {
+        Wants { images: images.into(), mode }
+    }
+
+    fn run_for(wants: Wants, events: Vec<(u64, Event)>) -> (InstanceCore, Vec<Effect>) {
         let start = Instant::now();
-        let mut core = InstanceCore::new(start, DEADLINE, INTERVAL, mode);
+        let mut core = InstanceCore::new(start, DEADLINE, INTERVAL, wants);
         let mut effects = Vec::new();
         for (at_ms, event) in events {
             core.apply(event, start + Duration::from_millis(at_ms), &mut effects);
@@ -279,8 +318,8 @@ mod tests {
     #[test]
     fn a_start_goes_from_mount_to_probe() {
         let (core, effects) = run(vec![
-            (1, Event::Image(ImageEvent::Step(Step::Index))),
-            (5, Event::Image(ImageEvent::Mounted)),
+            (1, of_image(ImageEvent::Step(Step::Index))),
+            (5, of_image(ImageEvent::Mounted)),
             (30, Event::Running),
             (31, Event::Probed(false)),
             (40, Event::Tick),
@@ -293,26 +332,69 @@ mod tests {
 
     #[test]
     fn only_a_start_that_wants_the_whole_image_waits_for_it() {
-        let mounted = || Event::Image(ImageEvent::Mounted);
-        let whole = || Event::Image(ImageEvent::Step(Step::Whole));
-        let (core, effects) = run_in(Mode::Whole, vec![(1, mounted()), (70, whole())]);
+        let mounted = || of_image(ImageEvent::Mounted);
+        let whole = || of_image(ImageEvent::Step(Step::Whole));
+        let (core, effects) = run_for(wants([IMAGE], Mode::Whole), vec![(1, mounted()), (70, whole())]);
         assert_eq!(effects, [Effect::Launch]);
         assert_eq!([Step::Whole, Step::Mount].map(|step| core.steps()[&step].as_millis()), [70, 70]);
-        let (core, effects) = run_in(Mode::Whole, vec![(1, whole()), (5, mounted())]);
+        let (core, effects) = run_for(wants([IMAGE], Mode::Whole), vec![(1, whole()), (5, mounted())]);
         assert_eq!((core.steps()[&Step::Mount].as_millis(), effects), (5, vec![Effect::Launch]));
         // A new holder has no mount.
         let lost = Event::NotHeld { is_mounted: false };
-        let (_, effects) = run_in(Mode::Whole, vec![(1, mounted()), (2, lost), (3, whole())]);
+        let (_, effects) =
+            run_for(wants([IMAGE], Mode::Whole), vec![(1, mounted()), (2, lost), (3, whole())]);
         assert_eq!(effects, []);
         for mode in [Mode::Lazy, Mode::LazyThenWhole] {
-            let (core, effects) = run_in(mode, vec![(1, whole()), (2, mounted())]);
+            let (core, effects) = run_for(wants([IMAGE], mode), vec![(1, whole()), (2, mounted())]);
             assert_eq!((core.steps().get(&Step::Whole), effects), (None, vec![Effect::Launch]));
         }
+        // Code has to be whole as well.
+        let both = || wants([IMAGE, CODE], Mode::Whole);
+        let most = || vec![(1, mounted()), (2, of_code(ImageEvent::Mounted)), (3, whole())];
+        assert_eq!(run_for(both(), most()).1, []);
+        let last = (4, of_code(ImageEvent::Step(Step::Whole)));
+        let (core, effects) = run_for(both(), most().into_iter().chain([last]).collect());
+        assert_eq!((core.steps()[&Step::Whole].as_millis(), effects), (4, vec![Effect::Launch]));
+    }
+
+    #[test]
+    fn a_start_with_code_waits_for_both_images() {
+        let both = || wants([IMAGE, CODE], Mode::Lazy);
+        let (core, effects) = run_for(
+            both(),
+            vec![
+                (1, of_code(ImageEvent::Mounted)),
+                (2, of_code(ImageEvent::Mounted)),
+                (3, of_image(ImageEvent::Step(Step::Index))),
+                (9, of_image(ImageEvent::Mounted)),
+            ],
+        );
+        assert_eq!(effects, [Effect::Launch]);
+        assert_eq!(core.steps()[&Step::Mount], Duration::from_millis(9));
+        let full = of_code(ImageEvent::NotKept("the disk is full".into()));
+        let (_, effects) = run_for(both(), vec![(1, of_image(ImageEvent::Mounted)), (2, full)]);
+        let reason = EndReason::ImageUnavailable("the disk is full".into());
+        assert_eq!(effects, [Effect::Ended(reason)]);
+        // A new holder has neither, or lost only one.
+        let lost = vec![
+            (1, of_image(ImageEvent::Mounted)),
+            (2, Event::NotHeld { is_mounted: false }),
+            (3, of_code(ImageEvent::Mounted)),
+        ];
+        assert_eq!(run_for(both(), lost).1, []);
+        let lost = vec![
+            (1, of_image(ImageEvent::Mounted)),
+            (2, of_code(ImageEvent::Mounted)),
+            (3, Event::NotHeld { is_mounted: false }),
+            (4, of_code(ImageEvent::Mounted)),
+            (5, of_image(ImageEvent::Mounted)),
+        ];
+        assert_eq!(run_for(both(), lost).1, [Effect::Launch, Effect::Launch]);
     }
 
     #[test]
     fn an_image_that_does_not_come_is_told_with_the_last_trouble() {
-        let trouble = Event::Image(ImageEvent::Trouble("the origin has no such object".into()));
+        let trouble = of_image(ImageEvent::Trouble("the origin has no such object".into()));
         let (_, effects) = run(vec![(5, trouble), (9_999, Event::Tick), (10_000, Event::Tick)]);
         let reason = EndReason::ImageUnavailable("the origin has no such object".into());
         assert_eq!(effects, [Effect::Ended(reason)]);
@@ -321,7 +403,7 @@ mod tests {
     #[test]
     fn a_container_that_never_answers_is_stopped_and_ends_as_not_ready() {
         let (_, effects) = run(vec![
-            (1, Event::Image(ImageEvent::Mounted)),
+            (1, of_image(ImageEvent::Mounted)),
             (2, Event::Running),
             (10_000, Event::Tick),
             (10_001, Event::Tick),
@@ -333,22 +415,22 @@ mod tests {
 
     #[test]
     fn a_full_cache_ends_a_start_at_once_and_leaves_a_ready_instance_alone() {
-        let full = || Event::Image(ImageEvent::NotKept("the disk is full".into()));
+        let full = || of_image(ImageEvent::NotKept("the disk is full".into()));
         let reason = EndReason::ImageUnavailable("the disk is full".into());
         let (_, effects) = run(vec![(1, full())]);
         assert_eq!(effects, [Effect::Ended(reason.clone())]);
-        let (mounted, running) = (Event::Image(ImageEvent::Mounted), Event::Running);
+        let (mounted, running) = (of_image(ImageEvent::Mounted), Event::Running);
         let exited = Event::Exited(Exit::Code(1));
         let (_, effects) = run(vec![(1, mounted), (2, running), (3, full()), (4, exited)]);
         assert_eq!(effects, [Effect::Launch, Effect::Probe, Effect::Stop, Effect::Ended(reason)]);
-        let (mounted, running) = (Event::Image(ImageEvent::Mounted), Event::Running);
+        let (mounted, running) = (of_image(ImageEvent::Mounted), Event::Running);
         let (core, _) = run(vec![(1, mounted), (2, running), (3, Event::Probed(true)), (4, full())]);
         assert_eq!(core.phase(), &Phase::Ready);
     }
 
     #[test]
     fn orders_that_were_lost_with_the_holders_connection_are_given_again() {
-        let mounted = || Event::Image(ImageEvent::Mounted);
+        let mounted = || of_image(ImageEvent::Mounted);
         let not_held = |is_mounted| Event::NotHeld { is_mounted };
         let (_, effects) = run(vec![(1, mounted()), (2, not_held(true)), (3, Event::Held)]);
         assert_eq!(effects, [Effect::Launch, Effect::Launch, Effect::Probe]);
@@ -361,7 +443,7 @@ mod tests {
 
     #[test]
     fn an_instance_that_a_new_holder_does_not_know_ends_in_every_phase() {
-        let mounted = || Event::Image(ImageEvent::Mounted);
+        let mounted = || of_image(ImageEvent::Mounted);
         let gone = EndReason::RunFailed("the process that ran it is gone".into());
         let not_held = || Event::NotHeld { is_mounted: false };
         let (_, effects) = run(vec![(1, mounted()), (2, Event::Running), (3, not_held())]);
@@ -375,7 +457,7 @@ mod tests {
     #[test]
     fn what_was_ready_stays_so_without_a_probe_until_it_ends() {
         let start = Instant::now();
-        let mut core = InstanceCore::ready(start, DEADLINE, INTERVAL, Mode::Lazy);
+        let mut core = InstanceCore::ready(start, DEADLINE, INTERVAL, wants([IMAGE], Mode::Lazy));
         let mut effects = Vec::new();
         for event in [Event::Held, Event::Tick, Event::Exited(Exit::Code(1))] {
             core.apply(event, start + 2 * DEADLINE, &mut effects);
@@ -386,7 +468,7 @@ mod tests {
     #[test]
     fn each_instance_ends_once() {
         let (_, effects) = run(vec![
-            (1, Event::Image(ImageEvent::Mounted)),
+            (1, of_image(ImageEvent::Mounted)),
             (2, Event::Running),
             (3, Event::Exited(Exit::OutOfMemory)),
             (4, Event::Exited(Exit::Code(1))),

@@ -2,11 +2,11 @@
 
 mod core;
 
-pub use self::core::{Effect, Event, InstanceCore, Phase};
+pub use self::core::{Effect, Event, InstanceCore, Phase, Wants};
 
 use crate::{
     agent::world::{Holder, Prober},
-    block_transfer::ImageEvent,
+    block_transfer::FromImage,
     id::StartId,
     support::{self, Flow, Hop, Life, Observe, Snapshot, flow, micros, millis},
     wire::{
@@ -120,21 +120,24 @@ impl Instance {
     /// An instance that was just ordered.
     pub fn new(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
         let deadline = Duration::from_millis(order.ready_deadline_ms);
-        let core = InstanceCore::new(Instant::now(), deadline, world.limits.probe_interval, order.mode);
+        let core =
+            InstanceCore::new(Instant::now(), deadline, world.limits.probe_interval, Wants::of(&order));
         Self { order, port, core, world, life }
     }
 
     /// An instance whose container runs already.
     pub fn resumed(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
         let deadline = Duration::from_millis(order.ready_deadline_ms);
-        let core = InstanceCore::resumed(Instant::now(), deadline, world.limits.probe_interval, order.mode);
+        let core =
+            InstanceCore::resumed(Instant::now(), deadline, world.limits.probe_interval, Wants::of(&order));
         Self { order, port, core, world, life }
     }
 
     /// An instance that was ready before the agent was replaced.
     pub fn ready(order: StartOrder, port: u16, world: InstanceWorld, life: Life<StartId>) -> Self {
         let deadline = Duration::from_millis(order.ready_deadline_ms);
-        let core = InstanceCore::ready(Instant::now(), deadline, world.limits.probe_interval, order.mode);
+        let core =
+            InstanceCore::ready(Instant::now(), deadline, world.limits.probe_interval, Wants::of(&order));
         Self { order, port, core, world, life }
     }
 
@@ -174,7 +177,7 @@ impl Instance {
         let run = Run {
             start: self.order.start.clone(),
             image: self.order.image.id,
-            code: None,
+            code: self.order.code.as_ref().map(|code| code.image.id),
             runtime: self.order.image.runtime.clone(),
             command: self.order.command.clone(),
             env: self.order.env.clone(),
@@ -213,10 +216,10 @@ impl Actor for Instance {
     }
 }
 
-impl Handler<ImageEvent> for Instance {
+impl Handler<FromImage> for Instance {
     type Result = ();
 
-    fn handle(&mut self, event: ImageEvent, ctx: &mut Context<Self>) {
+    fn handle(&mut self, event: FromImage, ctx: &mut Context<Self>) {
         self.life.took(ctx);
         self.apply(Event::Image(event), ctx);
     }

@@ -22,7 +22,7 @@ use crate::{
     },
     world::{
         Batch, BatchLimits, CapabilityIssuer, Condition, ConversionProgress, ConvertFailure, Converter,
-        HotSet, Metadata, MetadataError, Packing, Row, Surveyor, Table, TakenIn, Write,
+        HotSet, Metadata, MetadataError, Packing, Row, Source, Surveyor, Table, TakenIn, Write,
     },
 };
 use futures::future::BoxFuture;
@@ -92,10 +92,11 @@ struct Conversions;
 impl Converter for Conversions {
     fn convert(
         &self,
-        image: &str,
+        source: &Source,
         packing: Option<Packing>,
         _progress: Arc<ConversionProgress>,
     ) -> BoxFuture<'static, Result<BlockImage, ConvertFailure>> {
+        let Source::Image(image) = source else { panic!("no function here has code") };
         let source = digest(image);
         let packed = packing.map(|packing| digest(&format!("{image} {}", packing.profile.fingerprint())));
         Box::pin(async move {
@@ -223,6 +224,7 @@ fn spec(image: &str) -> FunctionSpec {
         probe_path: "/".into(),
         mode: crate::wire::control::Mode::default(),
         env: BTreeMap::new(),
+        code: None,
         command: None,
     }
 }

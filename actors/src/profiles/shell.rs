@@ -14,7 +14,7 @@ use crate::{
     scheduler::Reply,
     support::{Life, Link, Observe, Snapshot, Stop},
     wire::holder::PlainRange,
-    world::{Batch, Converter, Metadata, MetadataError, Packing, Surveyor, Write},
+    world::{Batch, Converter, Metadata, MetadataError, Packing, Source, Surveyor, Write},
 };
 use actix::prelude::*;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -107,7 +107,7 @@ impl Profiles {
         ctx: &mut Context<Self>,
     ) {
         tracing::info!(tenant = %key.0, source, digest = %key.1, "an image is packed for its starts");
-        let work = self.settings.converter.convert(&source, Some(packing), progress);
+        let work = self.settings.converter.convert(&Source::Image(source.clone()), Some(packing), progress);
         ctx.spawn(work.into_actor(self).map(move |result, profiles, ctx| {
             if let Err(error) = &result {
                 tracing::warn!(tenant = %key.0, source, %error, "an image was not packed");

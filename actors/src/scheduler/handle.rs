@@ -2,12 +2,13 @@
 
 use super::messages::{Acquired, Ask, CallId, ControlError, Located, Reply, Request};
 use crate::{
-    id::{FunctionName, StartId, TenantId, VmId},
+    id::{Digest, FunctionName, StartId, TenantId, VmId},
     model::{FunctionSpec, FunctionView, ProfileView, StartView, TreeView, VmView},
     support::{Full, SharedPermits},
 };
 use actix::Recipient;
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -126,6 +127,11 @@ impl SchedulerHandle {
             return Err(ControlError::DeadlineExceeded);
         }
         answer.unwrap_or(Err(ControlError::DeadlineExceeded))
+    }
+
+    /// The packages of code that functions name, or are about to.
+    pub async fn code_packages(&self) -> Result<BTreeSet<(TenantId, Digest)>, ControlError> {
+        self.ask(None, |reply| Ask::ListCode { reply }).await
     }
 
     pub async fn vms(&self) -> Result<Vec<VmView>, ControlError> {

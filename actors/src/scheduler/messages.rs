@@ -1,14 +1,14 @@
 //! All that can be asked of the scheduler, with the type of each answer.
 
 use crate::{
-    id::{FunctionName, StartId, TenantId, VmId},
+    id::{Digest, FunctionName, StartId, TenantId, VmId},
     model::{FunctionSpec, FunctionView, ProfileView, StartView, TreeView, VmView},
     resources::Resources,
     support::{Flow, Hop, SharedPermit},
     world::MetadataError,
 };
 use actix::prelude::*;
-use std::{fmt::Display, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, fmt::Display, net::SocketAddr, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
 /// Where an answer goes. A receiver that was dropped means that nobody waits any more.
@@ -50,6 +50,7 @@ impl Flow for Request {
             | Ask::ListStarts { .. }
             | Ask::Locate { .. }
             | Ask::ListVms { .. }
+            | Ask::ListCode { .. }
             | Ask::GetTree { .. }
             | Ask::GetProfile { .. }
             | Ask::Abandon { .. } => return None,
@@ -127,6 +128,10 @@ pub enum Ask {
     },
     ListVms {
         reply: Reply<Vec<VmView>>,
+    },
+    /// The packages of code that functions name, or are about to.
+    ListCode {
+        reply: Reply<BTreeSet<(TenantId, Digest)>>,
     },
     /// Forgets a VM that is lost, so that its name is free again.
     RemoveVm {
@@ -216,9 +221,9 @@ pub enum ControlError {
     /// A limit of the whole manager is reached.
     #[error("the manager has no capacity for it now")]
     Overloaded { retry_after: Duration },
-    #[error("the function's image is being converted")]
+    #[error("the function's image or code is being converted")]
     ImageNotReady { retry_after: Duration },
-    #[error("the function's image could not be converted: {0}")]
+    #[error("the function's image or code could not be converted: {0}")]
     ImageFailed(String),
     /// No VM that is there could ever run it.
     #[error(

@@ -21,6 +21,9 @@ struct FunctionRecord {
     spec: FunctionSpec,
     /// None while the image is being converted.
     image: Option<ImageId>,
+    /// The same of its package of code, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    code: Option<ImageId>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,10 +45,18 @@ pub struct StartRow {
     pub starts: Vec<StartId>,
 }
 
+/// A function, and what it has of its block images.
+#[derive(Debug, Clone)]
+pub struct LoadedFunction {
+    pub spec: FunctionSpec,
+    pub image: Option<Arc<BlockImage>>,
+    pub code: Option<Arc<BlockImage>>,
+}
+
 /// All that survives a manager.
 #[derive(Debug, Default, Clone)]
 pub struct Loaded {
-    pub functions: BTreeMap<FunctionKey, (FunctionSpec, Option<Arc<BlockImage>>)>,
+    pub functions: BTreeMap<FunctionKey, LoadedFunction>,
     pub vms: Vec<VmId>,
     /// Those among them that are drained.
     pub drains: BTreeSet<VmId>,
@@ -69,8 +80,14 @@ fn function_row_key((tenant, name): &FunctionKey) -> String {
     format!("{tenant}/{name}")
 }
 
-pub fn put_function(key: &FunctionKey, spec: &FunctionSpec, image: Option<ImageId>) -> Write {
-    let value = encode(&FunctionRecord { spec: spec.clone(), image });
+/// `image` and `code` are what it has of its block images.
+pub fn put_function(
+    key: &FunctionKey,
+    spec: &FunctionSpec,
+    image: Option<ImageId>,
+    code: Option<ImageId>,
+) -> Write {
+    let value = encode(&FunctionRecord { spec: spec.clone(), image, code });
     Write::Put(Row { table: Table::Functions, key: function_row_key(key), value })
 }
 
@@ -126,8 +143,9 @@ impl Loaded {
             let record: FunctionRecord = decode(&row)?;
             let (tenant, name) = row.key.split_once('/').ok_or_else(|| damaged(&row))?;
             let key = (tenant.parse().ok()).zip(name.parse().ok()).ok_or_else(|| damaged(&row))?;
-            let image = record.image.and_then(|id| images.get(&id).cloned());
-            loaded.functions.insert(key, (record.spec, image));
+            let of = |id: Option<ImageId>| images.get(&id?).cloned();
+            let (image, code) = (of(record.image), of(record.code));
+            loaded.functions.insert(key, LoadedFunction { spec: record.spec, image, code });
         }
         for row in metadata.scan(Table::Starts).await? {
             loaded.starts.push(StartRow::read(&row)?);

@@ -14,7 +14,7 @@ use crate::{
     profiles::{Hinted, ToProfiles},
     support::{Life, Link, Observe, Snapshot, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage, VmNews},
-    world::{Batch, ConversionProgress, Converter, Metadata, MetadataError, Write},
+    world::{Batch, ConversionProgress, Converter, Metadata, MetadataError, Source, Write},
 };
 use actix::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
@@ -71,7 +71,7 @@ struct Written {
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Converted {
-    source: String,
+    source: Source,
     result: Result<Box<BlockImage>, String>,
 }
 
@@ -131,7 +131,7 @@ impl Scheduler {
         self.settings.journal.submit(writes.into(), Done::new(done));
     }
 
-    fn convert(&self, source: String, progress: Arc<ConversionProgress>, ctx: &mut Context<Self>) {
+    fn convert(&self, source: Source, progress: Arc<ConversionProgress>, ctx: &mut Context<Self>) {
         let conversion = self.settings.converter.convert(&source, None, progress);
         let converted = ctx.address().recipient();
         ctx.spawn(conversion.into_actor(self).map(move |result, _scheduler, _ctx| {
@@ -193,6 +193,7 @@ impl Scheduler {
                 return answer(reply, self.core.start_views(&(tenant, name), limit));
             }
             Ask::Locate { tenant, start, reply } => return answer(reply, self.core.locate(&tenant, &start)),
+            Ask::ListCode { reply } => return answer(reply, Ok(self.core.packages())),
             Ask::ListVms { reply } => return answer(reply, Ok(self.core.vm_views())),
             Ask::GetProfile { tenant, name, reply } => {
                 return match self.core.image_of(&tenant, &name) {

@@ -1,3 +1,4 @@
+mod code;
 mod copies;
 mod drains;
 mod hot;
@@ -6,18 +7,18 @@ mod vms;
 use super::{
     core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, WriteId},
     messages::ControlError,
-    records::{FunctionKey, Loaded, StartRow},
+    records::{FunctionKey, Loaded, LoadedFunction, StartRow},
 };
 use crate::{
-    function_tree::StartDraft,
-    id::{Digest, StartId, TenantId, VmId},
+    function_tree::{Role, StartDraft},
+    id::{Digest, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     model::{FunctionSpec, ImageState, StartState, VmState},
     profiles::Recording,
     resources::Resources,
     vm_node::{VmEvent, VmFacts},
     wire::control::{EndReason, RunningInstance, StartReport, Step},
-    world::{BatchLimits, MetadataError, Row, Table, Write},
+    world::{BatchLimits, MetadataError, Row, Source, Table, Write},
 };
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
@@ -79,6 +80,7 @@ fn spec(image: &str) -> FunctionSpec {
         probe_path: "/".into(),
         mode: crate::wire::control::Mode::default(),
         env: BTreeMap::new(),
+        code: None,
         command: None,
     }
 }
@@ -88,7 +90,24 @@ fn limited(min: u32, max: u32, keep_alive: Duration) -> FunctionSpec {
     FunctionSpec { min_instances: min, max_instances: Some(max), keep_alive_ms, ..spec("app:1") }
 }
 
-/// The block image that is made of a source image of that name.
+/// A source in a word: an image as it is, code as `code:TENANT/DIGEST`.
+fn name_of(source: &Source) -> String {
+    match source {
+        Source::Image(image) => image.clone(),
+        Source::Code(tenant, package) => format!("code:{tenant}/{package}"),
+    }
+}
+
+fn source(name: &str) -> Source {
+    match name.strip_prefix("code:").and_then(|code| code.split_once('/')) {
+        Some((tenant, package)) => {
+            Source::Code(tenant.parse().expect("tenant"), package.parse().expect("digest"))
+        }
+        None => Source::Image(name.to_owned()),
+    }
+}
+
+/// The block image that is made of a source of that name.
 fn block_image(source: &str) -> BlockImage {
     let digest = Digest::from_bytes(*blake3::hash(source.as_bytes()).as_bytes());
     BlockImage::of_test(digest)
@@ -103,6 +122,11 @@ fn facts(number: usize, memory_bytes: u64) -> VmFacts {
         cold: Vec::new(),
         instances: Vec::new(),
     }
+}
+
+/// A function whose image is ready.
+fn loaded(image: &str) -> LoadedFunction {
+    LoadedFunction { spec: spec(image), image: Some(block_image(image).into()), code: None }
 }
 
 /// A scheduler, its disk, and what it asked of others.
@@ -120,6 +144,8 @@ struct World {
     conversions: Vec<String>,
     /// Starts that a VM was chosen for.
     joins: Vec<(VmId, StartId)>,
+    /// All that trees were told of starts.
+    drafts: Vec<(TreeId, Box<StartDraft>)>,
     /// What the last of them was told.
     draft: Option<StartDraft>,
     recorded: Vec<(TenantId, Recording)>,
@@ -147,6 +173,7 @@ impl World {
             disk_is_slow: false,
             conversions: Vec::new(),
             joins: Vec::new(),
+            drafts: Vec::new(),
             draft: None,
             recorded: Vec::new(),
             stops: Vec::new(),
@@ -177,11 +204,15 @@ impl World {
                     assert!(self.answers.insert(ticket, answer).is_none(), "answered twice");
                 }
                 Effect::Persist { write, writes } => self.writes.push_back((write, writes)),
-                Effect::Convert { source, .. } => self.conversions.push(source),
-                Effect::Join { vm, start, .. } => {
+                Effect::Convert { source, .. } => self.conversions.push(name_of(&source)),
+                Effect::Join { tree, vm, start, .. } => {
+                    assert_eq!(tree.image, start.image.id);
+                    self.drafts.push((tree, start.clone()));
                     assert!(!self.core.is_draining(&vm), "nothing is placed on {vm}, which is drained");
-                    self.joins.push((vm, start.start.clone()));
-                    self.draft = Some(*start);
+                    if start.role != Role::Code {
+                        self.joins.push((vm, start.start.clone()));
+                        self.draft = Some(*start);
+                    }
                 }
                 Effect::Leave { vm, .. } => self.others.push(format!("leave {vm}")),
                 Effect::Dissolve { .. } => self.others.push("dissolve".into()),
@@ -228,7 +259,7 @@ impl World {
 
     fn convert(&mut self, image: &str) {
         self.conversions.retain(|source| source != image);
-        self.apply(Event::Converted { source: image.into(), result: Ok(Box::new(block_image(image))) });
+        self.apply(Event::Converted { source: source(image), result: Ok(Box::new(block_image(image))) });
     }
 
     fn start(&mut self, key: FunctionKey, count: u32) -> Vec<StartId> {
@@ -332,6 +363,7 @@ fn instance(start: &StartId, image: &str, ready: bool) -> RunningInstance {
         tenant: api().0,
         function: api().1,
         image: block_image(image).id,
+        code: None,
         memory_bytes: 256 << 20,
         cpu_millis: 100,
         ready,
@@ -548,7 +580,7 @@ fn starts_wait_for_the_conversion_and_end_when_it_fails() {
     assert!(world.answers.get(&request).is_some_and(Result::is_err), "its own deadline");
     assert_eq!(world.state(&start).0, StartState::Waiting, "conversion does not count");
     let request = world.acquire();
-    world.apply(Event::Converted { source: "app:1".into(), result: Err("no such tag".into()) });
+    world.apply(Event::Converted { source: source("app:1"), result: Err("no such tag".into()) });
     assert_eq!(world.state(&start), ended(EndReason::ImageUnavailable("no such tag".into())));
     assert_eq!(world.error(request), ControlError::ImageFailed("no such tag".into()));
     let refused = world.ask(|ticket| Event::Start { ticket, key: api(), count: 1 });
@@ -624,7 +656,7 @@ fn a_new_manager_takes_over_what_runs_and_places_the_rest_again() {
 
     let mut world = World::new();
     let loaded = Loaded {
-        functions: BTreeMap::from([(api(), (spec("app:1"), Some(block_image("app:1").into())))]),
+        functions: BTreeMap::from([(api(), loaded("app:1"))]),
         vms: vec![vm(0), vm(1)],
         drains: BTreeSet::new(),
         starts: vec![StartRow { id: starts[0].clone(), key: api(), starts: starts.clone() }],
@@ -924,7 +956,7 @@ fn a_new_manager_has_min_instances_running_again_and_counts_those_that_it_finds(
     let limits = limited(2, 2, MINUTE);
     let known: StartId = "known".parse().expect("name");
     let loaded = Loaded {
-        functions: BTreeMap::from([(api(), (limits.clone(), Some(block_image("app:1").into())))]),
+        functions: BTreeMap::from([(api(), LoadedFunction { spec: limits, ..loaded("app:1") })]),
         vms: vec![vm(0)],
         drains: BTreeSet::new(),
         starts: vec![StartRow { id: known.clone(), key: api(), starts: vec![known.clone()] }],
@@ -944,7 +976,7 @@ fn a_failed_conversion_is_tried_again_by_a_new_manager_and_a_new_description_onl
     world.put(api(), limited(1, 1, MINUTE));
     let fail = |world: &mut World| {
         assert_eq!(world.conversions.pop().as_deref(), Some("app:1"));
-        world.apply(Event::Converted { source: "app:1".into(), result: Err("no such tag".into()) });
+        world.apply(Event::Converted { source: source("app:1"), result: Err("no such tag".into()) });
     };
     fail(&mut world);
     (0..100).for_each(|_| world.pass(MINUTE));
@@ -953,7 +985,7 @@ fn a_failed_conversion_is_tried_again_by_a_new_manager_and_a_new_description_onl
     world.put(api(), limited(1, 1, MINUTE));
     fail(&mut world);
     let mut next = World::new();
-    let functions = BTreeMap::from([(api(), (limited(1, 1, MINUTE), None))]);
+    let functions = BTreeMap::from([(api(), LoadedFunction { image: None, ..loaded("app:1") })]);
     next.apply(Event::Loaded(Box::new(Loaded { functions, ..Loaded::default() })));
     fail(&mut next);
     (0..100).for_each(|_| next.pass(MINUTE));
@@ -1092,7 +1124,7 @@ impl World {
             Deed::Converted(works) => {
                 if let Some(source) = self.conversions.pop() {
                     let result = if works { Ok(Box::new(block_image(&source))) } else { Err("no".into()) };
-                    self.apply(Event::Converted { source, result });
+                    self.apply(Event::Converted { source: self::source(&source), result });
                 }
             }
             Deed::Start(function, count) => {

@@ -11,6 +11,7 @@
 
 use super::{
     messages::{Order, SessionId, VmEvent, VmFacts},
+    parts::Parts,
     starts::Waiting,
 };
 use crate::{
@@ -117,8 +118,9 @@ pub struct VmCore {
     lost_at: Option<Instant>,
     /// Trees that count the VM as a member.
     pub(super) trees: BTreeSet<TreeId>,
-    /// The tree of each start that was ordered on this session or that the agent told of.
-    pub(super) starts: BTreeMap<StartId, TreeId>,
+    /// The trees of each start that was ordered on this session or that the agent told of.
+    pub(super) starts: BTreeMap<StartId, Vec<TreeId>>,
+    pub(super) parts: Parts,
     pub(super) waiting: Waiting,
     /// Trees that were told that the VM is gone while it was up, and have not sent it a start since.
     pub(super) left: BTreeSet<TreeId>,
@@ -137,6 +139,7 @@ impl VmCore {
             lost_at: Some(now + limits.lease),
             trees: BTreeSet::new(),
             starts: BTreeMap::new(),
+            parts: Parts::default(),
             waiting: Waiting::default(),
             left: BTreeSet::new(),
             ended: VecDeque::new(),
@@ -212,8 +215,8 @@ impl VmCore {
         }
         let Hello { memory_bytes, cpu_millis, address, held, instances, .. } = hello;
         let capacity = Resources { memory_bytes, cpu_millis };
-        let tree_of = |one: &RunningInstance| TreeId { tenant: one.tenant.clone(), image: one.image };
-        self.starts = instances.iter().map(|one| (one.start.clone(), tree_of(one))).collect();
+        let of = |one: &RunningInstance| (one.start.clone(), one.trees().collect());
+        self.starts = instances.iter().map(of).collect();
         let facts = VmFacts { address, key_hash, capacity, held, cold: Vec::new(), instances };
         effects.push(Effect::Accept { session: id });
         effects.push(Effect::News(VmEvent::Up(Box::new(facts.clone()))));
@@ -316,7 +319,7 @@ impl VmCore {
                 effects.push(Effect::News(VmEvent::Progress { start, step, elapsed_us }));
             }
             ToManager::Ready { start, report } => {
-                if let Some(tree) = self.starts.get(&start) {
+                for tree in self.starts.get(&start).into_iter().flatten() {
                     let event = TreeEvent::Ready { vm: self.vm.clone() };
                     effects.push(Effect::Tree { tree: tree.clone(), event });
                 }
@@ -405,7 +408,7 @@ impl VmCore {
                 let of = |held: &[HeldTree]| held.iter().any(|one| one.tree == *tree);
                 of(&before) && !of(&held)
             };
-            self.refuse_waiting(|order| is_gone(&order.place.tree), effects);
+            self.refuse_waiting(is_gone, effects);
         }
         effects.push(Effect::News(VmEvent::Held(held)));
     }
@@ -418,6 +421,10 @@ impl VmCore {
                     effects.push(Effect::News(VmEvent::Undeliverable { start: start.start }));
                     self.leave(start.place.tree, effects);
                 }
+                Order::Part(part) => {
+                    effects.push(Effect::News(VmEvent::Undeliverable { start: part.start().clone() }));
+                    self.leave(part.place().tree.clone(), effects);
+                }
                 Order::Place(place) => self.leave(place.tree, effects),
                 // A VM that comes back tells what it runs and holds.
                 Order::Stop { .. } | Order::Leave { .. } | Order::Origin { .. } | Order::GiveUp { .. } => {}
@@ -426,6 +433,7 @@ impl VmCore {
         }
         match order {
             Order::Start(order) => self.start(order, effects),
+            Order::Part(part) => self.part(*part, now, effects),
             Order::Stop { start } => {
                 if !self.stop_waiting(&start, effects) {
                     self.send(ToAgent::Stop { start }, now, effects);
@@ -439,7 +447,7 @@ impl VmCore {
             Order::GiveUp { trees } => self.send(ToAgent::GiveUp { trees }, now, effects),
             Order::Leave { tree, epoch } => {
                 let was_member = self.trees.remove(&tree);
-                self.refuse_waiting(|order| order.place.tree == tree, effects);
+                self.refuse_waiting(|waits| *waits == tree, effects);
                 self.send(ToAgent::Leave { tree, epoch }, now, effects);
                 if was_member {
                     effects.push(self.member());
@@ -486,6 +494,7 @@ impl VmCore {
         if self.session.as_ref().is_some_and(|session| now >= session.heard_at + self.limits.lease) {
             self.down(now, effects);
         }
+        self.expire_parts(now, effects);
         if self.lost_at.is_some_and(|at| now >= at) {
             self.lost_at = None;
             effects.push(Effect::News(VmEvent::LeaseOver));

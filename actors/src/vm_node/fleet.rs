@@ -1,7 +1,7 @@
 //! The parent of all VM nodes: who is registered, which node is whose, and how nodes are rebuilt.
 
 use super::{
-    Asked, NodeLimits, Order, SessionId, ToFleet, ToVm, VmCore, VmEvent, VmMessage, VmNews, VmNode,
+    Asked, NodeLimits, SessionId, ToFleet, ToVm, VmCore, VmEvent, VmMessage, VmNews, VmNode,
     messages::{Forgotten, Opened, Opening, Rejoin, Report, ToNode},
     undeliverable, welcome,
 };
@@ -221,8 +221,10 @@ impl Handler<ToVm> for Fleet {
         self.life.took(ctx);
         if self.nodes.get(&vm).is_some() {
             self.nodes.send(&vm, ToNode(message));
-        } else if let VmMessage::Order(Order::Start(order)) = message {
-            self.settings.news.send(undeliverable(vm, order.start));
+        } else if let VmMessage::Order(order) = message
+            && let Some(start) = order.start()
+        {
+            self.settings.news.send(undeliverable(vm, start.clone()));
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     support::{ActorView, Flow, Hop, Slot},
     wire::{
         control::{
-            Candidate, ColdTree, EndReason, HeldTree, Hello, JoinRefusal, OriginAnswer, Place,
+            Candidate, CodeOrder, ColdTree, EndReason, HeldTree, Hello, JoinRefusal, OriginAnswer, Place,
             RunningInstance, StartOrder, StartReport, Step, ToAgent, ToManager,
         },
         holder::PlainRange,
@@ -46,6 +46,7 @@ impl Flow for ToVm {
     fn hop(&self) -> Option<Hop<'_>> {
         let (message, about, permit): (_, &dyn Display, _) = match &self.message {
             VmMessage::Order(Order::Start(order)) => ("Order(Start)", &order.start, "start waiting"),
+            VmMessage::Order(Order::Part(part)) => (part.hop(), part.start(), "start waiting"),
             VmMessage::Order(Order::Stop { start }) => ("Order(Stop)", start, ""),
             VmMessage::Order(Order::Place(_)) => ("Order(Place)", &self.vm, ""),
             VmMessage::Order(Order::Leave { .. }) => ("Order(Leave)", &self.vm, ""),
@@ -66,11 +67,79 @@ impl Flow for ToVm {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Order {
     Start(Box<StartOrder>),
-    Stop { start: StartId },
+    /// One of the two orders that together start a function with code; sent on when both are there.
+    Part(Box<StartPart>),
+    Stop {
+        start: StartId,
+    },
     Place(Place),
-    Leave { tree: TreeId, epoch: Epoch },
-    Origin { tree: TreeId, answer: OriginAnswer },
-    GiveUp { trees: Vec<TreeId> },
+    Leave {
+        tree: TreeId,
+        epoch: Epoch,
+    },
+    Origin {
+        tree: TreeId,
+        answer: OriginAnswer,
+    },
+    GiveUp {
+        trees: Vec<TreeId>,
+    },
+}
+
+impl Order {
+    /// The start that the VM is to make, if it is one.
+    pub fn start(&self) -> Option<&StartId> {
+        match self {
+            Self::Start(order) => Some(&order.start),
+            Self::Part(part) => Some(part.start()),
+            Self::Stop { .. }
+            | Self::Place(_)
+            | Self::Leave { .. }
+            | Self::Origin { .. }
+            | Self::GiveUp { .. } => None,
+        }
+    }
+}
+
+/// What one tree has to say of a start that needs places in two.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StartPart {
+    /// All but the code.
+    Runtime(StartOrder),
+    Code {
+        start: StartId,
+        code: CodeOrder,
+    },
+}
+
+impl StartPart {
+    pub fn start(&self) -> &StartId {
+        match self {
+            Self::Runtime(order) => &order.start,
+            Self::Code { start, .. } => start,
+        }
+    }
+
+    pub fn place(&self) -> &Place {
+        match self {
+            Self::Runtime(order) => &order.place,
+            Self::Code { code, .. } => &code.place,
+        }
+    }
+
+    pub(super) fn place_mut(&mut self) -> &mut Place {
+        match self {
+            Self::Runtime(order) => &mut order.place,
+            Self::Code { code, .. } => &mut code.place,
+        }
+    }
+
+    fn hop(&self) -> &'static str {
+        match self {
+            Self::Runtime(_) => "Order(Runtime)",
+            Self::Code { .. } => "Order(Code)",
+        }
+    }
 }
 
 /// For the parent of all VM nodes.

@@ -6,13 +6,16 @@
 mod core;
 mod fleet;
 mod messages;
+mod parts;
 mod starts;
 #[cfg(test)]
 mod tests;
 
 pub use self::core::{Effect, Event, NodeLimits, VmCore};
 pub use fleet::{Fleet, FleetSettings, VmRecord};
-pub use messages::{Opening, Order, SessionId, ToFleet, ToVm, VmEvent, VmFacts, VmMessage, VmNews};
+pub use messages::{
+    Opening, Order, SessionId, StartPart, ToFleet, ToVm, VmEvent, VmFacts, VmMessage, VmNews,
+};
 
 use crate::{
     function_tree::ToTree,

@@ -12,7 +12,10 @@ use crate::{
     resources::Resources,
     wire::control::{EndReason, Place, RunningInstance, StartOrder, StartReport, ToAgent},
 };
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    iter,
+};
 
 /// Starts that wait in the node.
 #[derive(Default)]
@@ -34,8 +37,8 @@ impl VmCore {
 
     /// Takes an order while there is a session.
     pub(super) fn start(&mut self, order: Box<StartOrder>, effects: &mut Vec<Effect>) {
-        self.renew(&order.place);
-        let (start, tree) = (order.start.clone(), order.place.tree.clone());
+        order.images().for_each(|(_, place)| self.renew(place));
+        let start = order.start.clone();
         if self.waiting.orders.iter().any(|other| other.start == start) {
             return;
         }
@@ -45,20 +48,28 @@ impl VmCore {
         let may_wait = waiting < self.limits.queued_max;
         if !(is_known || self.has_room(&order)) || !(goes_now || may_wait) {
             effects.push(Effect::News(VmEvent::Undeliverable { start }));
-            if !self.trees.contains(&tree) {
-                // It has placed the VM for this start.
-                self.leave(tree, effects);
+            for tree in order.trees() {
+                if !self.trees.contains(tree) {
+                    // It has placed the VM for this start.
+                    self.leave(tree.clone(), effects);
+                }
+                self.leave_unheard(tree, effects);
             }
             return;
         }
-        if self.join(&order.place, effects) {
-            self.waiting.unheard.insert(tree);
-        }
+        order.images().for_each(|(_, place)| self.join_unheard(place, effects));
         if goes_now {
             return self.send_start(order, effects);
         }
         self.waiting.orders.push_back(order);
         effects.push(Effect::News(VmEvent::Queued { start }));
+    }
+
+    /// The VM becomes a member of the tree; its agent does not know yet.
+    pub(super) fn join_unheard(&mut self, place: &Place, effects: &mut Vec<Effect>) {
+        if self.join(place, effects) {
+            self.waiting.unheard.insert(place.tree.clone());
+        }
     }
 
     /// Whether one more instance keeps invariant 8, as far as this VM is known here.
@@ -77,9 +88,11 @@ impl VmCore {
     }
 
     fn send_start(&mut self, order: Box<StartOrder>, effects: &mut Vec<Effect>) {
-        let (start, tree) = (order.start.clone(), order.place.tree.clone());
-        self.waiting.unheard.remove(&tree);
-        self.starts.insert(start.clone(), tree);
+        let (start, trees) = (order.start.clone(), order.trees().cloned().collect::<Vec<_>>());
+        for tree in &trees {
+            self.waiting.unheard.remove(tree);
+        }
+        self.starts.insert(start.clone(), trees);
         if self.instances().iter().all(|one| one.start != start) {
             self.keep(|facts| facts.instances.push(running(&order)));
         }
@@ -96,22 +109,28 @@ impl VmCore {
 
     /// Starts that wait are sent with the last place of their tree: an older one would be refused.
     pub(super) fn renew(&mut self, place: &Place) {
-        let of_tree = self.waiting.orders.iter_mut().filter(|order| order.place.tree == place.tree);
-        of_tree.for_each(|order| order.place = place.clone());
+        let orders = self.waiting.orders.iter_mut();
+        let places = orders.flat_map(|order| {
+            iter::once(&mut order.place).chain(order.code.as_mut().map(|code| &mut code.place))
+        });
+        let of_tree = places.chain(self.parts.places_mut()).filter(|known| known.tree == place.tree);
+        of_tree.for_each(|known| *known = place.clone());
     }
 
     /// Ends a start that waits. False if it does not.
     pub(super) fn stop_waiting(&mut self, start: &StartId, effects: &mut Vec<Effect>) -> bool {
-        let dropped = self.take_waiting(|order| order.start == *start, effects);
+        let mut dropped = self.take_waiting(|order| order.start == *start, effects);
+        dropped.extend(self.take_parts(|part| part.start() == start, effects));
         let (reason, report) = (EndReason::Stopped, StartReport::default());
         let ended = |start| VmEvent::Ended { start, reason: reason.clone(), report: report.clone() };
         effects.extend(dropped.iter().map(|start| Effect::News(ended(start.clone()))));
         !dropped.is_empty()
     }
 
-    /// Gives up those starts that wait; the scheduler finds another VM for them.
-    pub(super) fn refuse_waiting(&mut self, which: impl Fn(&StartOrder) -> bool, effects: &mut Vec<Effect>) {
-        let dropped = self.take_waiting(which, effects);
+    /// Gives up those starts that wait for one of these trees; the scheduler finds another VM for them.
+    pub(super) fn refuse_waiting(&mut self, of: impl Fn(&TreeId) -> bool, effects: &mut Vec<Effect>) {
+        let mut dropped = self.take_waiting(|order| order.trees().any(&of), effects);
+        dropped.extend(self.take_parts(|part| of(&part.place().tree), effects));
         let undeliverable = |start| Effect::News(VmEvent::Undeliverable { start });
         effects.extend(dropped.into_iter().map(undeliverable));
     }
@@ -125,15 +144,15 @@ impl VmCore {
         let (dropped, kept) = orders.into_iter().partition(|order| which(order));
         self.waiting.orders = kept;
         let dropped: VecDeque<Box<StartOrder>> = dropped;
-        for order in &dropped {
-            self.leave_unheard(&order.place.tree, effects);
+        for tree in dropped.iter().flat_map(|order| order.trees()) {
+            self.leave_unheard(tree, effects);
         }
         dropped.into_iter().map(|order| order.start).collect()
     }
 
     /// A tree that nobody waits for any more, and of which the agent has never heard, is left.
-    fn leave_unheard(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {
-        let is_wanted = self.waiting.orders.iter().any(|order| order.place.tree == *tree);
+    pub(super) fn leave_unheard(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {
+        let is_wanted = self.parts.want(tree) || self.waiting.orders.iter().any(|order| order.is_of(tree));
         if is_wanted || !self.waiting.unheard.remove(tree) {
             return;
         }
@@ -151,7 +170,10 @@ impl VmCore {
         let is_held_up = in_flight >= self.limits.in_flight_max || self.has_yielded();
         assert!(waiting == 0 || is_held_up, "a start waits for nothing");
         assert!(self.waiting.unheard.iter().all(|tree| self.trees.contains(tree)));
-        assert!(self.waiting.orders.iter().all(|order| self.trees.contains(&order.place.tree)));
+        assert!(
+            self.waiting.orders.iter().flat_map(|order| order.trees()).all(|tree| self.trees.contains(tree))
+        );
+        self.check_parts();
     }
 }
 
@@ -166,6 +188,7 @@ fn running(order: &StartOrder) -> RunningInstance {
         tenant: order.place.tree.tenant.clone(),
         function: order.function.clone(),
         image: order.place.tree.image,
+        code: order.code.as_ref().map(|code| code.place.tree.image),
         memory_bytes: order.memory_bytes,
         cpu_millis: order.cpu_millis,
         ready: false,

@@ -1,6 +1,6 @@
 use super::{
     core::{Effect, Event, NodeLimits, VmCore},
-    messages::{Order, SessionId, VmEvent},
+    messages::{Order, SessionId, StartPart, VmEvent},
 };
 use crate::{
     function_tree::Event as TreeEvent,
@@ -9,13 +9,16 @@ use crate::{
     wire::{
         PROTOCOL_VERSION,
         control::{
-            BytesBySource, Capability, EndReason, HeldTree, Hello, JoinRefusal, Place, Seat, StartOrder,
-            StartReport, ToAgent, ToManager,
+            BytesBySource, Capability, CodeOrder, EndReason, HeldTree, Hello, JoinRefusal, Place, Seat,
+            StartOrder, StartReport, ToAgent, ToManager,
         },
     },
 };
 use proptest::prelude::*;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 const LEASE: Duration = Duration::from_secs(3);
@@ -208,6 +211,7 @@ fn order(number: u16, place: Place) -> Box<StartOrder> {
         function: "api".parse().expect("name"),
         image: BlockImage::of_test(place.tree.image),
         place,
+        code: None,
         env: BTreeMap::new(),
         command: None,
         memory_bytes: 1 << 20,
@@ -354,9 +358,84 @@ fn a_start_for_which_the_vm_has_no_room_is_refused_whatever_the_scheduler_thinks
     assert_eq!(said.collect::<Vec<_>>()[2], "start-2 undeliverable", "functions_max");
 }
 
+fn runtime_part(number: u16, place: Place) -> Order {
+    Order::Part(Box::new(StartPart::Runtime(*order(number, place))))
+}
+
+fn code_part(number: u16, place: Place) -> Order {
+    let code = CodeOrder { image: BlockImage::of_test(place.tree.image), place };
+    Order::Part(Box::new(StartPart::Code { start: start_id(number), code }))
+}
+
+#[test]
+fn the_parts_of_a_start_with_code_become_one_order_with_the_last_places_of_both_trees() {
+    for code_is_first in [false, true] {
+        let mut world = World::up();
+        let mut parts = [runtime_part(0, place(tree(1), 1)), code_part(0, place(tree(2), 1))];
+        if code_is_first {
+            parts.reverse();
+        }
+        let [first, second] = parts;
+        assert_eq!(starts(&world.order(first)), Vec::<String>::new());
+        // The tree of the first changes before the second is there.
+        let of = if code_is_first { tree(2) } else { tree(1) };
+        world.order(Order::Place(place(of, 5)));
+        let effects = world.order(second);
+        let sent = effects.iter().find_map(|effect| match effect {
+            Effect::SendStart { message: ToAgent::Start(order), .. } => Some(order),
+            _ => None,
+        });
+        let places: Vec<(TreeId, u64)> = (sent.expect("one order").images())
+            .map(|(_, place)| (place.tree.clone(), place.epoch.counter))
+            .collect();
+        let (runtime, code) = if code_is_first { (1, 5) } else { (5, 1) };
+        assert_eq!(places, [(tree(1), runtime), (tree(2), code)]);
+        let ready = world.ready(0);
+        let told = |byte| {
+            let event = TreeEvent::Ready { vm: vm() };
+            ready.contains(&Effect::Tree { tree: tree(byte), event })
+        };
+        assert!(told(1) && told(2), "both trees hear of it: {ready:?}");
+    }
+}
+
+#[test]
+fn a_part_whose_other_does_not_come_is_given_up_and_its_tree_left() {
+    let mut world = World::up();
+    world.order(runtime_part(0, place(tree(1), 1)));
+    world.now += LEASE / 2;
+    world.say(1, ToManager::Heartbeat { held: Vec::new() });
+    assert_eq!(world.apply(Event::Tick), []);
+    world.now += LEASE / 2;
+    world.say(1, ToManager::Heartbeat { held: Vec::new() });
+    let given_up = world.apply(Event::Tick);
+    let member = Effect::News(VmEvent::Member(Default::default()));
+    assert_eq!(given_up, [gone(1), member, undeliverable(0)]);
+    assert_eq!(starts(&world.order(code_part(0, place(tree(2), 1)))), Vec::<String>::new(), "alone again");
+}
+
+#[test]
+fn a_part_is_dropped_when_its_start_is_stopped_or_its_tree_left_and_only_so_many_wait() {
+    let mut world = World::up();
+    world.order(runtime_part(0, place(tree(1), 1)));
+    let stopped = world.order(Order::Stop { start: start_id(0) });
+    assert_eq!(starts(&stopped), ["start-0 ended"]);
+    world.order(code_part(1, place(tree(2), 1)));
+    let left = world.order(Order::Leave { tree: tree(2), epoch: Epoch { term: 1, counter: 2 } });
+    assert_eq!(starts(&left), ["start-1 undeliverable"]);
+    for number in 10..10 + LIMITS.queued_max as u16 {
+        assert_eq!(starts(&world.order(code_part(number, place(tree(2), 3)))), Vec::<String>::new());
+    }
+    let refused = world.order(runtime_part(99, place(tree(1), 3)));
+    assert_eq!(refused, [undeliverable(99), gone(1)]);
+}
+
 #[derive(Debug, Clone)]
 enum Deed {
     Start(u8),
+    /// The first part of a start with code, and the other part of one whose first was given.
+    Part(u8),
+    OtherPart(u8),
     Place(u8),
     Leave(u8),
     Stop(u8),
@@ -372,6 +451,8 @@ enum Deed {
 fn deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
         8 => (0_u8..3).prop_map(Deed::Start),
+        3 => (0_u8..3).prop_map(Deed::Part),
+        3 => (0_u8..3).prop_map(Deed::OtherPart),
         2 => (0_u8..3).prop_map(Deed::Place),
         1 => (0_u8..3).prop_map(Deed::Leave),
         2 => any::<u8>().prop_map(Deed::Stop),
@@ -396,6 +477,8 @@ proptest! {
         let mut epochs = [1_u64; 3];
         // Those that wait, and those that were sent and are neither ready nor ended.
         let (mut waiting, mut in_flight) = (Vec::<StartId>::new(), Vec::<StartId>::new());
+        // Starts of which one part was given, and those among them of which the node keeps it.
+        let (mut halves, mut kept) = (VecDeque::<u16>::new(), BTreeSet::<StartId>::new());
         for deed in history {
             if !is_up {
                 session += 1;
@@ -412,6 +495,21 @@ proptest! {
                     orders += 1;
                     ordered = Some(start_id(orders));
                     Event::Order(Order::Start(order(orders, place(tree(of), *epoch))))
+                }
+                Deed::Part(of) => {
+                    let epoch = &mut epochs[usize::from(of)];
+                    *epoch += 1;
+                    orders += 1;
+                    halves.push_back(orders);
+                    kept.insert(start_id(orders));
+                    Event::Order(runtime_part(orders, place(tree(of), *epoch)))
+                }
+                Deed::OtherPart(of) => {
+                    let Some(number) = halves.pop_front() else { continue };
+                    let epoch = &mut epochs[usize::from(of)];
+                    *epoch += 1;
+                    ordered = kept.take(&start_id(number));
+                    Event::Order(code_part(number, place(tree(of), *epoch)))
                 }
                 Deed::Place(of) => {
                     let epoch = &mut epochs[usize::from(of)];
@@ -456,8 +554,10 @@ proptest! {
                         let first = waiting.first().cloned();
                         prop_assert!(first.is_none_or(|first| first == start), "first in, first out");
                         waiting.retain(|other| *other != start);
-                        let of = (0..3).find(|byte| tree(*byte) == order.place.tree).expect("one of them");
-                        prop_assert_eq!(order.place.epoch.counter, epochs[usize::from(of)], "a stale place");
+                        for (_, place) in order.images() {
+                            let of = (0..3).find(|byte| tree(*byte) == place.tree).expect("one of them");
+                            prop_assert_eq!(place.epoch.counter, epochs[usize::from(of)], "a stale place");
+                        }
                         in_flight.push(start);
                     }
                     Effect::News(VmEvent::Queued { start }) => {
@@ -466,6 +566,7 @@ proptest! {
                     }
                     Effect::News(VmEvent::Undeliverable { start } | VmEvent::Ended { start, .. }) => {
                         words += usize::from(ordered.as_ref() == Some(&start));
+                        kept.remove(&start);
                         waiting.retain(|other| *other != start);
                         in_flight.retain(|other| *other != start);
                     }

@@ -7,7 +7,7 @@ use crate::{
     support::ActorView,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, iter, net::SocketAddr};
 
 /// Asks for a certificate, on a connection on which only the manager has shown one.
 #[derive(Clone, Serialize, Deserialize)]
@@ -133,9 +133,20 @@ pub struct RunningInstance {
     pub tenant: TenantId,
     pub function: FunctionName,
     pub image: ImageId,
+    /// Of its package of code.
+    #[serde(default)]
+    pub code: Option<ImageId>,
     pub memory_bytes: u64,
     pub cpu_millis: u32,
     pub ready: bool,
+}
+
+impl RunningInstance {
+    /// The trees whose blocks it needs.
+    pub fn trees(&self) -> impl Iterator<Item = TreeId> {
+        let of = |image: ImageId| TreeId { tenant: self.tenant.clone(), image };
+        iter::once(self.image).chain(self.code).map(of)
+    }
 }
 
 /// Steps of a start on its VM, in their order (design: "the way of a start").
@@ -186,6 +197,16 @@ pub struct BytesBySource {
     /// Another VM of the tree.
     pub ancestor: u64,
     pub origin: u64,
+}
+
+impl BytesBySource {
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            parent: self.parent.saturating_add(other.parent),
+            ancestor: self.ancestor.saturating_add(other.ancestor),
+            origin: self.origin.saturating_add(other.origin),
+        }
+    }
 }
 
 /// Why a start or its instance ended.
@@ -295,6 +316,9 @@ pub struct StartOrder {
     pub function: FunctionName,
     pub image: BlockImage,
     pub place: Place,
+    /// The function's package of code. Absent in records of earlier releases.
+    #[serde(default)]
+    pub code: Option<Box<CodeOrder>>,
     pub env: BTreeMap<String, String>,
     /// What to run in place of the image's entrypoint and command.
     #[serde(default)]
@@ -316,6 +340,31 @@ pub struct StartOrder {
     /// image's index says it.
     #[serde(default)]
     pub hot: Vec<BlockId>,
+}
+
+/// A package of code: a second block image, with a place in the tree of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CodeOrder {
+    pub image: BlockImage,
+    pub place: Place,
+}
+
+impl StartOrder {
+    /// Each image with the place in its tree.
+    pub fn images(&self) -> impl Iterator<Item = (&BlockImage, &Place)> {
+        let code = self.code.iter().map(|code| (&code.image, &code.place));
+        iter::once((&self.image, &self.place)).chain(code)
+    }
+
+    /// The trees in which the VM has a place because of it.
+    pub fn trees(&self) -> impl Iterator<Item = &TreeId> {
+        self.images().map(|(_, place)| &place.tree)
+    }
+
+    /// Whether it needs the blocks of that tree.
+    pub fn is_of(&self, tree: &TreeId) -> bool {
+        self.trees().any(|own| own == tree)
+    }
 }
 
 /// A VM's place in a tree.

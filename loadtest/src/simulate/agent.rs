@@ -11,9 +11,9 @@ use faasnet_actors::{
     },
     agent_session::{self, SessionCore},
     block_store::MemoryCore,
-    block_transfer::{self, ChildId, ImageEvent, TransferCore, TransferReport, Wish},
+    block_transfer::{self, ChildId, FromImage, ImageEvent, TransferCore, TransferReport, Wish},
     id::{BlockId, StartId, TreeId, VmId},
-    instance::{self, InstanceCore},
+    instance::{self, InstanceCore, Wants},
     support::{micros, millis},
     wire::{
         PROTOCOL_VERSION,
@@ -337,7 +337,7 @@ impl Agent {
             let deadline = Duration::from_millis(order.ready_deadline_ms);
             // What was not ready is begun anew.
             let make = if *is_ready { InstanceCore::ready } else { InstanceCore::new };
-            let core = make(now, deadline, self.limits.probe_interval, order.mode);
+            let core = make(now, deadline, self.limits.probe_interval, Wants::of(order));
             let before = TransferReport::default();
             let ordered = Ordered { order: order.clone(), core, is_ready: *is_ready, before };
             self.ordered.insert(start.clone(), ordered);
@@ -466,6 +466,7 @@ impl Agent {
             tenant: ordered.order.place.tree.tenant.clone(),
             function: ordered.order.function.clone(),
             image: ordered.order.image.id,
+            code: None,
             memory_bytes: ordered.order.memory_bytes,
             cpu_millis: ordered.order.cpu_millis,
             ready: ordered.is_ready,
@@ -558,7 +559,7 @@ impl Agent {
         let record = Some(Box::new(InstanceRecord { order: order.clone(), port: 0, is_ready: false }));
         effects.push(Effect::SaveInstance { start: start.clone(), record });
         let deadline = Duration::from_millis(order.ready_deadline_ms);
-        let core = InstanceCore::new(now, deadline, self.limits.probe_interval, order.mode);
+        let core = InstanceCore::new(now, deadline, self.limits.probe_interval, Wants::of(&order));
         let before = self.counters(&tree, now);
         self.ordered.insert(start.clone(), Ordered { order, core, is_ready: false, before });
         self.attach(&tree, &start, now, effects);
@@ -584,10 +585,10 @@ impl Agent {
         let Some(transfer) = &known.transfer else { return };
         let is_mounted = known.is_mounted;
         for step in transfer.steps.clone() {
-            self.instance(start, instance::Event::Image(ImageEvent::Step(step)), now, effects);
+            self.instance(start, from_image(tree, ImageEvent::Step(step)), now, effects);
         }
         if is_mounted {
-            self.instance(start, instance::Event::Image(ImageEvent::Mounted), now, effects);
+            self.instance(start, from_image(tree, ImageEvent::Mounted), now, effects);
         }
     }
 
@@ -595,7 +596,7 @@ impl Agent {
         let follows = |ordered: &Ordered| ordered.order.place.tree == *tree && !ordered.is_ready;
         let followers = self.ordered.iter().filter(|(_, ordered)| follows(ordered));
         for start in followers.map(|(start, _)| start.clone()).collect::<Vec<_>>() {
-            self.instance(&start, instance::Event::Image(event.clone()), now, effects);
+            self.instance(&start, from_image(tree, event.clone()), now, effects);
         }
     }
 
@@ -962,6 +963,10 @@ pub(super) fn image<'a>(images: &'a [Image], tree: &TreeId) -> Option<&'a Image>
 fn ask(transfer: &Transfer, upstream: &Upstream, message: ToParent, effects: &mut Vec<Effect>) {
     let conn = transfer.links.get(upstream);
     effects.extend(conn.map(|&conn| Effect::Ask { conn, message }));
+}
+
+fn from_image(tree: &TreeId, event: ImageEvent) -> instance::Event {
+    instance::Event::Image(FromImage { image: tree.image, event })
 }
 
 fn placed(place: Place) -> block_transfer::Event {

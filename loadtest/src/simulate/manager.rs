@@ -15,7 +15,7 @@ use faasnet_actors::{
         PROTOCOL_VERSION,
         control::{Capability, Hello, ToAgent, ToManager},
     },
-    world::{Batch, BatchLimits, Metadata, MetadataError, Row, Table, Write},
+    world::{Batch, BatchLimits, Metadata, MetadataError, Row, Source, Table, Write},
 };
 use futures::{FutureExt, future::BoxFuture};
 use rand::{SeedableRng, rngs::StdRng};
@@ -108,7 +108,7 @@ pub(super) enum Input {
     /// The commit under way is durable.
     Committed,
     Converted {
-        source: String,
+        source: Source,
         image: Box<BlockImage>,
     },
     SchedulerTick,
@@ -129,7 +129,7 @@ pub(super) enum Output {
     /// To be answered by `Committed`.
     Commit,
     Convert {
-        source: String,
+        source: Source,
     },
     Answer {
         ticket: Ticket,
@@ -332,8 +332,10 @@ impl Manager {
             Work::Tree(tree, event) => self.tree(tree, event, now, outputs),
             Work::Vm(vm, event) => {
                 let Some(node) = self.nodes.get_mut(&vm) else {
-                    if let vm_node::Event::Order(Order::Start(order)) = event {
-                        self.tell(vm, VmEvent::Undeliverable { start: order.start });
+                    if let vm_node::Event::Order(order) = event
+                        && let Some(start) = order.start()
+                    {
+                        self.tell(vm, VmEvent::Undeliverable { start: start.clone() });
                     }
                     return;
                 };

@@ -21,7 +21,7 @@ use faasnet_actors::{
         holder::Exit,
         peer::{FromParent, NotServed, ToParent, Urgency},
     },
-    world::{Row, Table, Write},
+    world::{Row, Source, Table, Write},
 };
 use rand::{RngExt, rngs::StdRng};
 use std::{
@@ -240,6 +240,7 @@ impl World {
                 probe_path: "/".into(),
                 mode: function.mode,
                 env: BTreeMap::new(),
+                code: None,
                 command: None,
             };
             let (tenant, name) = names(function.tenant, function.name);
@@ -692,7 +693,9 @@ impl World {
             }
             Output::Commit => self.manager_later(self.model.commit, Input::Committed),
             Output::Convert { source } => {
-                let number = source.strip_prefix("image:").and_then(|number| number.parse::<usize>().ok());
+                // Functions of the model have no code.
+                let Source::Image(name) = &source else { return };
+                let number = name.strip_prefix("image:").and_then(|number| number.parse::<usize>().ok());
                 let image: Option<BlockImage> =
                     number.and_then(|number| self.images.get(number)).map(|image| image.description.clone());
                 if let Some(image) = image.map(Box::new) {

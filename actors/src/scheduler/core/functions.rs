@@ -1,29 +1,31 @@
 //! Functions and their images.
 
 use super::{
-    Answer, Change, ControlError, Effect, Function, FunctionKey, Image, Loaded, Phase, RETRY_AFTER,
-    SchedulerCore, Start, Ticket, Vm,
+    Answer, Change, ControlError, Effect, Function, FunctionKey, Image, Images, Loaded, Phase, RETRY_AFTER,
+    ReadyImages, SchedulerCore, Start, Ticket, Vm,
     scaling::{Failures, differ_in_scaling_only},
 };
 use crate::{
-    id::{StartId, TreeId},
+    id::{Digest, ImageId, StartId, TenantId, TreeId},
     image::BlockImage,
     model::FunctionSpec,
-    scheduler::records,
+    scheduler::records::{self, LoadedFunction},
     wire::control::EndReason,
-    world::ConversionProgress,
+    world::{ConversionProgress, Source, Write},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     sync::Arc,
 };
 use tokio::time::Instant;
 
 impl Function {
-    fn new(spec: FunctionSpec, image: Image, revision: u64) -> Self {
+    fn new(spec: FunctionSpec, image: Image, code: Option<Image>, revision: u64) -> Self {
         Self {
             spec,
             image,
+            code,
             revision,
             live: BTreeSet::new(),
             unfinished: BTreeSet::new(),
@@ -39,21 +41,53 @@ impl Function {
             requests_waiting: 0,
         }
     }
+
+    pub(super) fn images(&self) -> Images<'_> {
+        let code = match &self.code {
+            None => None,
+            Some(Image::Ready(code)) => Some(code),
+            Some(Image::Failed(reason)) => return Images::Failed(reason),
+            Some(Image::Converting) => match &self.image {
+                Image::Failed(reason) => return Images::Failed(reason),
+                Image::Ready(_) | Image::Converting => return Images::Converting,
+            },
+        };
+        match &self.image {
+            Image::Ready(image) => Images::Ready(ReadyImages { image, code }),
+            Image::Converting => Images::Converting,
+            Image::Failed(reason) => Images::Failed(reason),
+        }
+    }
+
+    /// The block image of its code, if that is ready.
+    pub(super) fn code_id(&self) -> Option<ImageId> {
+        self.code.as_ref()?.ready().map(|code| code.id)
+    }
+
+    /// The block images that it has.
+    fn present(&self) -> impl Iterator<Item = &Arc<BlockImage>> {
+        iter::once(&self.image).chain(&self.code).filter_map(Image::ready)
+    }
+}
+
+impl Image {
+    fn ready(&self) -> Option<&Arc<BlockImage>> {
+        match self {
+            Self::Ready(image) => Some(image),
+            Self::Converting | Self::Failed(_) => None,
+        }
+    }
 }
 
 impl SchedulerCore {
     pub(super) fn loaded(&mut self, loaded: Loaded, now: Instant, effects: &mut Vec<Effect>) {
-        for (key, (mut spec, image)) in loaded.functions {
+        for (key, LoadedFunction { mut spec, image, code }) in loaded.functions {
             // Settings may have changed since it was accepted: it stays as it was, and is checked when it is changed.
             let _accepted_before = self.limits.complete(&mut spec);
-            let image = match image {
-                Some(image) => Image::Ready(image),
-                None => {
-                    self.convert(&spec.image, effects);
-                    Image::Converting
-                }
-            };
-            self.functions.insert(key, Function::new(spec, image, 1));
+            let image = self.ready_or_convert(image, Source::Image(spec.image.clone()), effects);
+            let package = spec.code.map(|package| Source::Code(key.0.clone(), package));
+            let code = package.map(|package| self.ready_or_convert(code, package, effects));
+            self.functions.insert(key, Function::new(spec, image, code, 1));
         }
         for vm in loaded.vms {
             self.vms.insert(vm, Vm::default());
@@ -102,8 +136,9 @@ impl SchedulerCore {
             let error = ControlError::TooMany { what: "functions", retry_after: RETRY_AFTER };
             return effects.push(Effect::Answer { ticket, answer: Err(error) });
         }
-        let image = self.image_for(&key, &spec).map(|image| image.id);
-        let writes = vec![records::put_function(&key, &spec, image)];
+        let (image, code) = self.images_for(&key, &spec);
+        let id = |image: Option<Arc<BlockImage>>| image.map(|image| image.id);
+        let writes = vec![records::put_function(&key, &spec, id(image), id(code))];
         self.persist(writes, Change::Put { ticket, key, spec }, effects);
     }
 
@@ -117,12 +152,33 @@ impl SchedulerCore {
         self.changes.values().map(starts).sum()
     }
 
-    /// The image that the function has already, if the description names the same source.
-    fn image_for(&self, key: &FunctionKey, spec: &FunctionSpec) -> Option<Arc<BlockImage>> {
-        let function = self.functions.get(key).filter(|function| function.spec.image == spec.image)?;
-        match &function.image {
-            Image::Ready(image) => Some(Arc::clone(image)),
-            Image::Converting | Image::Failed(_) => None,
+    /// The block images of image and code that the function has already, as far as the description names
+    /// the same sources.
+    fn images_for(
+        &self,
+        key: &FunctionKey,
+        spec: &FunctionSpec,
+    ) -> (Option<Arc<BlockImage>>, Option<Arc<BlockImage>>) {
+        let function = self.functions.get(key);
+        let image = function.filter(|function| function.spec.image == spec.image);
+        let code = function.filter(|function| function.spec.code == spec.code);
+        let image = image.and_then(|function| function.image.ready());
+        let code = code.and_then(|function| function.code.as_ref()?.ready());
+        (image.cloned(), code.cloned())
+    }
+
+    fn ready_or_convert(
+        &mut self,
+        image: Option<Arc<BlockImage>>,
+        source: Source,
+        effects: &mut Vec<Effect>,
+    ) -> Image {
+        match image {
+            Some(image) => Image::Ready(image),
+            None => {
+                self.convert(source, effects);
+                Image::Converting
+            }
         }
     }
 
@@ -134,28 +190,27 @@ impl SchedulerCore {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        let image = match self.image_for(&key, &spec) {
-            Some(image) => Image::Ready(image),
-            None => {
-                self.convert(&spec.image, effects);
-                Image::Converting
-            }
-        };
+        let (image, code) = self.images_for(&key, &spec);
+        let image = self.ready_or_convert(image, Source::Image(spec.image.clone()), effects);
+        let package = spec.code.map(|package| Source::Code(key.0.clone(), package));
+        let code = package.map(|package| self.ready_or_convert(code, package, effects));
+        let is_ready = image.ready().is_some() && code.as_ref().is_none_or(|code| code.ready().is_some());
         match self.functions.get_mut(&key) {
             None => {
-                let mut function = Function::new(spec, image, 1);
+                let mut function = Function::new(spec, image, code, 1);
                 // Starts of a function of this name that was deleted, still on their way to the disk.
                 function.accepting = self.accepting(&key);
                 self.functions.insert(key.clone(), function);
             }
-            Some(function) if function.spec == spec && matches!(image, Image::Ready(_)) => {}
+            Some(function) if function.spec == spec && is_ready => {}
             Some(function) => {
-                let go_on = matches!(image, Image::Ready(_)) && differ_in_scaling_only(&function.spec, &spec);
-                let before = std::mem::replace(&mut function.image, image);
+                let go_on = is_ready && differ_in_scaling_only(&function.spec, &spec);
+                let before: Vec<ImageId> = function.present().map(|image| image.id).collect();
+                (function.image, function.code) = (image, code);
                 function.spec = spec;
                 function.revision += u64::from(!go_on);
-                if let Image::Ready(before) = before {
-                    self.dissolve_if_unused(&TreeId { tenant: key.0.clone(), image: before.id }, effects);
+                for image in before {
+                    self.dissolve_if_unused(&TreeId { tenant: key.0.clone(), image }, effects);
                 }
             }
         }
@@ -167,18 +222,18 @@ impl SchedulerCore {
         self.room_changed = true;
     }
 
-    fn convert(&mut self, source: &str, effects: &mut Vec<Effect>) {
-        if self.conversions.contains_key(source) {
+    fn convert(&mut self, source: Source, effects: &mut Vec<Effect>) {
+        if self.conversions.contains_key(&source) {
             return;
         }
         let progress = Arc::new(ConversionProgress::default());
-        self.conversions.insert(source.to_owned(), Arc::clone(&progress));
-        effects.push(Effect::Convert { source: source.to_owned(), progress });
+        self.conversions.insert(source.clone(), Arc::clone(&progress));
+        effects.push(Effect::Convert { source, progress });
     }
 
     pub(super) fn converted(
         &mut self,
-        source: String,
+        source: Source,
         result: Result<Box<BlockImage>, String>,
         now: Instant,
         effects: &mut Vec<Effect>,
@@ -193,32 +248,78 @@ impl SchedulerCore {
                 self.persist(std::mem::take(&mut writes), Change::Hint, effects);
             }
             // A description on its way to the store must not be written over by the one before.
-            if let Some(spec) = self.latest_spec(&key).filter(|spec| spec.image == source) {
-                writes.push(records::put_function(&key, spec, Some(image.id)));
+            let function = &self.functions[&key];
+            let (own, code) = (function.image.ready().map(|own| own.id), function.code_id());
+            let row = match source {
+                Source::Image(_) => self.row_with(&key, Some(image.id), code),
+                Source::Code(..) => self.row_with(&key, own, Some(image.id)),
+            };
+            if let Some(row) = row {
+                writes.push(row);
             }
         }
         self.persist(writes, Change::Image { source, image }, effects);
     }
 
-    /// Functions that wait for the conversion of that source image.
-    fn converting(&self, source: &str) -> Vec<FunctionKey> {
-        let waits = |function: &Function| {
-            function.spec.image == source && matches!(function.image, Image::Converting)
+    /// The row of a function with these block images. None if a description that names other sources is on its
+    /// way to the store.
+    pub(super) fn row_with(
+        &self,
+        key: &FunctionKey,
+        image: Option<ImageId>,
+        code: Option<ImageId>,
+    ) -> Option<Write> {
+        let present = &self.functions[key].spec;
+        let is_same = |spec: &&FunctionSpec| spec.image == present.image && spec.code == present.code;
+        let spec = self.latest_spec(key).filter(is_same)?;
+        Some(records::put_function(key, spec, image, code))
+    }
+
+    /// Functions that wait for the conversion of that source.
+    fn converting(&self, source: &Source) -> Vec<FunctionKey> {
+        let waits = |(key, function): &(&FunctionKey, &Function)| match source {
+            Source::Image(image) => {
+                function.spec.image == *image && matches!(function.image, Image::Converting)
+            }
+            Source::Code(tenant, package) => {
+                key.0 == *tenant
+                    && function.spec.code == Some(*package)
+                    && matches!(function.code, Some(Image::Converting))
+            }
         };
-        self.functions.iter().filter(|(_, function)| waits(function)).map(|(key, _)| key.clone()).collect()
+        self.functions.iter().filter(waits).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What became of a conversion that the function waited for.
+    fn set_image(&mut self, key: &FunctionKey, source: &Source, image: Image) -> &mut Function {
+        let function = self.functions.get_mut(key).expect("it was just found");
+        match source {
+            Source::Image(_) => function.image = image,
+            Source::Code(..) => function.code = Some(image),
+        }
+        function
     }
 
     pub(super) fn image_durable(
         &mut self,
-        source: &str,
+        source: &Source,
         image: &Arc<BlockImage>,
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
         self.conversions.remove(source);
         for key in self.converting(source) {
-            let function = self.functions.get_mut(&key).expect("it was just found");
-            function.image = Image::Ready(Arc::clone(image));
+            let function = self.set_image(&key, source, Image::Ready(Arc::clone(image)));
+            let Images::Ready(ready) = function.images() else { continue };
+            // The row of the first of two does not name the second, nor that of the second the first if that was
+            // on its way to the disk.
+            let (own, code) = (ready.image.id, ready.code.map(|code| code.id));
+            if code.is_some()
+                && let Some(row) = self.row_with(&key, Some(own), code)
+            {
+                self.persist(vec![row], Change::Hint, effects);
+            }
+            let function = &self.functions[&key];
             for start in function.unplaced.values().cloned().collect::<Vec<_>>() {
                 self.set_timer(&start, Some(now + self.limits.placement_deadline));
             }
@@ -231,15 +332,14 @@ impl SchedulerCore {
 
     pub(super) fn conversion_failed(
         &mut self,
-        source: &str,
+        source: &Source,
         reason: &str,
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
         self.conversions.remove(source);
         for key in self.converting(source) {
-            let function = self.functions.get_mut(&key).expect("it was just found");
-            function.image = Image::Failed(reason.to_owned());
+            let function = self.set_image(&key, source, Image::Failed(reason.to_owned()));
             let unplaced = std::mem::take(&mut function.unplaced);
             self.fail_requests(&key, &ControlError::ImageFailed(reason.to_owned()), effects);
             for start in unplaced.into_values() {
@@ -255,7 +355,7 @@ impl SchedulerCore {
         let none_comes = function.counted.is_empty() && function.accepting == 0;
         // Those of the present description that do not count are moved from their VMs, or are not needed.
         let is_old = |(_, id): &(u32, StartId)| self.starts[id].revision < function.revision;
-        let may_start = matches!(function.image, Image::Ready(_)) && none_comes;
+        let may_start = matches!(function.images(), Images::Ready(_)) && none_comes;
         if may_start && function.routable.iter().any(is_old) {
             self.accept(None, key, 1, now, effects);
         }
@@ -279,14 +379,25 @@ impl SchedulerCore {
         self.fail_requests(key, &ControlError::NotFound("function"), effects);
         // Taken out first: what ends now is not replaced.
         if let Some(function) = self.functions.remove(key) {
-            for start in function.live {
-                self.stop(&start, now, effects);
+            for start in &function.live {
+                self.stop(start, now, effects);
             }
-            if let Image::Ready(image) = function.image {
+            for image in function.present() {
                 self.dissolve_if_unused(&TreeId { tenant: key.0.clone(), image: image.id }, effects);
             }
         }
         effects.push(Effect::Answer { ticket, answer: Ok(Answer::Done) });
+    }
+
+    /// The packages of code that functions name, or will when their rows are durable.
+    pub fn packages(&self) -> BTreeSet<(TenantId, Digest)> {
+        let of = |key: &FunctionKey, spec: &FunctionSpec| Some((key.0.clone(), spec.code?));
+        let present = self.functions.iter().filter_map(|(key, function)| of(key, &function.spec));
+        let coming = self.changes.values().filter_map(|change| match change {
+            Change::Put { key, spec, .. } => of(key, spec),
+            _ => None,
+        });
+        present.chain(coming).collect()
     }
 
     /// Whether a function or an instance needs the tree.
@@ -297,8 +408,7 @@ impl SchedulerCore {
     /// Whether starts to come may use the tree.
     pub(super) fn is_current(&self, tree: &TreeId) -> bool {
         let of_tenant = self.functions.iter().filter(|((tenant, _), _)| *tenant == tree.tenant);
-        let current =
-            |function: &Function| matches!(&function.image, Image::Ready(image) if image.id == tree.image);
+        let current = |function: &Function| function.present().any(|image| image.id == tree.image);
         of_tenant.into_iter().any(|(_, function)| current(function))
     }
 

@@ -6,7 +6,6 @@ use crate::{
     image::BlockImage,
     model::FunctionSpec,
     profiles::{Hint, ProfileKey, Recording},
-    scheduler::records,
     wire::holder::PlainRange,
 };
 use std::sync::Arc;
@@ -57,7 +56,7 @@ impl SchedulerCore {
     ) {
         let is_there = |phase| matches!(phase, Phase::Ordered | Phase::Ready);
         let known = self.starts.get_mut(id).filter(|start| {
-            start.vm.as_ref() == Some(vm) && start.image == Some(image) && is_there(start.phase)
+            start.vm.as_ref() == Some(vm) && start.images.first() == Some(&image) && is_there(start.phase)
         });
         let Some((tenant, source)) = known.and_then(|start| start.recorded_for.take()) else { return };
         if let Some(starts) = self.recording.get_mut(&(tenant.clone(), source)) {
@@ -110,13 +109,12 @@ impl SchedulerCore {
         {
             return;
         }
-        let Some(spec) = self.latest_spec(key).filter(|spec| spec.image == self.functions[key].spec.image)
-        else {
+        let code = self.functions[key].code_id();
+        let Some(row) = self.row_with(key, Some(packed.id), code) else {
             return; // it gets another image, or goes
         };
-        let writes = vec![records::put_function(key, spec, Some(packed.id))];
         let (key, image) = (key.clone(), Arc::clone(packed));
-        self.persist(writes, Change::Packed { key, image }, effects);
+        self.persist(vec![row], Change::Packed { key, image }, effects);
     }
 
     /// The description of a function that the store will have when all is written that was handed in. None if it

@@ -40,7 +40,7 @@ use crate::{
     support::Shares,
     vm_node::VmEvent,
     wire::control::{ColdTree, EndReason, HeldTree, StartReport},
-    world::{BatchLimits, ConversionProgress, KeyHash, MetadataError, Write},
+    world::{BatchLimits, ConversionProgress, KeyHash, MetadataError, Source, Write},
 };
 use pools::{Entry, Pools};
 use rand::rngs::StdRng;
@@ -48,6 +48,7 @@ use rows::StartRows;
 use scaling::Failures;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    iter,
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -161,7 +162,7 @@ pub enum Event {
         result: Result<(), MetadataError>,
     },
     Converted {
-        source: String,
+        source: Source,
         result: Result<Box<BlockImage>, String>,
     },
     News {
@@ -186,7 +187,7 @@ pub enum Effect {
     },
     /// To be answered by `Event::Converted`.
     Convert {
-        source: String,
+        source: Source,
         progress: Arc<ConversionProgress>,
     },
     Join {
@@ -230,15 +231,37 @@ pub enum Answer {
     Vm(Box<VmView>),
 }
 
+/// Where one block image of a function stands.
 enum Image {
     Converting,
     Ready(Arc<BlockImage>),
     Failed(String),
 }
 
+/// Where all that a function is made of stands.
+enum Images<'a> {
+    Converting,
+    Ready(ReadyImages<'a>),
+    Failed(&'a str),
+}
+
+#[derive(Clone, Copy)]
+struct ReadyImages<'a> {
+    image: &'a Arc<BlockImage>,
+    code: Option<&'a Arc<BlockImage>>,
+}
+
+impl<'a> ReadyImages<'a> {
+    fn ids(self) -> impl Iterator<Item = ImageId> + use<'a> {
+        iter::once(self.image).chain(self.code).map(|image| image.id)
+    }
+}
+
 struct Function {
     spec: FunctionSpec,
     image: Image,
+    /// Its package of code, if it has one.
+    code: Option<Image>,
     /// Counts descriptions and images of this function.
     revision: u64,
     /// Starts and instances that have not ended.
@@ -290,7 +313,8 @@ struct Start {
     key: FunctionKey,
     phase: Phase,
     vm: Option<VmId>,
-    image: Option<ImageId>,
+    /// What it is made of, once it has a VM.
+    images: Vec<ImageId>,
     revision: u64,
     /// What it takes of its VM.
     needs: Resources,
@@ -390,7 +414,7 @@ enum Change {
         accepted_at: Instant,
     },
     Image {
-        source: String,
+        source: Source,
         image: Arc<BlockImage>,
     },
     /// The function's starts use that image, packed for them, from now on.
@@ -428,7 +452,7 @@ pub struct SchedulerCore {
     limits: Limits,
     rng: StdRng,
     functions: BTreeMap<FunctionKey, Function>,
-    conversions: BTreeMap<String, Arc<ConversionProgress>>,
+    conversions: BTreeMap<Source, Arc<ConversionProgress>>,
     /// What is known of the starts on source images.
     hints: BTreeMap<ProfileKey, Hint>,
     /// Starts under way that are to be recorded.
@@ -625,8 +649,7 @@ impl SchedulerCore {
             assert!(vm.capacity.holds(vm.used) || !vm.up, "invariant 8: memory and CPU");
             assert!(starts().all(|start| start.vm.as_ref() == Some(name)));
             let trees = starts().fold(BTreeMap::new(), |mut trees, start| {
-                let image = start.image.expect("set with the VM");
-                *trees.entry(TreeId { tenant: start.key.0.clone(), image }).or_default() += 1;
+                start.trees().for_each(|tree| *trees.entry(tree).or_default() += 1);
                 trees
             });
             assert_eq!(trees, vm.trees);

@@ -1,9 +1,9 @@
 //! Who waits for a VM, whose turn it is, and what a choice means.
 
-use super::{Effect, FunctionKey, Image, Phase, Rest, SchedulerCore, Tries, pools::Wanted};
+use super::{Effect, FunctionKey, Images, Phase, ReadyImages, Rest, SchedulerCore, Tries, pools::Wanted};
 use crate::{
-    function_tree::StartDraft,
-    id::{FunctionName, StartId, TenantId, TreeId, VmId},
+    function_tree::{Role, StartDraft},
+    id::{FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     resources::Resources,
     ring::Position,
@@ -11,6 +11,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     ops::Bound,
     sync::Arc,
 };
@@ -84,16 +85,16 @@ impl SchedulerCore {
     /// The oldest start of a function that can be placed.
     fn oldest(&self, key: &FunctionKey) -> Option<u64> {
         let function = self.functions.get(key)?;
-        let is_ready = matches!(function.image, Image::Ready(_));
+        let is_ready = matches!(function.images(), Images::Ready(_));
         function.unplaced.first_key_value().filter(|_| is_ready).map(|(sequence, _)| *sequence)
     }
 
     /// Places one start of the function. False if there is no room for any.
     fn place_next(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) -> bool {
         let function = &self.functions[key];
-        let Image::Ready(image) = &function.image else { return false };
-        let image = Arc::clone(image);
-        let tree = TreeId { tenant: key.0.clone(), image: image.id };
+        let Images::Ready(ready) = function.images() else { return false };
+        // The larger one as a rule, and the one that other functions share.
+        let tree = TreeId { tenant: key.0.clone(), image: ready.image.id };
         let needs = function.spec.needs();
         let wanted =
             Wanted { key, tree: &tree, needs, position: Position::of(&format!("{}/{}", key.0, key.1)) };
@@ -111,7 +112,7 @@ impl SchedulerCore {
         let Some((sequence, vm)) = chosen else { return false };
         let unplaced = &mut self.functions.get_mut(key).expect("it was just there").unplaced;
         let id = unplaced.remove(&sequence).expect("it was just there");
-        self.choose(&id, &vm, &image, &tree, now, effects);
+        self.choose(&id, &vm, now, effects);
         true
     }
 
@@ -136,18 +137,14 @@ impl SchedulerCore {
         }
     }
 
-    fn choose(
-        &mut self,
-        id: &StartId,
-        vm: &VmId,
-        image: &Arc<BlockImage>,
-        tree: &TreeId,
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
-        let (hot, record) = self.look_ahead(vm, tree, image);
+    fn choose(&mut self, id: &StartId, vm: &VmId, now: Instant, effects: &mut Vec<Effect>) {
+        let key = &self.starts[id].key;
+        let Images::Ready(ReadyImages { image, code }) = self.functions[key].images() else { return };
+        let (image, code, tenant) = (Arc::clone(image), code.cloned(), key.0.clone());
+        let tree = TreeId { tenant: tenant.clone(), image: image.id };
+        let (hot, record) = self.look_ahead(vm, &tree, &image);
         if record {
-            self.records(id, (tree.tenant.clone(), image.source));
+            self.records(id, (tenant.clone(), image.source));
         }
         let start = self.starts.get_mut(id).expect("it waits");
         let function = &self.functions[&start.key];
@@ -157,7 +154,8 @@ impl SchedulerCore {
         let draft = StartDraft {
             start: id.clone(),
             function: start.key.1.clone(),
-            image: Arc::clone(image),
+            image,
+            role: if code.is_some() { Role::Runtime } else { Role::Whole },
             env: function.spec.env.clone(),
             command: function.spec.command.clone(),
             needs: function.spec.needs(),
@@ -167,29 +165,51 @@ impl SchedulerCore {
             record,
             hot,
         };
+        let of_code = |code: Arc<BlockImage>| StartDraft {
+            image: code,
+            role: Role::Code,
+            env: BTreeMap::new(),
+            command: None,
+            probe_path: String::new(),
+            record: false,
+            hot: Default::default(),
+            ..draft.clone()
+        };
+        let drafts: Vec<StartDraft> = iter::once(draft.clone()).chain(code.map(of_code)).collect();
         let needs = draft.needs;
-        self.starts_waiting.give_back(&tree.tenant, 1);
+        let images: Vec<ImageId> = drafts.iter().map(|draft| draft.image.id).collect();
+        self.starts_waiting.give_back(&tenant, 1);
         self.set_timer(id, Some(now + self.limits.lease));
         let contact = self.vms[vm].contact().expect("a VM that is up has said who it is");
-        self.assign(id, vm, tree, needs);
-        effects.push(Effect::Join { tree: tree.clone(), vm: vm.clone(), contact, start: Box::new(draft) });
+        self.assign(id, vm, images, needs);
+        // Each of the trees gives its part of the order; they meet at the VM's node.
+        effects.extend(drafts.into_iter().map(|draft| Effect::Join {
+            tree: TreeId { tenant: tenant.clone(), image: draft.image.id },
+            vm: vm.clone(),
+            contact: contact.clone(),
+            start: Box::new(draft),
+        }));
     }
 
-    pub(super) fn assign(&mut self, id: &StartId, name: &VmId, tree: &TreeId, needs: Resources) {
+    pub(super) fn assign(&mut self, id: &StartId, name: &VmId, images: Vec<ImageId>, needs: Resources) {
         let start = self.starts.get_mut(id).expect("callers looked");
         debug_assert!(start.vm.is_none(), "a start has one VM");
         start.vm = Some(name.clone());
-        start.image = Some(tree.image);
+        start.images = images;
         start.needs = needs;
-        *self.trees.entry(tree.clone()).or_default() += 1;
+        for tree in start.trees() {
+            *self.trees.entry(tree).or_default() += 1;
+        }
         let vm = self.vms.get_mut(name).expect("callers looked");
         debug_assert!(vm.has_room(&start.key, needs, self.limits.functions_per_vm_max), "invariant 8");
-        vm.tenant = Some(tree.tenant.clone());
+        vm.tenant = Some(start.key.0.clone());
         vm.used = vm.used.plus(needs);
         vm.functions.entry(start.key.clone()).or_default().insert(id.clone());
         vm.starting.insert(id.clone());
-        *vm.trees.entry(tree.clone()).or_default() += 1;
-        vm.going.remove(tree);
+        for tree in start.trees() {
+            vm.going.remove(&tree);
+            *vm.trees.entry(tree).or_default() += 1;
+        }
         self.set_rest(name, Rest::None);
         self.pool(name);
     }
@@ -198,8 +218,8 @@ impl SchedulerCore {
     pub(super) fn unassign(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
         let start = self.starts.get_mut(id).expect("callers looked");
         let Some(name) = start.vm.clone() else { return };
-        let mut emptied = None;
-        let tree = TreeId { tenant: start.key.0.clone(), image: start.image.expect("set with the VM") };
+        let trees: Vec<TreeId> = start.trees().collect();
+        let mut emptied = BTreeSet::new();
         if let Some(vm) = self.vms.get_mut(&name) {
             vm.used = vm.used.minus(start.needs);
             vm.starting.remove(id);
@@ -209,23 +229,27 @@ impl SchedulerCore {
                     vm.functions.remove(&start.key);
                 }
             }
-            if let Some(instances) = vm.trees.get_mut(&tree) {
-                *instances -= 1;
-                if *instances == 0 {
-                    vm.trees.remove(&tree);
-                    emptied = Some(name.clone());
+            for tree in &trees {
+                if let Some(instances) = vm.trees.get_mut(tree) {
+                    *instances -= 1;
+                    if *instances == 0 {
+                        vm.trees.remove(tree);
+                        emptied.insert(tree.clone());
+                    }
                 }
             }
             self.settle(&name, now);
         }
-        let users = self.trees.get_mut(&tree).expect("counted when assigned");
-        *users -= 1;
-        if *users == 0 {
-            self.trees.remove(&tree);
-            self.dissolve_if_unused(&tree, effects);
-        } else if let Some(vm) = emptied.filter(|_| !self.is_current(&tree)) {
-            // Only instances on other VMs need it still.
-            effects.push(Effect::Leave { tree, vm });
+        for tree in trees {
+            let users = self.trees.get_mut(&tree).expect("counted when assigned");
+            *users -= 1;
+            if *users == 0 {
+                self.trees.remove(&tree);
+                self.dissolve_if_unused(&tree, effects);
+            } else if emptied.contains(&tree) && !self.is_current(&tree) {
+                // Only instances on other VMs need it still.
+                effects.push(Effect::Leave { tree, vm: name.clone() });
+            }
         }
     }
 
@@ -233,7 +257,7 @@ impl SchedulerCore {
     #[cfg(test)]
     pub(super) fn check_waiting(&self) {
         for (key, function) in &self.functions {
-            let Image::Ready(_) = function.image else { continue };
+            let Images::Ready(_) = function.images() else { continue };
             let needs = function.spec.needs();
             for id in function.unplaced.values() {
                 assert_eq!(self.starts[id].phase, Phase::Waiting);

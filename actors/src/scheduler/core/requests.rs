@@ -1,7 +1,7 @@
 //! Requests: who gets which instance, who waits, and how many instances that asks for.
 
 use super::{
-    Answer, ControlError, Effect, Function, FunctionKey, Image, Located, Phase, RETRY_AFTER, SchedulerCore,
+    Answer, ControlError, Effect, Function, FunctionKey, Images, Located, Phase, RETRY_AFTER, SchedulerCore,
     Ticket, Waiter,
 };
 use crate::{id::StartId, support::Full};
@@ -83,8 +83,8 @@ impl SchedulerCore {
         {
             return Ok(Some(id));
         }
-        if let Image::Failed(reason) = &function.image {
-            return Err(ControlError::ImageFailed(reason.clone()));
+        if let Images::Failed(reason) = function.images() {
+            return Err(ControlError::ImageFailed(reason.to_owned()));
         }
         if function.live.is_empty()
             && let Some(error) = self.too_large(function)

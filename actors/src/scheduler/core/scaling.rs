@@ -6,7 +6,7 @@
 //! of the one before are not counted; they serve until a newer one is ready, and then end. Nor are those
 //! on a VM that is drained (see `drains`).
 
-use super::{ControlError, Effect, Function, FunctionKey, Image, Limits, Phase, SchedulerCore, Start};
+use super::{ControlError, Effect, Function, FunctionKey, Images, Limits, Phase, SchedulerCore, Start};
 use crate::{id::StartId, model::FunctionSpec, support::millis, wire::control::EndReason};
 use std::{cmp::Reverse, mem, time::Duration};
 use tokio::time::Instant;
@@ -120,7 +120,7 @@ impl SchedulerCore {
     /// Accepts as many starts as waiting requests need beyond those under way, and as `min_instances` asks for.
     pub(super) fn scale(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
         let Some(function) = self.functions.get(key) else { return };
-        if matches!(function.image, Image::Failed(_)) {
+        if matches!(function.images(), Images::Failed(_)) {
             return;
         }
         let needed = function.requests.len().div_ceil(function.spec.concurrency as usize);
@@ -144,7 +144,7 @@ impl SchedulerCore {
     /// Starts what is missing to `min_instances`.
     pub(super) fn keep_min(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
         let Some(function) = self.functions.get(key) else { return };
-        if !matches!(function.image, Image::Ready(_)) || function.failures.retry_at.is_some() {
+        if !matches!(function.images(), Images::Ready(_)) || function.failures.retry_at.is_some() {
             return;
         }
         // Its starts could only wait in vain; a VM of another size is a reason to look again.
@@ -337,7 +337,7 @@ impl SchedulerCore {
             let has = function.counted.len() + function.accepting as usize;
             let retry = function.failures.retry_at.map(|at| (at, key.clone()));
             assert!(retry.as_ref().is_none_or(|retry| self.retries.contains(retry)));
-            let is_ready = matches!(function.image, Image::Ready(_));
+            let is_ready = matches!(function.images(), Images::Ready(_));
             let may_miss = retry.is_some() || !is_ready || !self.may_hold(function);
             assert!(has >= min || may_miss, "{key:?} has fewer than min_instances, and does nothing");
             let is_kept = function.kept.len() <= function.routable.len() && function.routable.len() <= min;

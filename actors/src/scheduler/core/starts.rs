@@ -1,11 +1,11 @@
 //! Starts: from acceptance to their end.
 
 use super::{
-    Answer, Change, ControlError, Effect, FunctionKey, Image, Phase, RETRY_AFTER, SchedulerCore, Start,
+    Answer, Change, ControlError, Effect, FunctionKey, Images, Phase, RETRY_AFTER, SchedulerCore, Start,
     StartRows, Ticket,
 };
 use crate::{
-    id::{StartId, TenantId},
+    id::{StartId, TenantId, TreeId},
     resources::Resources,
     scheduler::records::{self, StartRow},
     wire::control::{EndReason, StartReport},
@@ -22,7 +22,7 @@ impl Start {
             key,
             phase,
             vm: None,
-            image: None,
+            images: Vec::new(),
             revision: 0,
             needs: Resources::default(),
             avoid: BTreeSet::new(),
@@ -46,6 +46,13 @@ impl Start {
     }
 }
 
+impl Start {
+    /// The trees whose blocks it needs, once it has a VM.
+    pub(super) fn trees(&self) -> impl Iterator<Item = TreeId> {
+        self.images.iter().map(|image| TreeId { tenant: self.key.0.clone(), image: *image })
+    }
+}
+
 impl SchedulerCore {
     pub(super) fn start(
         &mut self,
@@ -65,8 +72,8 @@ impl SchedulerCore {
         let Some(function) = self.functions.get(key) else {
             return Some(ControlError::NotFound("function"));
         };
-        if let Image::Failed(reason) = &function.image {
-            return Some(ControlError::ImageFailed(reason.clone()));
+        if let Images::Failed(reason) = function.images() {
+            return Some(ControlError::ImageFailed(reason.to_owned()));
         }
         let most = self.limits.starts_per_request_max;
         if count == 0 || count > most {
@@ -183,14 +190,14 @@ impl SchedulerCore {
         self.queue(id);
         let function = &self.functions[&self.starts[id].key];
         // While the image is converted nothing can be placed, and the time does not count.
-        let ready = matches!(function.image, Image::Ready(_));
+        let ready = matches!(function.images(), Images::Ready(_));
         self.set_timer(id, ready.then_some(now + self.limits.placement_deadline));
     }
 
     fn fail_if_image_failed(&mut self, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
         let Some(function) = self.functions.get_mut(key) else { return };
-        let Image::Failed(reason) = &function.image else { return };
-        let reason = EndReason::ImageUnavailable(reason.clone());
+        let Images::Failed(reason) = function.images() else { return };
+        let reason = EndReason::ImageUnavailable(reason.to_owned());
         for start in std::mem::take(&mut function.unplaced).into_values() {
             self.end(&start, reason.clone(), now, effects);
         }

@@ -1,6 +1,6 @@
 //! What users see: questions that change nothing.
 
-use super::{ControlError, Function, FunctionKey, Image, Located, Phase, SchedulerCore, Start, Vm};
+use super::{ControlError, FunctionKey, Image, Located, Phase, SchedulerCore, Start, Vm};
 use crate::image::BlockImage;
 use crate::support::{Snapshot, micros};
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
         ColdImageView, FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState,
         VmView,
     },
+    world::Source,
 };
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -33,17 +34,22 @@ impl SchedulerCore {
         Some(FunctionView {
             name: key.1.clone(),
             spec: function.spec.clone(),
-            image_state: self.image_state(function),
+            image_state: self.image_state(&function.image, &Source::Image(function.spec.image.clone())),
+            code_state: function
+                .code
+                .as_ref()
+                .zip(function.spec.code)
+                .map(|(code, package)| self.image_state(code, &Source::Code(key.0.clone(), package))),
             ready: function.routable.len() as u32,
             starting: function.unfinished.len() as u32 + function.accepting,
             waiting: function.requests_waiting as u32,
         })
     }
 
-    fn image_state(&self, function: &Function) -> ImageState {
-        match &function.image {
+    fn image_state(&self, image: &Image, source: &Source) -> ImageState {
+        match image {
             Image::Converting => {
-                let progress = self.conversions.get(&function.spec.image);
+                let progress = self.conversions.get(source);
                 ImageState::Converting {
                     phase: progress.map_or("waiting", |progress| progress.phase().name()).into(),
                     done: progress.map_or(0, |progress| progress.done()),
@@ -95,7 +101,7 @@ impl SchedulerCore {
         self.vms.get(name).map(|vm| vm.view(name))
     }
 
-    /// The tree of a function's present image.
+    /// The tree of a function's present image; that of its code is another one.
     pub fn tree_of(&self, tenant: &TenantId, name: &FunctionName) -> Result<TreeId, ControlError> {
         let (image, _) = self.image_of(tenant, name)?;
         Ok(TreeId { tenant: tenant.clone(), image: image.id })
@@ -147,11 +153,9 @@ impl SchedulerCore {
     }
 
     fn longest_stall_us(&self, start: &Start) -> u64 {
-        let held = || {
-            let vm = self.vms.get(start.vm.as_ref()?).filter(|_| start.phase != Phase::Ended)?;
-            vm.held.get(&TreeId { tenant: start.key.0.clone(), image: start.image? })
-        };
-        start.report.longest_stall_us.max(held().map_or(0, |held| held.longest_stall_us))
+        let vm = start.vm.as_ref().filter(|_| start.phase != Phase::Ended).and_then(|vm| self.vms.get(vm));
+        let held = vm.into_iter().flat_map(|vm| start.trees().filter_map(|tree| vm.held.get(&tree)));
+        held.map(|held| held.longest_stall_us).fold(start.report.longest_stall_us, u64::max)
     }
 }
 

@@ -1,12 +1,12 @@
 //! What is heard of VMs: they come with all that they run, and go.
 
 use super::{
-    Answer, Change, ControlError, Effect, Entry, Function, FunctionKey, Image, Phase, Rest, SchedulerCore,
+    Answer, Change, ControlError, Effect, Entry, Function, FunctionKey, Images, Phase, Rest, SchedulerCore,
     Start, Ticket, Vm,
 };
 use crate::{
     function_tree::Contact,
-    id::{StartId, TreeId, VmId},
+    id::{ImageId, StartId, TreeId, VmId},
     resources::Resources,
     scheduler::records,
     vm_node::{VmEvent, VmFacts},
@@ -15,6 +15,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     time::Duration,
 };
 use tokio::time::Instant;
@@ -342,7 +343,9 @@ impl SchedulerCore {
         let Some(function) = self.functions.get_mut(&key).filter(|_| free && fits) else {
             return effects.push(Effect::Stop { vm: vm.clone(), start: id.clone() });
         };
-        let is_present = matches!(&function.image, Image::Ready(image) if image.id == told.image);
+        let images: Vec<ImageId> = iter::once(told.image).chain(told.code).collect();
+        let is_present =
+            matches!(function.images(), Images::Ready(ready) if ready.ids().eq(images.iter().copied()));
         let revision = if is_present { function.revision } else { 0 };
         let start = &self.starts[id];
         function.unplaced.remove(&start.sequence);
@@ -355,8 +358,7 @@ impl SchedulerCore {
         start.chosen_at = Some(now);
         start.ordered_at = Some(now);
         start.has_served = true;
-        let tree = TreeId { tenant: told.tenant.clone(), image: told.image };
-        self.assign(id, vm, &tree, needs);
+        self.assign(id, vm, images, needs);
         self.set_timer(id, Some(now + self.limits.ready_deadline + self.limits.lease));
         if told.ready {
             self.became_ready(id, now, effects);

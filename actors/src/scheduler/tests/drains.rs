@@ -213,13 +213,13 @@ fn a_new_manager_and_a_vm_that_comes_back_know_of_the_drain() {
     let known: StartId = "known".parse().expect("name");
     let row = StartRow { id: known.clone(), key: api(), starts: vec![known.clone()] };
     let mut world = World::new();
-    let loaded = Loaded {
-        functions: BTreeMap::from([(api(), (spec("app:1"), Some(block_image("app:1").into())))]),
+    let all = Loaded {
+        functions: BTreeMap::from([(api(), loaded("app:1"))]),
         vms: vec![vm(0), vm(1)],
         drains: BTreeSet::from([vm(0)]),
         starts: vec![row],
     };
-    world.apply(Event::Loaded(Box::new(loaded)));
+    world.apply(Event::Loaded(Box::new(all)));
     for _ in 0..2 {
         let instances = vec![instance(&known, "app:1", true)];
         world.up(0, VmFacts { instances, ..facts(0, GIB) });

@@ -210,7 +210,7 @@ fn what_ended_while_the_scheduler_was_away_is_not_placed_again_if_a_vm_of_its_te
     let starts: Vec<StartId> = ["over", "moved", "stranger"].map(|id| id.parse().expect("name")).into();
     let row = StartRow { id: starts[0].clone(), key: api(), starts: starts.clone() };
     let mut world = World::new();
-    let functions = BTreeMap::from([(api(), (spec("app:1"), Some(block_image("app:1").into())))]);
+    let functions = BTreeMap::from([(api(), loaded("app:1"))]);
     let vms = (0..3).map(vm).collect();
     world.apply(Event::Loaded(Box::new(Loaded {
         functions,
