@@ -275,6 +275,7 @@ impl SchedulerCore {
         self.trim(&key, now, effects);
         // It may be of an older description.
         self.keep_min(&key, now, effects);
+        self.replace_old(&key, now, effects);
     }
 
     /// The instance has no request from now on.
