@@ -490,7 +490,11 @@ mod tests {
         assert!(link.send(command));
         let mut seen = Vec::new();
         while seen.len() < events_wanted {
-            seen.push(events.recv().await.expect("the connection tells"));
+            let event = events.recv().await.expect("the connection tells");
+            // Frames that come slowly are a word that the parent lives; on a busy machine any does.
+            if !matches!(event, UpstreamEvent::Waits) {
+                seen.push(event);
+            }
         }
         seen
     }
