@@ -100,6 +100,7 @@ fn memory(name: &str) {
             blocks_total: 9,
             bytes: BytesBySource::default(),
             longest_stall_us: 0,
+            preheated: None,
         };
         core.apply(Event::Reported { vm, contact, held }, now, &mut effects);
         effects.clear();

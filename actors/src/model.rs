@@ -4,7 +4,7 @@ use crate::{
     id::{Digest, Epoch, FunctionName, ImageId, StartId, TenantId, VmId},
     profile::Profile,
     resources::Resources,
-    wire::control::{BytesBySource, EndReason, Mode, Step},
+    wire::control::{BytesBySource, EndReason, Mode, Step, Warmth},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -336,6 +336,38 @@ pub struct HeldImageView {
     pub image: ImageId,
     pub blocks_present: u32,
     pub blocks_total: u32,
+    pub bytes: BytesBySource,
+}
+
+/// To which VMs a function's image is brought before any start: so many, or these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreheatSpec {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vms: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<VmId>,
+    #[serde(default)]
+    pub what: Warmth,
+}
+
+/// What VMs hold of a function's present image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreheatView {
+    pub image: ImageId,
+    pub vms: Vec<PreheatedVm>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreheatedVm {
+    pub vm: VmId,
+    /// What it was told to hold, as far as this manager knows.
+    pub what: Option<Warmth>,
+    /// It holds that, or everything.
+    pub is_done: bool,
+    pub blocks_present: u32,
+    pub blocks_total: u32,
+    /// Stored bytes that it got, since its agent runs.
     pub bytes: BytesBySource,
 }
 

@@ -26,6 +26,10 @@ pub enum Failure {
     Conversion(String),
     #[error("{ended} of {count} starts did not become ready: {reason}")]
     Starts { ended: usize, count: usize, reason: String },
+    #[error(
+        "{missing} of {count} VMs do not hold it after {timeout:?}; it goes on, only nobody waits for it any more"
+    )]
+    Preheat { missing: usize, count: usize, timeout: Duration },
     #[error("it was not done within {0:?}; it goes on, only nobody waits for it any more")]
     Timeout(Duration),
     #[error("{} cannot be written: {error}", path.display())]
@@ -51,7 +55,7 @@ impl Failure {
             Self::Starts { .. } => {
                 "`faasnet start show ID` tells how far one came, `faasnet logs ID` what it printed"
             }
-            Self::Timeout(_) => "--timeout gives it more time",
+            Self::Preheat { .. } | Self::Timeout(_) => "--timeout gives it more time",
             Self::Answer(_) => "use the same release as the manager, and the address of its API",
             Self::Usage(_) | Self::File { .. } | Self::Output(_) => return None,
         };

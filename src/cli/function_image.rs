@@ -1,5 +1,5 @@
 //! `faasnet image profile` and `faasnet image optimize`: what starts of a function read of its image, and
-//! packing the image by that.
+//! packing the image by that. `faasnet image preheat` is in `preheat`.
 
 use super::{
     Context,
@@ -25,6 +25,8 @@ use std::{
 pub enum FunctionImage {
     /// Show what starts of a function read of its image before they are ready
     Profile(ShowProfile),
+    /// Bring a function's image to VMs before any start
+    Preheat(super::preheat::Preheat),
     /// Pack a function's image so that what its starts read lies together; new starts use it
     Optimize(Optimize),
 }
@@ -57,6 +59,7 @@ impl FunctionImage {
     pub(super) async fn run(self, context: &mut Context<'_>) -> Result<ExitCode, Failure> {
         match self {
             Self::Profile(profile) => profile.run(context).await?,
+            Self::Preheat(preheat) => preheat.run(context).await?,
             Self::Optimize(optimize) => optimize.run(context).await?,
         }
         Ok(ExitCode::SUCCESS)

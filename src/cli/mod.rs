@@ -13,6 +13,7 @@ mod image;
 mod invoke;
 mod logs;
 mod output;
+mod preheat;
 mod process;
 mod start;
 mod stop;

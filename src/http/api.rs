@@ -16,7 +16,7 @@ use actix_web::{
 };
 use faasnet_actors::{
     id::{FunctionName, StartId, VmId},
-    model::{FunctionSpec, FunctionView, ProfileView, StartView, TreeView, VmView},
+    model::{FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView, VmView},
     support::ActorView,
 };
 use serde::{Deserialize, Serialize};
@@ -201,6 +201,21 @@ pub(super) async fn optimize(
 ) -> Result<HttpResponse, Problem> {
     let view = state.scheduler.optimize(caller.tenant, name.into_inner()).await?;
     Ok(HttpResponse::Accepted().json(view))
+}
+
+/// Accepted when the VMs are chosen; how far they are says `preheated`.
+pub(super) async fn preheat(
+    state: State,
+    caller: Caller,
+    name: Path<FunctionName>,
+    spec: JsonBody<PreheatSpec>,
+) -> Result<HttpResponse, Problem> {
+    let view = state.scheduler.preheat(caller.tenant, name.into_inner(), spec.0).await?;
+    Ok(HttpResponse::Accepted().json(view))
+}
+
+pub(super) async fn preheated(state: State, caller: Caller, name: Path<FunctionName>) -> Answer<PreheatView> {
+    Ok(Json(state.scheduler.preheated(caller.tenant, name.into_inner()).await?))
 }
 
 pub(super) async fn list_vms(state: State, _: AllTenants) -> Answer<Vms> {

@@ -39,6 +39,7 @@ pub fn routes() -> Vec<RouteEntry> {
     use Role::{Admin, Operator, Viewer};
     const FUNCTION: &str = "/v1/functions/{name}";
     const STARTS: &str = "/v1/functions/{name}/starts";
+    const PREHEAT: &str = "/v1/functions/{name}/preheat";
     const START: &str = "/v1/starts/{id}";
     vec![
         public(PUBLIC[0], || web::to(api::healthz)),
@@ -54,6 +55,8 @@ pub fn routes() -> Vec<RouteEntry> {
         route(Method::GET, "/v1/functions/{name}/tree", Viewer, || web::to(api::tree)),
         route(Method::GET, "/v1/functions/{name}/profile", Viewer, || web::to(api::profile)),
         route(Method::POST, "/v1/functions/{name}/optimize", Operator, || web::to(api::optimize)),
+        route(Method::GET, PREHEAT, Viewer, || web::to(api::preheated)),
+        route(Method::POST, PREHEAT, Operator, || web::to(api::preheat)),
         route(Method::GET, START, Viewer, || web::to(api::get_start)),
         route(Method::DELETE, START, Operator, || web::to(api::stop)),
         route(Method::GET, "/v1/starts/{id}/logs", Viewer, || web::to(api::logs)),

@@ -324,6 +324,7 @@ mod tests {
             blocks_total: 9,
             bytes: BytesBySource::default(),
             longest_stall_us: 0,
+            preheated: None,
         };
         let instance = |tree: TreeId| RunningInstance {
             start: "s1".parse().expect("valid"),

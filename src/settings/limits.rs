@@ -29,6 +29,7 @@ impl Settings {
                 functions_max: scheduler.functions_max,
                 functions_per_vm_max: scheduler.functions_per_vm_max,
                 starts_per_request_max: scheduler.starts_per_request_max,
+                preheat_vms_max: scheduler.preheat_vms_max,
                 starts_waiting_max: scheduler.starts_waiting_max,
                 starts_kept: scheduler.starts_kept,
                 instances_per_function_max: scheduler.instances_per_function_max,

@@ -122,6 +122,7 @@ pub struct SchedulerSettings {
     pub functions_max: usize,
     pub functions_per_vm_max: usize,
     pub starts_per_request_max: u32,
+    pub preheat_vms_max: usize,
     pub starts_per_row_max: usize,
     pub starts_waiting_max: usize,
     pub starts_at_once_per_vm: u32,

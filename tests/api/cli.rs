@@ -392,6 +392,12 @@ async fn what_starts_read_is_shown_kept_in_a_file_and_packed() {
     }
     let kept: Profile = serde_json::from_slice(&std::fs::read(&file).expect("written")).expect("a profile");
     assert_eq!(kept.parts().len(), 2);
+    let held = world.prints(&["image", "preheat", "app", "--vms", "1"]).await;
+    let row = "VM    BLOCKS     OF ALL  RECEIVED  DONE\nvm-1  75 of 100  75 %    44.0 MiB  yes\n";
+    assert_eq!(held, row);
+    assert_eq!(world.prints(&["image", "preheat", "app", "--vm", "vm-1", "--hot"]).await, row);
+    let cold = world.cli(&["image", "preheat", "broken", "--hot", "--timeout", "0"]).await;
+    assert!(cold.code == 1 && cold.out.contains("no\n") && cold.err.contains("1 of 1 VMs"), "{}", cold.err);
     let json: Value =
         serde_json::from_str(&world.prints(&["--json", "image", "profile", "app"]).await).expect("JSON");
     assert_eq!(json["blocks"], 7);

@@ -7,7 +7,7 @@ use faasnet_actors::{
     profile::{FilePath, Profile},
     resources::Resources,
     scheduler::{Acquired, Ask, CallId, ControlError, Located, Release, Reply, Request},
-    wire::control::BytesBySource,
+    wire::control::{BytesBySource, Warmth},
     world::MetadataError,
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -107,6 +107,15 @@ impl Handler<Request> for Control {
             Ask::GetProfile { tenant, name, reply } | Ask::Optimize { tenant, name, reply } => {
                 let spec = self.functions.get(&(tenant, name));
                 let _ = reply.send(spec.ok_or(ControlError::NotFound("function")).and_then(profile));
+            }
+            Ask::Preheat { tenant, name, spec: PreheatSpec { what, .. }, reply } => {
+                let spec = self.functions.get(&(tenant, name));
+                let known = spec.ok_or(ControlError::NotFound("function"));
+                let _ = reply.send(known.map(|_| preheated(what, what == Warmth::Whole)));
+            }
+            Ask::GetPreheat { tenant, name, reply } => {
+                let known = self.functions.get(&(tenant, name)).ok_or(ControlError::NotFound("function"));
+                let _ = reply.send(known.map(|spec| preheated(Warmth::Hot, !spec.image.contains("broken"))));
             }
             Ask::GetTree { reply, .. } => {
                 let _ = reply.send(Ok(tree()));
@@ -273,6 +282,19 @@ fn drained(name: VmId, force: bool) -> Result<VmView, ControlError> {
     }
     let draining = VmView { state: VmState::Draining, draining: true, ..vm() };
     if force { Ok(draining) } else { Err(ControlError::Conflict("it is the last; let another join".into())) }
+}
+
+/// One VM that holds three quarters of the image.
+fn preheated(what: Warmth, is_done: bool) -> PreheatView {
+    let row = PreheatedVm {
+        vm: vm().id,
+        what: Some(what),
+        is_done,
+        blocks_present: 75,
+        blocks_total: 100,
+        bytes: BytesBySource { parent: 30 << 20, ancestor: 0, origin: 14 << 20 },
+    };
+    PreheatView { image: Digest::from_bytes([1; 32]), vms: vec![row] }
 }
 
 /// vm-0 with the children vm-1 and vm-2, and vm-3 below vm-1.

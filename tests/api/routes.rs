@@ -114,6 +114,15 @@ async fn tenants_do_not_see_each_other() {
     };
     assert_eq!(profile("team-a").await.status(), 200);
     problem(profile("team-b").await, 404, "not_found").await;
+    let preheat = async |method: &str, token: &str, tenant: &str| {
+        let request = world.request(method, "/v1/functions/app/preheat", token);
+        let request = if method == "POST" { request.json(&json!({"vms": 1})) } else { request };
+        request.header("faasnet-tenant", tenant).send().await.expect("answered")
+    };
+    assert_eq!(preheat("GET", &world.viewer, "team-a").await.status(), 200);
+    assert_eq!(preheat("POST", &world.team_a, "team-a").await.status(), 202);
+    problem(preheat("GET", &world.viewer, "team-b").await, 404, "not_found").await;
+    problem(preheat("POST", &world.operator, "team-b").await, 404, "not_found").await;
     let optimize = world.request("POST", "/v1/functions/app/optimize", &world.operator);
     problem(optimize.send().await.expect("answered"), 404, "not_found").await;
 
@@ -158,6 +167,11 @@ async fn every_mistake_is_told_as_a_problem() {
     problem(send(starts(json!({"count": 0}))).await, 400, "invalid").await;
     problem(send(starts(json!({"count": -1}))).await, 400, "invalid").await;
     problem(send(starts(json!({}))).await, 400, "invalid").await;
+    let preheat = |body: Value| admin("POST", "/v1/functions/app/preheat").json(&body);
+    problem(send(preheat(json!({"vms": 1, "what": "warm"}))).await, 400, "invalid").await;
+    problem(send(preheat(json!({"names": ["UPPER"]}))).await, 400, "invalid").await;
+    problem(send(preheat(json!({"count": 1}))).await, 400, "invalid").await;
+    problem(send(preheat(json!({"vms": 1}))).await, 404, "not_found").await;
     problem(send(admin("DELETE", "/v1/vms/vm-1")).await, 409, "conflict").await;
     problem(send(admin("POST", "/v1/vms/vm-1/drain")).await, 409, "conflict").await;
     problem(send(admin("POST", "/v1/vms/vm-1/drain?force=false")).await, 409, "conflict").await;
@@ -231,6 +245,13 @@ async fn the_answers_have_their_shapes() {
         assert_eq!((&profile["recordings"], &profile["packing"]["state"]), (&json!(1), &json!("done")));
         assert_eq!(profile["profile"]["parts"][0]["path"], "/usr/bin/python3");
     }
+    let wanted = world.as_admin("POST", "/v1/functions/app/preheat").json(&json!({"vms": 1}));
+    let preheated = json(wanted, 202).await;
+    assert_eq!(
+        (&preheated["vms"][0]["what"], &preheated["vms"][0]["is_done"]),
+        (&json!("whole"), &json!(true))
+    );
+    assert_eq!(json(world.as_admin("GET", "/v1/functions/app/preheat"), 200).await["vms"][0]["vm"], "vm-1");
     let new = world.as_admin("PUT", "/v1/functions/unread").json(&json!({"image": "registry.example/new:1"}));
     json(new, 200).await;
     let unread = world.as_admin("POST", "/v1/functions/unread/optimize").send().await.expect("answered");

@@ -13,6 +13,7 @@ mod hot_set;
 mod listing;
 mod manager_restart;
 mod overload;
+mod preheat;
 mod sample;
 mod shapes;
 mod support;

@@ -8,6 +8,7 @@ impl Handler<Order> for Agent {
     fn handle(&mut self, Order(order): Order, ctx: &mut Context<Self>) {
         match order {
             ToAgent::Start(order) => self.start(*order, ctx),
+            ToAgent::Preheat(order) => self.preheat(*order, ctx),
             ToAgent::Stop { start } => {
                 if !self.instances.send(&start, Stop) {
                     let report = StartReport::default();

@@ -22,6 +22,7 @@ impl Flow for Order {
     fn hop(&self) -> Option<Hop<'_>> {
         let (message, about): (_, &dyn Display) = match &self.0 {
             ToAgent::Start(order) => ("Start", &order.start),
+            ToAgent::Preheat(order) => ("Preheat", &order.place.tree),
             ToAgent::Stop { start } => ("Stop", start),
             ToAgent::Place(place) => ("Place", &place.tree),
             ToAgent::Leave { tree, .. } => ("Leave", tree),

@@ -30,7 +30,8 @@ use crate::{
     wire::{
         PROTOCOL_VERSION,
         control::{
-            EndReason, HeldTree, Hello, Place, RunningInstance, StartOrder, StartReport, ToAgent, ToManager,
+            EndReason, HeldTree, Hello, Place, PreheatOrder, RunningInstance, StartOrder, StartReport,
+            ToAgent, ToManager, Warmth,
         },
         holder::{FromHolder, HeldInstance, PlainRange, ToHolder},
         peer::Refusal,
@@ -98,11 +99,14 @@ struct Tree {
     hot: Vec<BlockId>,
     /// Starts whose reads are recorded, until the first of them is ready.
     recording: BTreeSet<StartId>,
+    /// What it is to hold whatever runs, and the order that said so last.
+    preheat: Option<(u64, Warmth)>,
 }
 
 impl Tree {
     fn new(record: TreeRecord) -> Self {
-        Self { record, is_mounted: false, is_left: false, hot: Vec::new(), recording: BTreeSet::new() }
+        let (hot, recording) = (Vec::new(), BTreeSet::new());
+        Self { record, is_mounted: false, is_left: false, hot, recording, preheat: None }
     }
 
     /// Takes what an order says of the image's use.
@@ -314,12 +318,48 @@ impl Agent {
         self.settle(&tree);
     }
 
+    /// Takes a place in a tree for blocks that later starts will read. Refused orders are not answered: the
+    /// VM does not become a member, or stays what it is.
+    fn preheat(&mut self, order: PreheatOrder, ctx: &mut Context<Self>) {
+        let PreheatOrder { number, image, place, what, hot } = order;
+        let tree = place.tree.clone();
+        let is_old = self.trees.get(&tree).is_some_and(|known| place.epoch < known.record.place.epoch);
+        let is_others = |ordered: &Ordered| ordered.record.order.place.tree.tenant != tree.tenant;
+        if is_old || self.ordered.values().any(is_others) {
+            return; // invariants 4 and 8
+        }
+        self.leave_others(&tree, ctx);
+        let record = TreeRecord { image, place };
+        let known = self.trees.entry(tree.clone()).or_insert_with(|| Tree::new(record.clone()));
+        // What is to be whole does not become less by a later order.
+        let what = known.preheat.map_or(what, |(_, before)| what.max(before));
+        known.preheat = Some((number, what));
+        if !hot.is_empty() {
+            known.hot = hot;
+        }
+        self.tell_ahead(&tree);
+        self.place(tree.clone(), record, ctx);
+        self.settle(&tree);
+    }
+
+    /// Leaves the trees of other tenants, and what is kept of others: the manager's order to do so may come later.
+    fn leave_others(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
+        let foreign = self.trees.keys().filter(|known| known.tenant != tree.tenant);
+        for known in foreign.cloned().collect::<Vec<_>>() {
+            self.leave(&known, ctx);
+        }
+        self.purge_foreign(&tree.tenant, ctx);
+    }
+
     /// Tells a transfer how much of its image the instances want, the strictest of them decides, and the cache
     /// what the image is to this VM.
     fn settle(&self, tree: &TreeId) {
         let of_tree = self.ordered.values().filter(|ordered| ordered.record.order.is_of(tree));
         let wish = of_tree.map(|ordered| Wish::of(ordered.record.order.mode, ordered.record.is_ready)).max();
-        self.transfers.send(tree, Wished(wish.unwrap_or_default()));
+        let preheat = self.trees.get(tree).and_then(|known| known.preheat);
+        let to_preheat = preheat.map(|(_, what)| Wish::to_preheat(what));
+        // None is below every wish.
+        self.transfers.send(tree, Wished(wish.max(to_preheat).unwrap_or_default()));
         let standing = if wish.is_some() {
             Standing::Needed
         } else if self.trees.contains_key(tree) {
@@ -374,11 +414,7 @@ impl Agent {
             let reason = EndReason::Refused(refusal.unwrap_or("it has no free port").to_owned());
             return self.say(ToManager::Ended { start, reason, report: StartReport::default() });
         };
-        let foreign = self.trees.keys().filter(|known| known.tenant != tree.tenant);
-        for known in foreign.cloned().collect::<Vec<_>>() {
-            self.leave(&known, ctx); // the manager's order to leave may come later
-        }
-        self.purge_foreign(&tree.tenant, ctx);
+        self.leave_others(&tree, ctx);
         // What is recorded and fetched ahead is of the image; code is small.
         let record = TreeRecord { image: order.image.clone(), place: order.place.clone() };
         let known = self.trees.entry(tree.clone()).or_insert_with(|| Tree::new(record));
@@ -645,6 +681,7 @@ impl Agent {
         let asking = self.trees.iter().map(|(tree, known)| {
             let (tree, epoch, place) =
                 (tree.clone(), known.record.place.epoch, known.record.place.seat.place);
+            let preheat = known.preheat;
             let asking = self.transfers.get(&tree).map(|transfer| transfer.send(GetReport));
             async move {
                 // While its cache is being opened the VM is a member all the same.
@@ -652,7 +689,7 @@ impl Agent {
                     Some(asking) => asking.await.unwrap_or_default(),
                     None => TransferReport::default(),
                 };
-                report.held(tree, epoch, place)
+                report.held(tree, epoch, place, preheat)
             }
         });
         join_all(asking.collect::<Vec<_>>())

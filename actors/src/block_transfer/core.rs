@@ -497,13 +497,32 @@ impl TransferCore {
         let is_coming = |block| wanted.contains_key(&block) || writing.contains_key(&block);
         // Half of what a child may wait for at its parent is left for what is read.
         let open_max = (self.limits.queued_blocks_max / 2).max(1);
-        let is_here = |block| present.contains(&block);
+        // Of what is only to be warm the rest counts as there.
+        let (hot_end, ahead) = (self.hot_end(index), &self.is_ahead);
+        let is_hot_enough = self.rest.wish() == Wish::Hot;
+        let is_meant = |block: BlockId| !is_hot_enough || block.0 < hot_end || ahead.contains(&block);
+        let is_here = |block| present.contains(&block) || !is_meant(block);
         let next = self.rest.take(size, open_max, (is_coming, is_here), (now, self.limits.retry_max));
         for block in next {
             if !self.writing.contains_key(&block) {
                 self.want(block, urgency, now);
             }
         }
+    }
+
+    /// Where the blocks end that lie first and are read by starts: the metadata, and what is packed behind them
+    /// unless it was said what starts read.
+    fn hot_end(&self, index: &Index) -> u32 {
+        if self.ahead.is_empty() { index.hot_blocks() } else { index.metadata_blocks() }
+    }
+
+    /// Blocks that starts read, as far as it is known, and that are not there. None without an index.
+    pub fn hot_missing(&self) -> Option<u32> {
+        let index = self.index.as_ref()?;
+        let (end, count) = (self.hot_end(index), index.block_count());
+        let behind = self.is_ahead.range(BlockId(end)..BlockId(count.max(end))).copied();
+        let missing = (0..end).map(BlockId).chain(behind).filter(|block| !self.present.contains(block));
+        u32::try_from(missing.count()).ok()
     }
 
     /// Says once that all blocks are there.

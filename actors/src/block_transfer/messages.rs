@@ -10,7 +10,7 @@ use crate::{
     id::{BlockId, Epoch, ImageId, StartId, TreeId, VmId},
     support::{Flow, Hop, micros},
     wire::{
-        control::{BytesBySource, HeldTree, OriginAnswer, Place, StartReport, Step},
+        control::{BytesBySource, HeldTree, OriginAnswer, Place, Preheated, StartReport, Step, Warmth},
         peer::{Reach, Refusal, Urgency},
     },
 };
@@ -100,6 +100,8 @@ pub struct GetReport;
 pub struct TransferReport {
     pub blocks_present: u32,
     pub blocks_total: u32,
+    /// Blocks that starts read and that are not there; None without an index.
+    pub hot_missing: Option<u32>,
     pub bytes: BytesBySource,
     pub stalls: Stalls,
 }
@@ -109,6 +111,7 @@ impl TransferReport {
         Self {
             blocks_present: u32::try_from(core.present().len()).unwrap_or(u32::MAX),
             blocks_total: core.index().map_or(0, |index| index.block_count()),
+            hot_missing: core.hot_missing(),
             bytes: core.bytes(),
             stalls: core.stalls(now),
         }
@@ -119,16 +122,27 @@ impl TransferReport {
         Self {
             blocks_present: self.blocks_present.saturating_add(other.blocks_present),
             blocks_total: self.blocks_total.saturating_add(other.blocks_total),
+            hot_missing: self.hot_missing.zip(other.hot_missing).map(|(own, more)| own.saturating_add(more)),
             bytes: self.bytes.plus(other.bytes),
             stalls: self.stalls.plus(other.stalls),
         }
     }
 
     /// As a member tells the manager.
-    pub fn held(self, tree: TreeId, epoch: Epoch, place: u64) -> HeldTree {
-        let Self { blocks_present, blocks_total, bytes, stalls } = self;
+    pub fn held(self, tree: TreeId, epoch: Epoch, place: u64, preheat: Option<(u64, Warmth)>) -> HeldTree {
+        let preheated = preheat.and_then(|(order, what)| self.preheated(order, what));
+        let Self { blocks_present, blocks_total, hot_missing: _, bytes, stalls } = self;
         let longest_stall_us = micros(stalls.longest);
-        HeldTree { tree, epoch, place, blocks_present, blocks_total, bytes, longest_stall_us }
+        HeldTree { tree, epoch, place, blocks_present, blocks_total, bytes, longest_stall_us, preheated }
+    }
+
+    fn preheated(&self, order: u64, what: Warmth) -> Option<Preheated> {
+        let hot = self.hot_missing?;
+        let missing = match what {
+            Warmth::Hot => hot,
+            Warmth::Whole => self.blocks_total.saturating_sub(self.blocks_present),
+        };
+        Some(Preheated { order, missing })
     }
 
     /// What one start took, when this was the report before its order.

@@ -224,7 +224,9 @@ impl World {
         self.tree.check();
         for effect in effects {
             let (to, event) = match effect {
-                TreeEffect::Start { vm, placing, .. } | TreeEffect::Place { vm, placing, .. } => {
+                TreeEffect::Start { vm, placing, .. }
+                | TreeEffect::Preheat { vm, placing, .. }
+                | TreeEffect::Place { vm, placing, .. } => {
                     let (epoch, stripes, seat) = (placing.epoch, placing.stripes, placing.seat);
                     (vm, Event::Placed { epoch, stripes, seat })
                 }

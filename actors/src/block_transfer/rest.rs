@@ -2,7 +2,10 @@
 
 use crate::{
     id::BlockId,
-    wire::{control::Mode, peer::Urgency},
+    wire::{
+        control::{Mode, Warmth},
+        peer::Urgency,
+    },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +19,8 @@ pub enum Wish {
     /// What is read.
     #[default]
     Read,
+    /// What starts read, whether one comes or not.
+    Hot,
     /// All of it, behind everything else.
     Rest,
     /// All of it: somebody waits for that.
@@ -32,12 +37,20 @@ impl Wish {
         }
     }
 
+    /// What an order to preheat wants.
+    pub fn to_preheat(what: Warmth) -> Self {
+        match what {
+            Warmth::Hot => Self::Hot,
+            Warmth::Whole => Self::Whole,
+        }
+    }
+
     /// How urgent blocks are that nothing reads; none when they are not wanted.
     pub(super) fn urgency(self) -> Option<Urgency> {
         match self {
             Self::Read => None,
             Self::Rest => Some(Urgency::Background),
-            Self::Whole => Some(Urgency::Prefetch),
+            Self::Hot | Self::Whole => Some(Urgency::Prefetch),
         }
     }
 }

@@ -6,13 +6,13 @@
 use super::{
     complaints::Complaints,
     leaving::Leaving,
-    messages::StartDraft,
+    messages::{PreheatDraft, StartDraft},
     origin::{OriginBudget, OriginLimits},
     rejoin::Rejoin,
 };
 use crate::{
     id::{Epoch, ImageId, VmId},
-    image::BLOCK_BYTES,
+    image::{BLOCK_BYTES, BlockImage},
     model::{MemberView, TreeView},
     tree::{Node, Topology, ancestors, breadth_first},
     wire::control::{HeldTree, OriginAnswer, Seat, Upstream},
@@ -66,6 +66,8 @@ pub struct Contact {
 pub enum Event {
     /// A start on that VM, which becomes a member if it is none.
     Join { vm: VmId, contact: Contact, start: Box<StartDraft> },
+    /// What that VM is to hold before any start; it becomes a member if it is none.
+    Preheat { vm: VmId, contact: Contact, draft: Box<PreheatDraft> },
     /// The VM says that it holds the tree: it is or becomes a member.
     Reported { vm: VmId, contact: Contact, held: HeldTree },
     /// What a member holds has changed.
@@ -91,6 +93,7 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     Start { vm: VmId, key_hash: KeyHash, placing: Placing, start: Box<StartDraft> },
+    Preheat { vm: VmId, key_hash: KeyHash, placing: Placing, draft: Box<PreheatDraft> },
     Place { vm: VmId, key_hash: KeyHash, placing: Placing },
     Leave { vm: VmId, epoch: Epoch },
     Origin { vm: VmId, answer: OriginAnswer },
@@ -247,6 +250,7 @@ impl TreeCore {
         let Some(event) = self.keep_for_later(event, effects) else { return };
         match event {
             Event::Join { vm, contact, start } => self.join(vm, contact, start, now, effects),
+            Event::Preheat { vm, contact, draft } => self.preheat(vm, contact, draft, now, effects),
             Event::Reported { vm, contact, held } => self.reported(vm, contact, &held, now, effects),
             Event::Held { vm, held } => {
                 self.held(&vm, &held);
@@ -274,6 +278,7 @@ impl TreeCore {
         let Some(rejoin) = &mut self.rejoin else { return Some(event) };
         match event {
             Event::Join { vm, contact, start } => rejoin.join(vm, contact, start),
+            Event::Preheat { vm, contact, draft } => rejoin.preheat(vm, contact, draft),
             Event::Reported { vm, contact, held } => rejoin.reported(vm, contact, held),
             Event::Held { vm, held } => rejoin.held(&vm, held),
             Event::Ready { vm } => rejoin.ready(vm),
@@ -329,16 +334,40 @@ impl TreeCore {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        let blocks = start.image.plain_bytes.div_ceil(u64::from(BLOCK_BYTES));
+        let (key_hash, placing, affected) = self.seat(&vm, contact, &start.image, now);
+        effects.push(Effect::Start { vm, key_hash, placing, start });
+        self.place_changed(affected, now, effects);
+    }
+
+    pub(super) fn preheat(
+        &mut self,
+        vm: VmId,
+        contact: Contact,
+        draft: Box<PreheatDraft>,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (key_hash, placing, affected) = self.seat(&vm, contact, &draft.image, now);
+        effects.push(Effect::Preheat { vm, key_hash, placing, draft });
+        self.place_changed(affected, now, effects);
+    }
+
+    /// Gives the VM its place, for an order that names it. Returns the others whose upstreams may differ now.
+    fn seat(
+        &mut self,
+        vm: &VmId,
+        contact: Contact,
+        image: &BlockImage,
+        now: Instant,
+    ) -> (KeyHash, Placing, Vec<Node>) {
+        let blocks = image.plain_bytes.div_ceil(u64::from(BLOCK_BYTES));
         self.origin.image_has(u32::try_from(blocks).unwrap_or(u32::MAX));
-        self.leaving.forget(&vm);
-        let (node, mut affected) = self.admit(&vm, contact, now);
+        self.leaving.forget(vm);
+        let (node, mut affected) = self.admit(vm, contact, now);
         affected.retain(|other| *other != node);
         let names = self.names(node);
         self.place(node, names, now);
-        let key_hash = self.member(node).contact.key_hash.clone();
-        effects.push(Effect::Start { vm, key_hash, placing: self.placing(node), start });
-        self.place_changed(affected, now, effects);
+        (self.member(node).contact.key_hash.clone(), self.placing(node), affected)
     }
 
     fn reported(

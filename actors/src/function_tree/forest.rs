@@ -144,7 +144,9 @@ impl Forest {
     fn deliver(&mut self, message: ToTree, ctx: &mut Context<Self>) {
         if !self.trees.knows(&message.tree) {
             match message.event {
-                Event::Join { .. } | Event::Reported { .. } => self.start_tree(&message.tree, ctx),
+                Event::Join { .. } | Event::Preheat { .. } | Event::Reported { .. } => {
+                    self.start_tree(&message.tree, ctx);
+                }
                 // About a tree that is gone: there is nobody to tell.
                 Event::Held { .. }
                 | Event::Ready { .. }
@@ -171,8 +173,11 @@ impl Forest {
         if self.trees.rests(&message.tree) {
             return self.refuse(message);
         }
-        // All but starts and orders to leave is asked for again by the rebuilt tree.
-        let kept = matches!(message.event, Event::Join { .. } | Event::Leave { .. } | Event::Dissolve);
+        // All but what the scheduler wants is asked for again by the rebuilt tree.
+        let kept = matches!(
+            message.event,
+            Event::Join { .. } | Event::Preheat { .. } | Event::Leave { .. } | Event::Dissolve
+        );
         if kept && self.waiting.len() < self.settings.waiting_max {
             self.waiting.push_back(message);
         }

@@ -8,12 +8,12 @@ use crate::{
     resources::Resources,
     scheduler::Reply,
     support::{Flow, Hop, Slot},
-    wire::control::Mode,
+    wire::control::{Mode, Warmth},
 };
 use actix::prelude::*;
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
-/// For one tree. Joins and reports make the tree when it is not there; anything else is dropped then.
+/// For one tree. Joins, preheats and reports make the tree when it is not there; anything else is dropped then.
 /// Bounded by the starts that the scheduler lets in and by the slots of agents' sessions.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -28,6 +28,7 @@ impl Flow for ToTree {
         let slot = if self.slot.is_some() { "session slot" } else { "" };
         let (message, about, permit): (_, &dyn Display, _) = match &self.event {
             Event::Join { start, .. } => ("Join", &start.start, "start waiting"),
+            Event::Preheat { vm, .. } => ("Preheat", vm, ""),
             Event::Reported { vm, .. } => ("Reported", vm, slot),
             Event::Ready { vm } => ("Ready", vm, slot),
             Event::Gone { vm } => ("Gone", vm, slot),
@@ -118,5 +119,15 @@ pub struct StartDraft {
     /// Whether it is to be recorded what it reads.
     pub record: bool,
     /// What it will read, in that order.
+    pub hot: Arc<[BlockId]>,
+}
+
+/// What a VM is to hold before any start, as the scheduler decided it; the tree adds the place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreheatDraft {
+    pub number: u64,
+    pub image: Arc<BlockImage>,
+    pub what: Warmth,
+    /// What starts read, in that order.
     pub hot: Arc<[BlockId]>,
 }

@@ -18,7 +18,7 @@ mod tests;
 
 pub use self::core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits};
 pub use forest::{Forest, ForestSettings};
-pub use messages::{Role, StartDraft, ToForest, ToTree};
+pub use messages::{PreheatDraft, Role, StartDraft, ToForest, ToTree};
 pub use origin::OriginLimits;
 pub use rejoin::Gathering;
 

@@ -1,10 +1,10 @@
 //! What a tree decides as what a VM is told: the same for the actor and for whoever drives the core alone.
 
-use super::{Effect, Placing, Role, StartDraft};
+use super::{Effect, Placing, PreheatDraft, Role, StartDraft};
 use crate::{
     id::{TreeId, VmId},
     vm_node::{Order, StartPart},
-    wire::control::{Capability, CodeOrder, Place, StartOrder},
+    wire::control::{Capability, CodeOrder, Place, PreheatOrder, StartOrder},
     world::KeyHash,
 };
 use std::sync::Arc;
@@ -20,6 +20,12 @@ impl Effect {
             Self::Start { vm, key_hash, placing, start } => {
                 let place = place(tree, placing, sign(&vm, &key_hash));
                 (vm, start_order(*start, place))
+            }
+            Self::Preheat { vm, key_hash, placing, draft } => {
+                let place = place(tree, placing, sign(&vm, &key_hash));
+                let PreheatDraft { number, image, what, hot } = *draft;
+                let (image, hot) = (image.as_ref().clone(), hot.to_vec());
+                (vm, Order::Preheat(Box::new(PreheatOrder { number, image, place, what, hot })))
             }
             Self::Place { vm, key_hash, placing } => {
                 let place = place(tree, placing, sign(&vm, &key_hash));

@@ -6,7 +6,7 @@
 use super::{
     ToForest,
     core::{Contact, Effect, TreeCore},
-    messages::StartDraft,
+    messages::{PreheatDraft, StartDraft},
 };
 use crate::{
     id::{TreeId, VmId},
@@ -23,11 +23,17 @@ pub(super) struct Rejoin {
     ready: BTreeSet<VmId>,
     /// In the order in which they came. Bounded by the starts that the scheduler lets in.
     joins: Vec<(VmId, Contact, Box<StartDraft>)>,
+    /// The last of each VM.
+    preheats: BTreeMap<VmId, (Contact, Box<PreheatDraft>)>,
 }
 
 impl Rejoin {
     pub fn join(&mut self, vm: VmId, contact: Contact, start: Box<StartDraft>) {
         self.joins.push((vm, contact, start));
+    }
+
+    pub fn preheat(&mut self, vm: VmId, contact: Contact, draft: Box<PreheatDraft>) {
+        self.preheats.insert(vm, (contact, draft));
     }
 
     pub fn reported(&mut self, vm: VmId, contact: Contact, held: HeldTree) {
@@ -47,6 +53,7 @@ impl Rejoin {
     /// True if the VM had reported.
     pub fn gone(&mut self, vm: &VmId) -> bool {
         self.joins.retain(|(joining, ..)| joining != vm);
+        self.preheats.remove(vm);
         self.reported.remove(vm).is_some()
     }
 
@@ -58,7 +65,7 @@ impl Rejoin {
 impl TreeCore {
     /// All have reported, or their time is over.
     pub(super) fn gathered(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let Some(Rejoin { reported, ready, joins }) = self.rejoin.take() else { return };
+        let Some(Rejoin { reported, ready, joins, preheats }) = self.rejoin.take() else { return };
         self.raise_epoch();
         let mut places = Vec::new();
         for (vm, (contact, held)) in &reported {
@@ -79,6 +86,9 @@ impl TreeCore {
         }
         for (vm, contact, start) in joins {
             self.join(vm, contact, start, now, effects);
+        }
+        for (vm, (contact, draft)) in preheats {
+            self.preheat(vm, contact, draft, now, effects);
         }
     }
 }

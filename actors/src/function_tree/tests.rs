@@ -68,6 +68,7 @@ fn held(epoch: Epoch, blocks_present: u32) -> HeldTree {
         blocks_total: 10,
         bytes,
         longest_stall_us: 0,
+        preheated: None,
     }
 }
 
@@ -121,7 +122,10 @@ impl World {
         let refresh = matches!(event, Event::Tick | Event::Reported { .. } | Event::Join { .. });
         match &event {
             Event::Leave { vm } => drop(self.leaving.insert(vm.clone())),
-            Event::Join { vm, .. } | Event::Reported { vm, .. } | Event::Gone { vm } => {
+            Event::Join { vm, .. }
+            | Event::Preheat { vm, .. }
+            | Event::Reported { vm, .. }
+            | Event::Gone { vm } => {
                 self.leaving.remove(vm);
             }
             _ => {}
@@ -133,6 +137,9 @@ impl World {
             match effect {
                 Effect::Start { vm, placing, .. } => {
                     self.starts += 1;
+                    self.places.insert(vm, placing);
+                }
+                Effect::Preheat { vm, placing, .. } => {
                     self.places.insert(vm, placing);
                 }
                 Effect::Place { vm, placing, .. } => {
@@ -167,6 +174,22 @@ impl World {
     fn beside(&self, number: u16) -> Vec<String> {
         self.places[&vm(number)].seat.beside.iter().map(name).collect()
     }
+}
+
+#[test]
+fn a_vm_without_a_start_gets_a_place_like_any_other() {
+    let mut world = World::with(2);
+    let preheat = |vm| {
+        let (draft, address) = (draft(0), ([127, 0, 0, 9], 9).into());
+        let (number, what, hot) = (7, crate::wire::control::Warmth::Whole, draft.hot.clone());
+        let draft = Box::new(super::messages::PreheatDraft { number, image: draft.image, what, hot });
+        Event::Preheat { vm, contact: Contact { address, key_hash: vec![9].into() }, draft }
+    };
+    world.apply(preheat(vm(2)));
+    assert_eq!((world.upstreams(2), world.core.sizes()), (vec!["vm-0".into()], (3, 0)));
+    let epoch = world.core.epoch();
+    world.apply(preheat(vm(2)));
+    assert_eq!((world.core.epoch(), world.starts), (epoch, 2), "it has its place already");
 }
 
 #[test]

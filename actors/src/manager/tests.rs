@@ -176,6 +176,7 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
                 functions_max: 10,
                 functions_per_vm_max: 20,
                 starts_per_request_max: 100,
+                preheat_vms_max: 100,
                 starts_waiting_max: 100,
                 starts_kept: 100,
                 instances_per_function_max: 3000,
@@ -283,6 +284,9 @@ impl TestAgent {
             }
             Some(ToAgent::Place(place)) => {
                 format!("place {}.{} at {}", place.epoch.term, place.epoch.counter, stripes(&place))
+            }
+            Some(ToAgent::Preheat(order)) => {
+                format!("preheat {:?} from {}", order.what, stripes(&order.place))
             }
             Some(ToAgent::Stop { .. }) => "stop".into(),
             Some(ToAgent::Renewed { .. }) => "renewed".into(),
@@ -419,6 +423,7 @@ fn a_drained_vm_is_emptied_and_out_of_its_tree_and_stays_so_under_the_next_manag
             blocks_total: 9,
             bytes: BytesBySource::default(),
             longest_stall_us: 0,
+            preheated: None,
         };
         other.say(ToManager::Heartbeat { held: vec![held] });
         assert_eq!(agent.next().await, "leave");

@@ -3,7 +3,7 @@
 use super::messages::{Acquired, Ask, CallId, ControlError, Located, Reply, Request};
 use crate::{
     id::{Digest, FunctionName, StartId, TenantId, VmId},
-    model::{FunctionSpec, FunctionView, ProfileView, StartView, TreeView, VmView},
+    model::{FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView, VmView},
     support::{Full, SharedPermits},
 };
 use actix::Recipient;
@@ -152,6 +152,20 @@ impl SchedulerHandle {
 
     pub async fn tree(&self, tenant: TenantId, name: FunctionName) -> Result<TreeView, ControlError> {
         self.ask(Some(tenant.clone()), |reply| Ask::GetTree { tenant, name, reply }).await
+    }
+
+    /// Brings the function's image to VMs before any start.
+    pub async fn preheat(
+        &self,
+        tenant: TenantId,
+        name: FunctionName,
+        spec: PreheatSpec,
+    ) -> Result<PreheatView, ControlError> {
+        self.ask(Some(tenant.clone()), |reply| Ask::Preheat { tenant, name, spec, reply }).await
+    }
+
+    pub async fn preheated(&self, tenant: TenantId, name: FunctionName) -> Result<PreheatView, ControlError> {
+        self.ask(Some(tenant.clone()), |reply| Ask::GetPreheat { tenant, name, reply }).await
     }
 
     pub async fn profile(&self, tenant: TenantId, name: FunctionName) -> Result<ProfileView, ControlError> {

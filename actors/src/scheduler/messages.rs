@@ -2,7 +2,7 @@
 
 use crate::{
     id::{Digest, FunctionName, StartId, TenantId, VmId},
-    model::{FunctionSpec, FunctionView, ProfileView, StartView, TreeView, VmView},
+    model::{FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView, VmView},
     resources::Resources,
     support::{Flow, Hop, SharedPermit},
     world::MetadataError,
@@ -39,6 +39,7 @@ impl Flow for Request {
             Ask::Start { name, .. } => ("Start", name),
             Ask::Stop { start, .. } => ("Stop", start),
             Ask::Acquire { name, .. } => ("Acquire", name),
+            Ask::Preheat { name, .. } => ("Preheat", name),
             Ask::RemoveVm { vm, .. } => ("RemoveVm", vm),
             Ask::DrainVm { vm, .. } => ("DrainVm", vm),
             Ask::UndrainVm { vm, .. } => ("UndrainVm", vm),
@@ -53,6 +54,7 @@ impl Flow for Request {
             | Ask::ListCode { .. }
             | Ask::GetTree { .. }
             | Ask::GetProfile { .. }
+            | Ask::GetPreheat { .. }
             | Ask::Abandon { .. } => return None,
         };
         Some(Hop { message, about, permit: "mailbox permit" })
@@ -125,6 +127,19 @@ pub enum Ask {
     /// Nobody waits for that place any more.
     Abandon {
         call: CallId,
+    },
+    /// Brings a function's image to VMs. Answered when they are chosen.
+    Preheat {
+        tenant: TenantId,
+        name: FunctionName,
+        spec: PreheatSpec,
+        reply: Reply<PreheatView>,
+    },
+    /// What VMs hold of a function's image.
+    GetPreheat {
+        tenant: TenantId,
+        name: FunctionName,
+        reply: Reply<PreheatView>,
     },
     ListVms {
         reply: Reply<Vec<VmView>>,

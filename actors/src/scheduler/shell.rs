@@ -10,7 +10,7 @@ use crate::{
     id::StartId,
     image::BlockImage,
     journal::{Done, JournalHandle},
-    model::{FunctionView, VmView},
+    model::{FunctionView, PreheatView, VmView},
     profiles::{Hinted, ToProfiles},
     support::{Life, Link, Observe, Snapshot, Stop},
     vm_node::{Order, ToFleet, ToVm, VmMessage, VmNews},
@@ -57,6 +57,7 @@ enum Pending {
     Started(Reply<Vec<StartId>>),
     Acquired(CallId, Reply<Acquired>),
     Vm(Reply<VmView>),
+    Preheat(Reply<PreheatView>),
 }
 
 /// The journal's answer. Bounded by the journal's permits.
@@ -107,6 +108,9 @@ impl Scheduler {
             Effect::Convert { source, progress } => self.convert(source, progress, ctx),
             Effect::Join { tree: id, vm, contact, start } => {
                 self.settings.trees.send(tree(id, TreeEvent::Join { vm, contact, start }));
+            }
+            Effect::Preheat { tree: id, vm, contact, draft } => {
+                self.settings.trees.send(tree(id, TreeEvent::Preheat { vm, contact, draft }));
             }
             Effect::Leave { tree: id, vm } => self.settings.trees.send(tree(id, TreeEvent::Leave { vm })),
             Effect::Dissolve { tree: id } => self.settings.trees.send(tree(id, TreeEvent::Dissolve)),
@@ -174,6 +178,12 @@ impl Scheduler {
                 self.replies.remove(&ticket);
                 Event::Abandoned { ticket }
             }
+            Ask::Preheat { tenant, name, spec, reply } => {
+                Event::Preheat { ticket: self.pend(Pending::Preheat(reply)), key: (tenant, name), spec }
+            }
+            Ask::GetPreheat { tenant, name, reply } => {
+                return answer(reply, self.core.preheat_view(&(tenant, name)));
+            }
             Ask::RemoveVm { vm, reply } => Event::RemoveVm { ticket: self.pend(Pending::Done(reply)), vm },
             Ask::DrainVm { vm, force, reply } => {
                 Event::Drain { ticket: self.pend(Pending::Vm(reply)), vm, force }
@@ -240,6 +250,8 @@ impl Pending {
             (Self::Function(reply), Ok(Answer::Function(view))) => answer(reply, Ok(*view)),
             (Self::Started(reply), Ok(Answer::Started(starts))) => answer(reply, Ok(starts)),
             (Self::Vm(reply), Ok(Answer::Vm(view))) => answer(reply, Ok(*view)),
+            (Self::Preheat(reply), Ok(Answer::Preheat(view))) => answer(reply, Ok(*view)),
+            (Self::Preheat(reply), Err(error)) => answer(reply, Err(error)),
             // Not sent, the place is dropped, and thereby given back.
             (Self::Acquired(_, reply), Ok(Answer::Acquired(located))) => {
                 answer(reply, Ok(Acquired::new(located, releases)));
@@ -250,7 +262,12 @@ impl Pending {
             (Self::Started(reply), Err(error)) => answer(reply, Err(error)),
             (Self::Acquired(_, reply), Err(error)) => answer(reply, Err(error)),
             (
-                Self::Done(_) | Self::Function(_) | Self::Started(_) | Self::Acquired(..) | Self::Vm(_),
+                Self::Done(_)
+                | Self::Function(_)
+                | Self::Started(_)
+                | Self::Acquired(..)
+                | Self::Vm(_)
+                | Self::Preheat(_),
                 Ok(other),
             ) => {
                 unreachable!("the core gave an answer to another question: {other:?}")

@@ -2,6 +2,7 @@ mod code;
 mod copies;
 mod drains;
 mod hot;
+mod preheat;
 mod vms;
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     records::{FunctionKey, Loaded, LoadedFunction, StartRow},
 };
 use crate::{
-    function_tree::{Role, StartDraft},
+    function_tree::{PreheatDraft, Role, StartDraft},
     id::{Digest, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     model::{FunctionSpec, ImageState, StartState, VmState},
@@ -33,6 +34,7 @@ const LIMITS: Limits = Limits {
     functions_per_vm_max: 2,
     starts_per_request_max: 3000,
     starts_waiting_max: 6000,
+    preheat_vms_max: 4,
     starts_kept: 100,
     instances_per_function_max: 3000,
     keep_alive: Duration::from_secs(900),
@@ -149,6 +151,7 @@ struct World {
     /// What the last of them was told.
     draft: Option<StartDraft>,
     recorded: Vec<(TenantId, Recording)>,
+    preheats: Vec<(VmId, PreheatDraft)>,
     stops: Vec<(VmId, StartId)>,
     /// Images that VMs with full caches were told to remove.
     given_up: Vec<(VmId, Vec<crate::id::TreeId>)>,
@@ -176,6 +179,7 @@ impl World {
             drafts: Vec::new(),
             draft: None,
             recorded: Vec::new(),
+            preheats: Vec::new(),
             stops: Vec::new(),
             given_up: Vec::new(),
             others: Vec::new(),
@@ -214,6 +218,7 @@ impl World {
                         self.draft = Some(*start);
                     }
                 }
+                Effect::Preheat { vm, draft, .. } => self.preheats.push((vm, *draft)),
                 Effect::Leave { vm, .. } => self.others.push(format!("leave {vm}")),
                 Effect::Dissolve { .. } => self.others.push("dissolve".into()),
                 Effect::Stop { vm, start } => self.stops.push((vm, start)),
@@ -754,6 +759,7 @@ fn the_longest_stall_of_a_live_instance_is_that_of_the_last_heartbeat() {
         blocks_total: 9,
         bytes,
         longest_stall_us: 70,
+        preheated: None,
     };
     let longest = |world: &World| world.core.start_view(&api().0, &start).expect("known").longest_stall_us;
     world.news(vm(0), VmEvent::Held(vec![held]));

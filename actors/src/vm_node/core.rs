@@ -295,6 +295,7 @@ impl VmCore {
                 blocks_total: 0,
                 bytes: BytesBySource::default(),
                 longest_stall_us: 0,
+                preheated: None,
             };
             effects.push(reported(&self.vm, &session.facts, held));
         }
@@ -425,6 +426,7 @@ impl VmCore {
                     effects.push(Effect::News(VmEvent::Undeliverable { start: part.start().clone() }));
                     self.leave(part.place().tree.clone(), effects);
                 }
+                Order::Preheat(preheat) => self.leave(preheat.place.tree, effects),
                 Order::Place(place) => self.leave(place.tree, effects),
                 // A VM that comes back tells what it runs and holds.
                 Order::Stop { .. } | Order::Leave { .. } | Order::Origin { .. } | Order::GiveUp { .. } => {}
@@ -434,6 +436,7 @@ impl VmCore {
         match order {
             Order::Start(order) => self.start(order, effects),
             Order::Part(part) => self.part(*part, now, effects),
+            Order::Preheat(order) => self.preheat(order, now, effects),
             Order::Stop { start } => {
                 if !self.stop_waiting(&start, effects) {
                     self.send(ToAgent::Stop { start }, now, effects);
@@ -457,7 +460,7 @@ impl VmCore {
     }
 
     /// Sends an order, or keeps it for the agent's next process.
-    fn send(&mut self, message: ToAgent, now: Instant, effects: &mut Vec<Effect>) {
+    pub(super) fn send(&mut self, message: ToAgent, now: Instant, effects: &mut Vec<Effect>) {
         match self.session.as_mut().and_then(|session| session.kept_back.as_mut()) {
             None => effects.push(Effect::Send(message)),
             Some(kept) if kept.len() < KEPT_BACK_MAX => kept.push(message),

@@ -8,7 +8,7 @@ use crate::{
     wire::{
         control::{
             Candidate, CodeOrder, ColdTree, EndReason, HeldTree, Hello, JoinRefusal, OriginAnswer, Place,
-            RunningInstance, StartOrder, StartReport, Step, ToAgent, ToManager,
+            PreheatOrder, RunningInstance, StartOrder, StartReport, Step, ToAgent, ToManager,
         },
         holder::PlainRange,
     },
@@ -47,6 +47,7 @@ impl Flow for ToVm {
         let (message, about, permit): (_, &dyn Display, _) = match &self.message {
             VmMessage::Order(Order::Start(order)) => ("Order(Start)", &order.start, "start waiting"),
             VmMessage::Order(Order::Part(part)) => (part.hop(), part.start(), "start waiting"),
+            VmMessage::Order(Order::Preheat(_)) => ("Order(Preheat)", &self.vm, ""),
             VmMessage::Order(Order::Stop { start }) => ("Order(Stop)", start, ""),
             VmMessage::Order(Order::Place(_)) => ("Order(Place)", &self.vm, ""),
             VmMessage::Order(Order::Leave { .. }) => ("Order(Leave)", &self.vm, ""),
@@ -69,6 +70,7 @@ pub enum Order {
     Start(Box<StartOrder>),
     /// One of the two orders that together start a function with code; sent on when both are there.
     Part(Box<StartPart>),
+    Preheat(Box<PreheatOrder>),
     Stop {
         start: StartId,
     },
@@ -93,6 +95,7 @@ impl Order {
             Self::Start(order) => Some(&order.start),
             Self::Part(part) => Some(part.start()),
             Self::Stop { .. }
+            | Self::Preheat(_)
             | Self::Place(_)
             | Self::Leave { .. }
             | Self::Origin { .. }

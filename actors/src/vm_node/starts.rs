@@ -10,12 +10,13 @@ use super::{
 use crate::{
     id::{StartId, TreeId},
     resources::Resources,
-    wire::control::{EndReason, Place, RunningInstance, StartOrder, StartReport, ToAgent},
+    wire::control::{EndReason, Place, PreheatOrder, RunningInstance, StartOrder, StartReport, ToAgent},
 };
 use std::{
     collections::{BTreeSet, VecDeque},
     iter,
 };
+use tokio::time::Instant;
 
 /// Starts that wait in the node.
 #[derive(Default)]
@@ -70,6 +71,24 @@ impl VmCore {
         if self.join(place, effects) {
             self.waiting.unheard.insert(place.tree.clone());
         }
+    }
+
+    /// Takes an order to preheat while there is a session. It needs no room, but a VM that is nobody else's.
+    pub(super) fn preheat(&mut self, order: Box<PreheatOrder>, now: Instant, effects: &mut Vec<Effect>) {
+        let tree = &order.place.tree;
+        let is_others = self.instances().iter().any(|one| one.tenant != tree.tenant)
+            || self.waiting.orders.iter().any(|other| other.place.tree.tenant != tree.tenant);
+        if is_others {
+            if !self.trees.contains(tree) {
+                // The tree has placed the VM for this order.
+                self.leave(tree.clone(), effects);
+            }
+            return;
+        }
+        self.renew(&order.place);
+        self.join(&order.place, effects);
+        self.waiting.unheard.remove(&order.place.tree);
+        self.send(ToAgent::Preheat(order), now, effects);
     }
 
     /// Whether one more instance keeps invariant 8, as far as this VM is known here.

@@ -43,6 +43,7 @@ fn held(byte: u8) -> HeldTree {
         blocks_total: 9,
         bytes,
         longest_stall_us: 0,
+        preheated: None,
     }
 }
 

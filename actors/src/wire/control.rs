@@ -110,6 +110,18 @@ pub struct HeldTree {
     pub bytes: BytesBySource,
     /// The longest wait of one read so far, one that still waits included.
     pub longest_stall_us: u64,
+    /// What became of the last order to preheat it. None while the VM knows no index, or has no such order.
+    #[serde(default)]
+    pub preheated: Option<Preheated>,
+}
+
+/// How far an order to preheat is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preheated {
+    /// `PreheatOrder::number`.
+    pub order: u64,
+    /// Blocks that it asks for and that are not there.
+    pub missing: u32,
 }
 
 /// An image in the cache of a VM that has left its tree.
@@ -269,6 +281,8 @@ pub enum ToAgent {
     Renewed { certificate: String },
     /// Make an instance.
     Start(Box<StartOrder>),
+    /// Bring blocks of an image here before an instance is ordered.
+    Preheat(Box<PreheatOrder>),
     /// End an instance.
     Stop { start: StartId },
     /// A new place in a tree, or fresh hints for the present one.
@@ -365,6 +379,28 @@ impl StartOrder {
     pub fn is_of(&self, tree: &TreeId) -> bool {
         self.trees().any(|own| own == tree)
     }
+}
+
+/// How much of an image is brought to a VM before any start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Warmth {
+    /// What starts read, as far as that is known.
+    Hot,
+    #[default]
+    Whole,
+}
+
+/// A place in a tree, and what to fetch along it. It holds until the VM leaves the tree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PreheatOrder {
+    /// Said again with what has become of it.
+    pub number: u64,
+    pub image: BlockImage,
+    pub place: Place,
+    pub what: Warmth,
+    /// As in a `StartOrder`.
+    pub hot: Vec<BlockId>,
 }
 
 /// A VM's place in a tree.

@@ -485,7 +485,7 @@ impl Agent {
     fn held(&self, now: Instant) -> Vec<HeldTree> {
         let held = |(tree, known): (&TreeId, &Tree)| {
             let place = &known.record.place;
-            self.counters(tree, now).held(tree.clone(), place.epoch, place.seat.place)
+            self.counters(tree, now).held(tree.clone(), place.epoch, place.seat.place, None)
         };
         self.trees.iter().map(held).collect()
     }
@@ -500,6 +500,7 @@ impl Agent {
                 }
             }
             ToAgent::Start(order) => self.start(*order, now, effects),
+            ToAgent::Preheat(_) => unreachable!("nothing is preheated here"),
             ToAgent::Stop { start } if self.ordered.contains_key(&start) => {
                 self.instance(&start, instance::Event::Stop, now, effects);
             }

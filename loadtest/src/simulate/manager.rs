@@ -359,6 +359,7 @@ impl Manager {
             scheduler::Effect::Join { tree, vm, contact, start } => {
                 self.work.push_back(Work::Tree(tree, TreeEvent::Join { vm, contact, start }));
             }
+            scheduler::Effect::Preheat { .. } => unreachable!("nothing is preheated here"),
             scheduler::Effect::Leave { tree, vm } => {
                 self.work.push_back(Work::Tree(tree, TreeEvent::Leave { vm }));
             }

@@ -94,7 +94,7 @@ impl Vm {
         self.held.keys().chain(self.cold.keys()).cloned().collect()
     }
 
-    fn blocks_of(&self, tree: &TreeId) -> u32 {
+    pub(super) fn blocks_of(&self, tree: &TreeId) -> u32 {
         let held = self.held.get(tree).map(|held| held.blocks_present);
         held.or_else(|| self.cold.get(tree).map(|cold| cold.blocks_present)).unwrap_or_default()
     }

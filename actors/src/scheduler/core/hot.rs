@@ -134,6 +134,7 @@ impl SchedulerCore {
         &mut self,
         key: &FunctionKey,
         packed: &Arc<BlockImage>,
+        now: Instant,
         effects: &mut Vec<Effect>,
     ) {
         let Some(function) = self.functions.get_mut(key) else { return };
@@ -143,6 +144,10 @@ impl SchedulerCore {
         }
         let old = TreeId { tenant: key.0.clone(), image: present.id };
         function.image = Image::Ready(Arc::clone(packed));
+        if !self.is_current(&old) {
+            let tree = TreeId { tenant: key.0.clone(), image: packed.id };
+            self.preheat_instead(&old, &tree, packed, now, effects);
+        }
         self.drain_tree(&old, effects);
         self.room_changed = true;
     }

@@ -19,6 +19,7 @@ mod functions;
 mod hot;
 mod placement;
 mod pools;
+mod preheat;
 mod requests;
 mod rows;
 mod scaling;
@@ -31,10 +32,10 @@ use super::{
     records::{FunctionKey, Loaded, StartRow},
 };
 use crate::{
-    function_tree::{Contact, StartDraft},
+    function_tree::{Contact, PreheatDraft, StartDraft},
     id::{FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
-    model::{FunctionSpec, FunctionView, VmView},
+    model::{FunctionSpec, FunctionView, PreheatSpec, PreheatView, VmView},
     profiles::{Hint, Hinted, ProfileKey, Recording},
     resources::Resources,
     support::Shares,
@@ -43,6 +44,7 @@ use crate::{
     world::{BatchLimits, ConversionProgress, KeyHash, MetadataError, Source, Write},
 };
 use pools::{Entry, Pools};
+use preheat::Preheats;
 use rand::rngs::StdRng;
 use rows::StartRows;
 use scaling::Failures;
@@ -61,6 +63,8 @@ pub struct Limits {
     pub functions_per_vm_max: usize,
     pub starts_per_request_max: u32,
     pub starts_waiting_max: usize,
+    /// VMs that one request may preheat.
+    pub preheat_vms_max: usize,
     pub starts_kept: usize,
     /// Most, and default, of a function's `max_instances`.
     pub instances_per_function_max: u32,
@@ -134,6 +138,11 @@ pub enum Event {
         on: Option<StartId>,
         deadline: Instant,
     },
+    Preheat {
+        ticket: Ticket,
+        key: FunctionKey,
+        spec: PreheatSpec,
+    },
     RemoveVm {
         ticket: Ticket,
         vm: VmId,
@@ -196,6 +205,13 @@ pub enum Effect {
         contact: Contact,
         start: Box<StartDraft>,
     },
+    /// The VM is to hold blocks of the tree's image without a start.
+    Preheat {
+        tree: TreeId,
+        vm: VmId,
+        contact: Contact,
+        draft: Box<PreheatDraft>,
+    },
     Leave {
         tree: TreeId,
         vm: VmId,
@@ -229,6 +245,7 @@ pub enum Answer {
     Started(Vec<StartId>),
     Acquired(Located),
     Vm(Box<VmView>),
+    Preheat(Box<PreheatView>),
 }
 
 /// Where one block image of a function stands.
@@ -366,6 +383,8 @@ struct Vm {
     going: BTreeSet<TreeId>,
     /// Trees that its node has sent it to.
     member_of: BTreeSet<TreeId>,
+    /// What it was told to hold whether it runs anything or not.
+    preheats: Preheats,
     /// Whose it is; None in the free pool.
     tenant: Option<TenantId>,
     rest: Rest,
@@ -489,6 +508,8 @@ pub struct SchedulerCore {
     rests: BTreeSet<(Instant, VmId)>,
     /// How many of them leave their trees to be free.
     leaving: usize,
+    /// Orders to preheat of which nothing is heard yet, by when they count as lost.
+    preheats_awaited: BTreeSet<(Instant, VmId, TreeId)>,
     /// VMs that are drained.
     draining: BTreeSet<VmId>,
     /// Functions whose instances are moved because of that.
@@ -536,6 +557,7 @@ impl SchedulerCore {
             sizes: BTreeMap::new(),
             rests: BTreeSet::new(),
             leaving: 0,
+            preheats_awaited: BTreeSet::new(),
             draining: BTreeSet::new(),
             moved: BTreeSet::new(),
             queue: BTreeMap::new(),
@@ -555,6 +577,7 @@ impl SchedulerCore {
             Event::Acquire { ticket, key, on, deadline } => {
                 self.acquire(ticket, key, on, deadline, now, effects);
             }
+            Event::Preheat { ticket, key, spec } => self.preheat(ticket, &key, &spec, now, effects),
             Event::RemoveVm { ticket, vm } => self.remove_vm(ticket, vm, effects),
             Event::Drain { ticket, vm, force } => self.drain_vm(ticket, vm, force, effects),
             Event::Undrain { ticket, vm } => self.undrain_vm(ticket, vm, effects),
@@ -599,7 +622,7 @@ impl SchedulerCore {
             (Change::Image { source, .. }, Err(reason)) => {
                 self.conversion_failed(&source, &reason.to_string(), now, effects);
             }
-            (Change::Packed { key, image }, Ok(())) => self.packed_durable(&key, &image, effects),
+            (Change::Packed { key, image }, Ok(())) => self.packed_durable(&key, &image, now, effects),
             (Change::Packed { key, .. }, Err(_)) => {
                 self.not_packed.insert((now + RETRY_AFTER, key));
             }
@@ -621,6 +644,7 @@ impl SchedulerCore {
 
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.expire_requests(now, effects);
+        self.end_preheats(now);
         self.end_rests(now, effects);
         self.end_drains(now, effects);
         while let Some((at, start)) = self.timers.first().filter(|(at, _)| *at <= now).cloned() {

@@ -42,7 +42,7 @@ impl SchedulerCore {
             VmEvent::RoomWanted { bytes, candidates } => self.room_wanted(&vm, bytes, candidates, effects),
             VmEvent::Member(trees) => {
                 if let Some(known) = self.vms.get_mut(&vm) {
-                    known.member_of = trees;
+                    known.is_member_of(trees);
                     self.settle(&vm, now);
                 }
             }
@@ -121,7 +121,9 @@ impl SchedulerCore {
         vm.address = Some(facts.address);
         vm.key_hash = Some(facts.key_hash);
         vm.capacity = capacity;
-        vm.member_of = held.keys().cloned().collect();
+        // Orders that were on their way may be lost with the session.
+        vm.preheats.retain(|tree, _| held.contains_key(tree));
+        vm.is_member_of(held.keys().cloned().collect());
         self.set_holdings(name, Some(held), Some(cold));
         let vm = self.vms.get_mut(name).expect("it was just made");
         if vm.functions.is_empty() {
@@ -143,6 +145,7 @@ impl SchedulerCore {
         self.settle(name, now);
         self.offer(name);
         self.leave_strangers(name, effects);
+        self.preheat_again(name, now, effects);
         if is_new_size {
             self.keep_each_min(now, effects);
         }
@@ -216,7 +219,7 @@ impl SchedulerCore {
         let Some(vm) = self.vms.get_mut(name) else { return };
         if vm.up && vm.functions.is_empty() {
             // It belongs to whose image it holds, until it holds none.
-            let holder_of = vm.held.keys().chain(&vm.member_of).next().map(|tree| tree.tenant.clone());
+            let holder_of = vm.trees_of().next().map(|tree| tree.tenant.clone());
             let is_in_a_tree = holder_of.is_some();
             if vm.tenant.is_none() || !is_in_a_tree {
                 vm.tenant = holder_of;
@@ -263,7 +266,7 @@ impl SchedulerCore {
         self.set_rest(name, Rest::Leaving { again: now + self.limits.lease });
         self.pool(name);
         let vm = &self.vms[name];
-        let trees: BTreeSet<&TreeId> = vm.held.keys().chain(&vm.member_of).collect();
+        let trees: BTreeSet<&TreeId> = vm.trees_of().collect();
         effects.extend(trees.into_iter().map(|tree| Effect::Leave { tree: tree.clone(), vm: name.clone() }));
     }
 
@@ -520,7 +523,7 @@ impl Vm {
     }
 
     pub(super) fn is_in_no_tree(&self) -> bool {
-        self.held.is_empty() && self.member_of.is_empty()
+        self.trees_of().next().is_none()
     }
 
     /// As the pools are to know it.
@@ -529,7 +532,7 @@ impl Vm {
             return None;
         }
         // The images of one tenant are gone when another's start is there; a free VM may be anybody's.
-        let held = self.held.keys().chain(self.cold.keys());
+        let held = self.held.keys().chain(self.cold.keys()).chain(self.preheats.keys());
         let held = held.filter(|tree| self.tenant.as_ref().is_none_or(|tenant| tree.tenant == *tenant));
         Some(Entry {
             tenant: self.tenant.clone(),

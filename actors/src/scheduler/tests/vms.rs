@@ -12,7 +12,16 @@ pub(super) fn tree(function: &FunctionKey, source: &str) -> TreeId {
 
 pub(super) fn held(tree: TreeId) -> HeldTree {
     let (epoch, bytes) = (Default::default(), BytesBySource::default());
-    HeldTree { tree, epoch, place: 0, blocks_present: 9, blocks_total: 9, bytes, longest_stall_us: 0 }
+    HeldTree {
+        tree,
+        epoch,
+        place: 0,
+        blocks_present: 9,
+        blocks_total: 9,
+        bytes,
+        longest_stall_us: 0,
+        preheated: None,
+    }
 }
 
 impl World {
