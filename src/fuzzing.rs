@@ -163,7 +163,7 @@ pub fn manifest(data: &[u8]) {
 pub fn layer(data: &[u8]) {
     let Some((cut, bytes)) = data.split_first() else { return };
     let (lower, upper) = bytes.split_at(bytes.len() * usize::from(*cut) / 256);
-    let mut merger = Merger::default();
+    let mut merger = Merger::new(ENTRIES_MAX as u64);
     for (number, layer) in [lower, upper].into_iter().enumerate() {
         merger.begin_layer(number as u16);
         let mut archive = Reader::new(layer);

@@ -55,7 +55,9 @@ pub enum Refusal {
     Number(&'static str, u64),
     #[error(transparent)]
     Xattr(#[from] xattr::XattrError),
-    #[error("the image has more than {0} entries, the limit set by image.entries_max")]
+    #[error(
+        "the image has more than {0} entries, directories in their paths included, the limit set by image.entries_max"
+    )]
     TooManyEntries(u64),
     #[error(transparent)]
     Tar(#[from] TarError),
@@ -73,14 +75,23 @@ pub enum LinkProblem {
 }
 
 /// The tree of the layers applied so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Merger {
     tree: Tree,
     layer: u16,
     entry: u32,
+    entries_max: u64,
+    /// Entries that may still come; directories that are only in their paths count.
+    entries_left: u64,
 }
 
 impl Merger {
+    /// For all layers together so many entries, and directories that only the paths of entries name: one entry
+    /// may have two thousand of them.
+    pub fn new(entries_max: u64) -> Self {
+        Self { tree: Tree::new(), layer: 0, entry: 0, entries_max, entries_left: entries_max }
+    }
+
     /// Begins the next layer.
     pub fn begin_layer(&mut self, layer: u16) {
         (self.layer, self.entry) = (layer, 0);
@@ -90,6 +101,7 @@ impl Merger {
     pub fn apply(&mut self, entry: Entry, content: Option<ContentHash>) -> Result<(), Refusal> {
         let number = self.entry;
         self.entry += 1;
+        self.count()?;
         let path = split(&entry.path)?;
         let Some((name, parents)) = path.split_last() else {
             return self.apply_root(entry);
@@ -109,6 +121,12 @@ impl Merger {
 
     pub fn finish(self) -> Tree {
         self.tree
+    }
+
+    fn count(&mut self) -> Result<(), Refusal> {
+        let left = self.entries_left.checked_sub(1);
+        self.entries_left = left.ok_or(Refusal::TooManyEntries(self.entries_max))?;
+        Ok(())
     }
 
     fn apply_root(&mut self, entry: Entry) -> Result<(), Refusal> {
@@ -186,7 +204,10 @@ impl Merger {
         let mut directory = ROOT;
         for (depth, name) in path.iter().enumerate() {
             directory = match self.tree.child(directory, name) {
-                None => self.tree.add(directory, name, self.layer, implied_directory()),
+                None => {
+                    self.count()?;
+                    self.tree.add(directory, name, self.layer, implied_directory())
+                }
                 Some(child) if self.tree.children(child.inode).is_some() => child.inode,
                 Some(_) => return Err(Refusal::NotADirectory(lossy(&path[..=depth].join(&b'/')))),
             };

@@ -54,8 +54,8 @@ pub struct Layers<'a> {
 impl Layers<'_> {
     /// Merges the headers of all layers.
     pub fn read_headers(&self) -> Result<Tree, ConvertError> {
-        let mut merger = Merger::default();
-        let (mut plain_left, mut entries_left) = (plain_bytes_max(self.settings), self.settings.entries_max);
+        let mut merger = Merger::new(self.settings.entries_max);
+        let mut plain_left = plain_bytes_max(self.settings);
         for number in 0..self.layers.len() {
             let mut place = Place::start(number);
             let mut read = || -> Result<u64, Refusal> {
@@ -63,8 +63,6 @@ impl Layers<'_> {
                 merger.begin_layer(number as u16);
                 while let Some(entry) = archive.next_entry()? {
                     place.entry = Some(String::from_utf8_lossy(&entry.path).into_owned());
-                    let limit = self.settings.entries_max;
-                    entries_left = entries_left.checked_sub(1).ok_or(Refusal::TooManyEntries(limit))?;
                     let content = content_of(&entry, &mut archive)?;
                     merger.apply(entry, content)?;
                     self.progress.count_entry();

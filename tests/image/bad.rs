@@ -159,6 +159,23 @@ fn limits_stop_bombs_before_they_are_unpacked() {
     let error = refused(convert_layout(Image::new(&[Layer::plain(three)]).folder.path(), &few));
     assert!(error.contains("image.entries_max"), "{error}");
 
+    // Directories that are only in paths count.
+    few.entries_max = 1000;
+    let image = |directories: &[usize]| {
+        let archive = directories.iter().enumerate().fold(Archive::default(), |archive, (number, count)| {
+            let path = format!("{number}/{}file", "d/".repeat(count - 1));
+            archive.pax(&[("path", path.as_bytes())]).file("x", b"")
+        });
+        convert_layout(Image::new(&[Layer::plain(archive.finish())]).folder.path(), &few)
+    };
+    for directories in [&[1000][..], &[499, 500], &[300, 300, 398]] {
+        let error = refused(image(directories));
+        assert!(error.contains("image.entries_max"), "{directories:?}: {error}");
+    }
+    image(&[499, 499]).unwrap();
+    let error = refused(image(&[10_000]));
+    assert!(error.contains("longer than"), "{error}");
+
     let mut thin = settings();
     thin.layers_max = 1;
     let layer = || Layer::plain(Archive::default().finish());

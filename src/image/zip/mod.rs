@@ -236,7 +236,8 @@ impl<'a> Builder<'a> {
         let attributes = Attributes { mode: entry.kind.mode(), mtime: entry.mtime, ..Attributes::default() };
         let inode = Inode { attributes, kind, names: 1 };
         self.place(&entry.names, inode).map_err(refused)?;
-        if self.tree.len_max() as u64 > self.limits.entries_max {
+        // Less the root.
+        if self.tree.len_max() as u64 - 1 > self.limits.entries_max {
             return Err(ZipError::TooManyEntries(self.limits.entries_max));
         }
         Ok(())
