@@ -8,6 +8,7 @@ mod agent_restart;
 mod bad_input;
 mod burst;
 mod chaos;
+mod code;
 mod corruption;
 mod hot_set;
 mod listing;
