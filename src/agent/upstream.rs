@@ -36,7 +36,8 @@ const BATCH_BLOCKS_MAX: usize = 8;
 /// Pause between two words that a parent waits, or is sending: a transfer looks at silent upstreams that often.
 const WAITS_PAUSE: Duration = Duration::from_millis(50);
 
-/// Most stored bytes read from the origin by one request.
+/// Most stored bytes read from the origin by one request. A request costs the registry of this release's tests 4 ms of
+/// CPU, because it reads 4 MiB ahead for each, however little is asked for.
 const RANGE_BYTES_MAX: u64 = 4 << 20;
 
 /// The bounds of connections to upstreams.

@@ -8,6 +8,12 @@ use std::{fmt, str::FromStr};
 /// Longest text accepted: a registry (253), a repository (255), a tag (128) and a digest (71).
 const TEXT_BYTES_MAX: usize = 720;
 
+/// Compiles the library's pattern of references, which takes 50 ms: at the start of a process and not when the first
+/// container waits for its image.
+pub(super) fn prepare() {
+    let _ = "localhost/any".parse::<oci_spec::distribution::Reference>();
+}
+
 /// A repository of a registry, `host[:port]/name`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {

@@ -17,7 +17,7 @@ fn ahead(blocks: &[u32]) -> Event {
 }
 
 fn arrived(block: u32) -> Event {
-    Event::Arrived { upstream: upstream(1), block: BlockId(block), stored: stored(BlockId(block)) }
+    Event::Arrived { upstream: upstream(1), blocks: vec![(BlockId(block), stored(BlockId(block)))] }
 }
 
 /// A core whose parent is connected, and what it asks.

@@ -108,11 +108,11 @@ pub enum Event {
     IndexArrived {
         index: Arc<Index>,
     },
-    /// The bytes were checked against the index (invariant 5).
+    /// Stored bytes, checked against the index (invariant 5). What came at once comes as one event, so that what
+    /// is asked for next is asked for at once as well: the origin gives blocks in a row for one request.
     Arrived {
         upstream: Upstream,
-        block: BlockId,
-        stored: Bytes,
+        blocks: Vec<(BlockId, Bytes)>,
     },
     /// What came did not have the hash of the index.
     Corrupt {
@@ -443,8 +443,10 @@ impl TransferCore {
             Event::Opened { upstream } => self.opened(&upstream, now, effects),
             Event::Lost { upstream } => self.lost(&upstream, now, effects),
             Event::IndexArrived { index } => self.index_arrived(index, now, effects),
-            Event::Arrived { upstream, block, stored } => {
-                self.arrived(&upstream, block, stored, now, effects)
+            Event::Arrived { upstream, blocks } => {
+                for (block, stored) in blocks {
+                    self.arrived(&upstream, block, stored, now, effects);
+                }
             }
             Event::Corrupt { upstream, block } => {
                 effects.push(Effect::TellCorrupt { upstream: upstream.clone(), block });

@@ -287,7 +287,8 @@ impl World {
                 let link = self.present_links[&(number, Upstream::Origin)];
                 for block in blocks {
                     self.origin_blocks += 1;
-                    let event = Event::Arrived { upstream: Upstream::Origin, block, stored: stored(block) };
+                    let event =
+                        Event::Arrived { upstream: Upstream::Origin, blocks: vec![(block, stored(block))] };
                     self.send(number, ORIGIN, News::Down(link, event));
                 }
             }
@@ -308,7 +309,10 @@ impl World {
             }
             Effect::Serve { child, block, urgency, .. } => {
                 self.send(number, HOP, News::Local(Event::ChildSent { child, urgency }));
-                self.down(child, |upstream| Event::Arrived { upstream, block, stored: stored(block) });
+                self.down(child, |upstream| Event::Arrived {
+                    upstream,
+                    blocks: vec![(block, stored(block))],
+                });
             }
             Effect::ServeIndex { child } => {
                 let index = Arc::clone(&self.index);

@@ -359,11 +359,7 @@ impl BlockTransfer {
                 }
                 self.apply(Event::IndexArrived { index }, ctx);
             }
-            UpstreamEvent::Blocks(blocks) => {
-                for (block, stored) in blocks {
-                    self.apply(Event::Arrived { upstream: upstream.clone(), block, stored }, ctx);
-                }
-            }
+            UpstreamEvent::Blocks(blocks) => self.apply(Event::Arrived { upstream, blocks }, ctx),
             UpstreamEvent::Corrupt(block) => self.apply(Event::Corrupt { upstream, block }, ctx),
             UpstreamEvent::NotServed { block, reason } => {
                 self.apply(Event::NotServed { upstream, block, reason }, ctx);

@@ -208,7 +208,8 @@ impl World {
                 for block in blocks {
                     *self.origin_blocks.entry(block).or_default() += 1;
                     self.origin_asks.insert((number, Some(block)));
-                    let event = Event::Arrived { upstream: Upstream::Origin, block, stored: stored(block) };
+                    let event =
+                        Event::Arrived { upstream: Upstream::Origin, blocks: vec![(block, stored(block))] };
                     self.send(number, HOP * 5, event);
                 }
             }
@@ -231,7 +232,8 @@ impl World {
             }
             Effect::Serve { child, block, urgency, .. } => {
                 self.send(number, HOP, Event::ChildSent { child, urgency });
-                let event = Event::Arrived { upstream: upstream(number), block, stored: stored(block) };
+                let event =
+                    Event::Arrived { upstream: upstream(number), blocks: vec![(block, stored(block))] };
                 self.send(child_of(child), HOP, event);
             }
             Effect::ServeIndex { child } => {
@@ -334,7 +336,11 @@ fn what_is_in_the_background_leaves_room_for_a_read_which_overtakes_it_everywher
     assert_eq!(std::mem::take(&mut effects), [hurry]);
     core.apply(Event::Wished { wish: Wish::Read }, now, &mut effects);
     for block in [1, 2, 3, 4, 20].map(BlockId) {
-        core.apply(Event::Arrived { upstream: upstream(0), block, stored: stored(block) }, now, &mut effects);
+        core.apply(
+            Event::Arrived { upstream: upstream(0), blocks: vec![(block, stored(block))] },
+            now,
+            &mut effects,
+        );
     }
     assert!(asked(&mut effects).len() <= 1 + LIMITS.queued_blocks_max / 2, "no more is begun");
 }
@@ -566,7 +572,7 @@ fn the_longest_stall_counts_a_read_that_still_waits_and_is_kept_when_it_is_over(
     assert_eq!(longest(&asker), 300);
     asker.now += Duration::from_millis(40);
     for block in [3, 5].map(BlockId) {
-        asker.apply(Event::Arrived { upstream: upstream(1), block, stored: stored(block) });
+        asker.apply(Event::Arrived { upstream: upstream(1), blocks: vec![(block, stored(block))] });
     }
     asker.now += Duration::from_secs(9);
     assert_eq!(longest(&asker), 340);
@@ -599,7 +605,7 @@ fn a_full_cache_fails_reads_and_stops_fetching_for_a_while() {
     asker.apply(Event::Opened { upstream: upstream(1) });
     asker.apply(Event::Demanded { blocks: vec![BlockId(3)] });
     assert_eq!(asker.asked().len(), 1);
-    asker.apply(Event::Arrived { upstream: upstream(1), block: BlockId(3), stored: stored(BlockId(3)) });
+    asker.apply(Event::Arrived { upstream: upstream(1), blocks: vec![(BlockId(3), stored(BlockId(3)))] });
     asker.apply(Event::NotKept { block: BlockId(3) });
     asker.apply(Event::Demanded { blocks: vec![BlockId(6)] });
     let failed = |block| Effect::Unavailable { blocks: vec![BlockId(block)] };
@@ -625,7 +631,7 @@ fn metadata_that_the_cache_does_not_take_is_not_fetched_again_and_again() {
         for _ in 0..asks {
             fetched += 1;
             let block = BlockId(0);
-            let event = Event::Arrived { upstream: Upstream::Origin, block, stored: stored(block) };
+            let event = Event::Arrived { upstream: Upstream::Origin, blocks: vec![(block, stored(block))] };
             core.apply(event, now, &mut effects);
             core.apply(Event::NotKept { block }, now, &mut effects);
         }

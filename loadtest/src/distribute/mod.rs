@@ -155,9 +155,17 @@ pub fn measure(plan: &Plan<'_>) -> anyhow::Result<Report> {
         What::Image => Variant::Ballast,
     };
     let image = Image::cached(plan.cache, variant)?;
-    let settings = [("TREE__TOPOLOGY".to_owned(), plan.topology.to_owned())].into();
-    let spec =
-        ClusterSpec { rate: Some(plan.rate), settings, ..ClusterSpec::new(plan.program, plan.vms + 1) };
+    let way = match plan.what {
+        What::Starts => plan.way,
+        What::Image => Way::Demand,
+    };
+    let mut settings = way.settings();
+    settings.insert("TREE__TOPOLOGY".into(), plan.topology.to_owned());
+    let vms = match plan.what {
+        What::Starts => plan.vms + way.recordings().max(1),
+        What::Image => plan.vms,
+    };
+    let spec = ClusterSpec { rate: Some(plan.rate), settings, ..ClusterSpec::new(plan.program, vms) };
     let cluster = Cluster::up(spec)?;
     let reference = cluster.registry.push(&image, "distributed/image")?;
     match plan.what {

@@ -895,7 +895,9 @@ impl Agent {
                 let Some(image) = image(&self.images, tree) else { return };
                 block_transfer::Event::IndexArrived { index: Arc::clone(&image.index) }
             }
-            FromPeer::Block(block, stored) => block_transfer::Event::Arrived { upstream, block, stored },
+            FromPeer::Block(block, stored) => {
+                block_transfer::Event::Arrived { upstream, blocks: vec![(block, stored)] }
+            }
             FromPeer::Corrupt(block) => block_transfer::Event::Corrupt { upstream, block },
             FromPeer::NotServed(block, reason) => {
                 block_transfer::Event::NotServed { upstream, block, reason }
