@@ -153,6 +153,13 @@ impl Named {
 }
 
 impl Names {
+    /// Whether a place reads the same with either: a helper may have become an ancestor where it stands.
+    fn reads_as(&self, other: &Self) -> bool {
+        let stripe = |(a, b): (&Named, &Named)| a.depth == b.depth && a.all().eq(b.all());
+        (self.place, self.stripes.len(), &self.beside) == (other.place, other.stripes.len(), &other.beside)
+            && self.stripes.iter().zip(&other.stripes).all(stripe)
+    }
+
     fn all(&self) -> impl Iterator<Item = Node> {
         self.stripes.iter().flat_map(Named::all).chain(self.beside.iter().copied())
     }
@@ -586,16 +593,13 @@ impl TreeCore {
         self.helpers.look_from = lacking.next();
         let mut sent = 0;
         for node in looked {
-            let names = self.names(node);
-            if self.member(node).names == names {
-                continue;
-            }
             if sent == HINTS_PER_TICK {
                 self.helpers.look_from = Some(node);
                 return;
             }
-            self.push_place(node, names, now, effects);
-            sent += 1;
+            let before = effects.len();
+            self.place_changed(vec![node], now, effects);
+            sent += effects.len() - before;
         }
     }
 
@@ -666,8 +670,10 @@ impl TreeCore {
         for node in affected {
             let names = self.names(node);
             let member = self.member(node);
-            if member.stale || member.names != names {
+            if member.stale || !member.names.reads_as(&names) {
                 self.push_place(node, names, now, effects);
+            } else if member.names != names {
+                self.name(node, names);
             }
         }
     }

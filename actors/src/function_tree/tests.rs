@@ -316,6 +316,24 @@ fn an_old_word_or_one_about_somebody_else_changes_nothing() {
 }
 
 #[test]
+fn a_vm_whose_helper_becomes_its_ancestor_is_not_told_what_it_knows() {
+    let mut world = World::shaped(Box::new(Striped::new(2, 2)));
+    (0..6).for_each(|number| world.apply(join(number)));
+    let members = world.core.view(tree_id().image).members;
+    let [root, parent, heir, child, ..] = &members[..] else { panic!("six are members") };
+    assert_eq!(child.parent.as_ref(), Some(&parent.vm));
+    world.apply(Event::Ready { vm: heir.vm.clone() });
+    let epoch = world.core.epoch();
+    world.apply(Event::UpstreamLost { by: child.vm.clone(), epoch, vm: root.vm.clone() });
+    let asked = |world: &World| world.places[&child.vm].stripes[0].iter().map(name).collect::<Vec<_>>();
+    assert_eq!(asked(&world), [parent.vm.as_str(), heir.vm.as_str()], "its helper is the last");
+    world.apply(Event::Gone { vm: root.vm.clone() });
+    assert_eq!(world.core.view(tree_id().image).members[0].vm, heir.vm, "it takes the place of the root");
+    assert!(!world.sent.contains(&child.vm));
+    assert_eq!(asked(&world), [parent.vm.as_str(), heir.vm.as_str()]);
+}
+
+#[test]
 fn a_root_that_is_replaced_asks_its_children_and_the_richest_before_the_origin() {
     let mut world = World::with(9);
     world.apply(Event::Held { vm: vm(6), held: held(world.core.epoch(), 9) });
