@@ -408,8 +408,9 @@ impl TreeCore {
             self.epoch.counter += 1;
             // A new key needs a new capability, a new address must be told to those who use it.
             self.member_mut(node).contact = contact;
-            self.drop_helper(node);
+            let alone = self.drop_helper(node);
             let mut affected = self.with_those_below(vec![node], self.chain_max());
+            affected.extend(alone);
             affected.extend(self.beside_which(node));
             for &other in &affected {
                 self.member_mut(other).stale = true;
@@ -479,7 +480,7 @@ impl TreeCore {
         let Some(node) = self.nodes.remove(vm) else { return false };
         self.leaving.gone(vm);
         self.epoch.counter += 1;
-        self.drop_helper(node);
+        let alone = self.drop_helper(node);
         self.name(node, Names::default());
         self.complaints.forget(node);
         let beside = self.beside_which(node);
@@ -489,7 +490,7 @@ impl TreeCore {
         self.helpers.outdated |= member.near;
         let moved = self.topology.leave(node);
         let mut affected = self.affected(moved);
-        affected.extend(beside);
+        affected.extend(beside.into_iter().chain(alone));
         self.place_changed(affected, now, effects);
         true
     }
@@ -720,16 +721,24 @@ impl TreeCore {
         }
     }
 
-    /// Names a VM to nobody as helper any more.
-    fn drop_helper(&mut self, helper: Node) {
+    /// Names a VM to nobody as helper any more. They are told with the next ticks; those whom nobody else is named
+    /// to are returned.
+    fn drop_helper(&mut self, helper: Node) -> Vec<Node> {
+        let mut alone = Vec::new();
         for node in self.named_to(helper).collect::<Vec<_>>() {
             let mut names = self.member(node).names.clone();
             for named in names.stripes.iter_mut().filter(|named| named.helper == Some(helper)) {
                 named.helper = None;
+                if named.above.is_empty() {
+                    alone.push(node);
+                }
             }
             self.name(node, names);
+            self.member_mut(node).stale = true;
+            self.helpers.lacking.insert(node);
             self.helpers.look_from = Some(Node(0));
         }
+        alone
     }
 
     fn placing(&self, node: Node) -> Placing {

@@ -79,6 +79,10 @@ fn name(upstream: &Upstream) -> String {
     }
 }
 
+fn names(numbers: &[u16]) -> Vec<String> {
+    numbers.iter().map(|number| vm(*number).to_string()).collect()
+}
+
 /// A tree and the agents of its VMs, which do what they are told.
 struct World {
     core: TreeCore,
@@ -292,6 +296,20 @@ fn a_vm_that_reaches_no_ancestor_is_sent_to_a_helper_and_never_to_the_origin() {
     world.complain(7, 3);
     world.complain(7, 1);
     assert_eq!(world.upstreams(7), ["vm-2"], "invariant 6");
+}
+
+#[test]
+fn a_vm_whose_helper_is_gone_is_told_with_the_next_tick_and_at_once_if_it_has_nobody_else() {
+    let mut world = World::with(15);
+    world.apply(Event::Ready { vm: vm(2) });
+    world.apply(Event::Tick);
+    world.complain(8, 3);
+    world.complain(8, 1);
+    assert_eq!((world.upstreams(7), world.upstreams(8)), (names(&[3, 1, 2]), names(&[2])));
+    world.apply(Event::Gone { vm: vm(2) });
+    assert_eq!((world.upstreams(7), world.upstreams(8)), (names(&[3, 1, 2]), names(&[3, 1])));
+    world.apply(Event::Tick);
+    assert_eq!(world.upstreams(7), names(&[3, 1]));
 }
 
 #[test]
