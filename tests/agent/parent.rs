@@ -7,7 +7,7 @@ use faasnet_actors::{
     image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, Index},
     wire::frame::encode_head,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     net::TcpListener,
@@ -19,6 +19,8 @@ enum Lie {
     Silent,
     /// It opens, and then nothing comes.
     Stalls,
+    /// It says over and over that it waits itself.
+    WaitsForEver,
     /// What comes is no frame.
     Garbage,
     /// A frame longer than any may be.
@@ -41,9 +43,10 @@ enum Lie {
     Refuses,
 }
 
-const LIES: [Lie; 12] = [
+const LIES: [Lie; 13] = [
     Lie::Silent,
     Lie::Stalls,
+    Lie::WaitsForEver,
     Lie::Garbage,
     Lie::Endless,
     Lie::Swapped,
@@ -150,6 +153,10 @@ async fn lie_about(
     let mut bytes = stored.block(block).to_vec();
     match lie {
         Lie::Silent | Lie::Stalls | Lie::OtherIndex | Lie::HalfAnIndex => return Ok(()),
+        Lie::WaitsForEver => loop {
+            framed::write(out, &FromParent::Waiting { silent_ms: 1 }, &[]).await?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        },
         Lie::Garbage => {
             out.write_all(&noise(u64::from(block.0), 100_000)).await?;
             return out.flush().await;
@@ -196,7 +203,7 @@ async fn whatever_a_parent_says_the_child_reads_the_right_bytes_from_elsewhere()
         session.ready(&start).await;
         assert_eq!(world.get(&session, &vm, &start, "/big").await, Ok(big.clone().into()), "{lie:?}");
         let log = agent.log();
-        if !matches!(lie, Lie::Silent | Lie::Refuses | Lie::Stalls) {
+        if !matches!(lie, Lie::Silent | Lie::Refuses | Lie::WaitsForEver | Lie::Stalls) {
             assert!(log.contains("vm-9"), "{lie:?}: nothing is said of the parent: {log}");
         }
         assert!(!log.contains("panicked"), "{lie:?}: {log}");

@@ -82,6 +82,14 @@ impl TransferLimits {
     };
 }
 
+impl TransferLimits {
+    /// How long an upstream that says that it waits is believed: there is time for parent, grandparent and leave
+    /// to read the origin before a read fails.
+    fn patience(&self) -> Duration {
+        (self.read_deadline / 4).max(self.stall)
+    }
+}
+
 /// Times that a block is refused by everyone before leave is asked to read the origin: a fraction of a second.
 const ROUNDS_BEFORE_ORIGIN: u32 = 2;
 
@@ -974,6 +982,25 @@ impl TransferCore {
     /// An upstream does not give a block: the next is asked.
     fn refused(&mut self, upstream: &Upstream, block: BlockId, now: Instant) {
         self.links.refused(upstream, block, now);
+        self.turn_away(upstream, block, now);
+    }
+
+    /// Asks others for what upstreams have said for too long that they wait for.
+    fn doubt(&mut self, now: Instant, patience: Duration) {
+        // Below a root nobody else may be there, and that was not over at once: leave to read the origin is asked for.
+        // Those further below wait, or all of them would ask when the origin is slow.
+        let rounds = if self.links.is_below_a_root() { ROUNDS_BEFORE_ORIGIN } else { 0 };
+        for (upstream, blocks) in self.links.doubt(now, patience) {
+            for block in blocks {
+                if let Some(want) = self.wanted.get_mut(&block) {
+                    want.rounds = want.rounds.max(rounds);
+                }
+                self.turn_away(&upstream, block, now);
+            }
+        }
+    }
+
+    fn turn_away(&mut self, upstream: &Upstream, block: BlockId, now: Instant) {
         let Some(want) = self.wanted.get_mut(&block).filter(|want| want.asked.as_ref() == Some(upstream))
         else {
             return;
@@ -1036,10 +1063,12 @@ impl TransferCore {
 
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.origin.tick(now, self.links.is_below_a_root());
-        for upstream in self.links.stalled(now, self.limits.stall) {
+        let patience = self.limits.patience();
+        for upstream in self.links.stalled(now, self.limits.stall, patience) {
             effects.push(Effect::Disconnect(upstream.clone()));
             self.lost(&upstream, now, effects);
         }
+        self.doubt(now, patience);
         let overdue: Vec<_> = self
             .wanted
             .iter()

@@ -33,8 +33,21 @@ pub(super) struct Link {
     pub in_flight: BTreeMap<BlockId, Asked>,
     pub window: Window,
     heard_at: Option<Instant>,
+    /// When it last gave or refused what it was asked for, or was first asked after that.
+    answered_at: Option<Instant>,
+    doubt: Option<Doubt>,
     failures: u32,
     pub is_index_asked: bool,
+}
+
+/// An upstream that says over and over that it waits, and gives nothing. It may be right, when the origin is slow
+/// everyone waits: so it is asked last and not complained about, unless another gives what it does not.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// What it was asked for in vain the last time.
+    withheld: BTreeSet<BlockId>,
+    /// When another gave a block of those.
+    outdone_at: Option<Instant>,
 }
 
 impl Default for Link {
@@ -44,13 +57,25 @@ impl Default for Link {
             in_flight: BTreeMap::new(),
             window: Window::default(),
             heard_at: None,
+            answered_at: None,
+            doubt: None,
             failures: 0,
             is_index_asked: false,
         }
     }
 }
 
-fn has_passed(upstream: &Upstream, path: &BTreeSet<VmId>) -> bool {
+impl Link {
+    fn owes(&self) -> bool {
+        !self.in_flight.is_empty() || self.is_index_asked
+    }
+}
+
+fn has_passed(since: Option<Instant>, length: Duration, now: Instant) -> bool {
+    since.is_some_and(|since| now.duration_since(since) >= length)
+}
+
+fn is_on_path(upstream: &Upstream, path: &BTreeSet<VmId>) -> bool {
     matches!(upstream, Upstream::Vm { vm, .. } if path.contains(vm))
 }
 
@@ -70,7 +95,7 @@ pub(super) struct Query<'a> {
 
 impl Query<'_> {
     fn suits(&self, upstream: &Upstream) -> bool {
-        !self.refused.contains(upstream) && !has_passed(upstream, self.path)
+        !self.refused.contains(upstream) && !is_on_path(upstream, self.path)
     }
 
     fn is_under_way(&self, state: LinkState) -> bool {
@@ -164,9 +189,9 @@ impl Links {
             for upstream in stripe {
                 let link = self.links.get_mut(upstream).expect("every named upstream has a link");
                 match link.state {
-                    LinkState::Open => break,
+                    LinkState::Open if link.doubt.is_none() => break,
                     under_way if is_under_way(under_way, now, stall) => break,
-                    LinkState::Down { .. } | LinkState::Connecting { .. } => {}
+                    LinkState::Open | LinkState::Down { .. } | LinkState::Connecting { .. } => {}
                     LinkState::Idle => {
                         link.state = LinkState::Connecting { since: now };
                         chosen.push(upstream.clone());
@@ -184,7 +209,7 @@ impl Links {
             return false;
         };
         link.state = LinkState::Open;
-        link.heard_at = Some(now);
+        (link.heard_at, link.answered_at) = (Some(now), Some(now));
         link.is_index_asked = false;
         true
     }
@@ -219,6 +244,11 @@ impl Links {
         if let Some((link, asked)) = self.take(upstream, block) {
             link.window.arrived(&asked, now);
         }
+        for doubt in self.links.values_mut().filter_map(|link| link.doubt.as_mut()) {
+            if doubt.withheld.contains(&block) {
+                doubt.outdone_at.get_or_insert(now);
+            }
+        }
     }
 
     /// The upstream does not give the block.
@@ -230,7 +260,7 @@ impl Links {
     fn works(&mut self, upstream: &Upstream, now: Instant) {
         self.heard(upstream, now);
         if let Some(link) = self.links.get_mut(upstream) {
-            link.failures = 0;
+            (link.failures, link.answered_at, link.doubt) = (0, Some(now), None);
         }
     }
 
@@ -280,9 +310,11 @@ impl Links {
             false => Choice::Wait,
         };
         let state = |upstream: &Upstream| self.links[upstream].state;
+        let is_open = |upstream: &Upstream| state(upstream) == LinkState::Open;
+        let is_doubted = |upstream: &Upstream| self.links[upstream].doubt.is_some();
         // The block's own stripe first, even if its connection is on its way still.
         for tier in [&own, &upward] {
-            if let Some(open) = tier.iter().find(|upstream| state(upstream) == LinkState::Open) {
+            if let Some(open) = tier.iter().find(|upstream| is_open(upstream) && !is_doubted(upstream)) {
                 return ask(open);
             }
             if tier.iter().any(|upstream| query.is_under_way(state(upstream))) {
@@ -292,8 +324,9 @@ impl Links {
         let may_read = is_root || query.may_read_origin;
         let origin = may_read.then_some(&Upstream::Origin).filter(|upstream| query.suits(upstream));
         let beside = self.beside.iter().filter(|upstream| query.suits(upstream));
-        let idle = upward.into_iter().filter(|upstream| state(upstream) == LinkState::Idle);
-        for upstream in idle.chain(beside).chain(origin) {
+        let idle = upward.iter().copied().filter(|upstream| state(upstream) == LinkState::Idle);
+        let doubted = upward.iter().copied().filter(|upstream| is_open(upstream) && is_doubted(upstream));
+        for upstream in idle.chain(beside).chain(origin).chain(doubted) {
             match state(upstream) {
                 LinkState::Open => return ask(upstream),
                 under_way if query.is_under_way(under_way) => return Choice::Wait,
@@ -349,6 +382,7 @@ impl Links {
     pub fn index_answered(&mut self) {
         for link in self.links.values_mut() {
             link.is_index_asked = false;
+            link.doubt = link.doubt.take().filter(|doubt| !doubt.withheld.is_empty());
         }
     }
 
@@ -362,7 +396,8 @@ impl Links {
     ) {
         let link = self.links.get_mut(upstream).expect("chosen among the links");
         if link.in_flight.is_empty() {
-            link.heard_at = Some(now); // silence counts from the first open question
+            // Silence counts from the first open question.
+            (link.heard_at, link.answered_at) = (Some(now), Some(now));
         }
         let asked = link.window.ask(bytes, blocks_min, now);
         if let Some(before) = link.in_flight.insert(block, asked) {
@@ -370,14 +405,37 @@ impl Links {
         }
     }
 
-    /// VMs that owe an answer and have been silent for too long. The origin's adapter has deadlines
-    /// and retries of its own.
-    pub fn stalled(&self, now: Instant, stall: Duration) -> Vec<Upstream> {
-        let is_silent = |link: &Link| link.heard_at.is_some_and(|at| now.duration_since(at) >= stall);
-        let owes = |link: &Link| !link.in_flight.is_empty() || link.is_index_asked;
+    /// VMs that owe an answer and have been silent for `stall`, and those that have said for `patience` that they
+    /// wait after another gave what they were asked for. The origin's adapter has deadlines and retries of its own.
+    pub fn stalled(&self, now: Instant, stall: Duration, patience: Duration) -> Vec<Upstream> {
+        let is_silent = |link: &Link| link.owes() && has_passed(link.heard_at, stall, now);
+        let is_outdone = |link: &Link| {
+            link.doubt.as_ref().is_some_and(|doubt| has_passed(doubt.outdone_at, patience, now))
+        };
         self.open_links()
-            .filter(|(upstream, link)| **upstream != Upstream::Origin && owes(link) && is_silent(link))
+            .filter(|(upstream, link)| **upstream != Upstream::Origin && (is_silent(link) || is_outdone(link)))
             .map(|(upstream, _)| upstream.clone())
             .collect()
+    }
+
+    /// Doubts the VMs that live and have given nothing of what they were asked for `patience`. Returns those with what
+    /// they are asked for no more.
+    pub fn doubt(&mut self, now: Instant, patience: Duration) -> Vec<(Upstream, BTreeSet<BlockId>)> {
+        let mut doubted = Vec::new();
+        for (upstream, link) in &mut self.links {
+            let is_late = link.owes() && has_passed(link.answered_at, patience, now);
+            if *upstream == Upstream::Origin || link.state != LinkState::Open || !is_late {
+                continue;
+            }
+            link.answered_at = Some(now);
+            let in_flight = std::mem::take(&mut link.in_flight);
+            for asked in in_flight.values() {
+                link.window.forget(asked);
+            }
+            let withheld: BTreeSet<BlockId> = in_flight.into_keys().collect();
+            link.doubt.get_or_insert_default().withheld.clone_from(&withheld);
+            doubted.push((upstream.clone(), withheld));
+        }
+        doubted
     }
 }

@@ -68,6 +68,13 @@ struct World {
     /// Until when a VM does nothing.
     paused: BTreeMap<usize, Instant>,
     cut: BTreeSet<(usize, usize)>,
+    /// VMs that say to their children that they wait, and nothing else.
+    pretending: BTreeSet<usize>,
+    /// Until when the origin answers nothing.
+    origin_rests_until: Instant,
+    complaints: u32,
+    /// Blocks that VMs were asked for.
+    asked_of_vms: usize,
     links: BTreeMap<Link, (usize, Upstream)>,
     present_links: BTreeMap<(usize, Upstream), Link>,
     agenda: Agenda<(usize, News)>,
@@ -94,6 +101,10 @@ impl World {
             dead: BTreeSet::new(),
             paused: BTreeMap::new(),
             cut: BTreeSet::new(),
+            pretending: BTreeSet::new(),
+            origin_rests_until: now,
+            complaints: 0,
+            asked_of_vms: 0,
             links: BTreeMap::new(),
             present_links: BTreeMap::new(),
             agenda: Agenda::new(),
@@ -241,10 +252,21 @@ impl World {
         if self.dead.contains(&number) {
             return;
         }
+        if self.pretending.contains(&number) {
+            return if matches!(event, Event::Tick) { self.pretend(number) };
+        }
         let mut effects = Vec::new();
         self.vms[number].apply(event, self.now, &mut effects);
         for effect in effects {
             self.perform(number, effect);
+        }
+    }
+
+    fn pretend(&mut self, number: usize) {
+        let links = self.present_links.values().copied();
+        let children: Vec<Link> = links.filter(|link| self.parent_of(*link) == Some(number)).collect();
+        for link in children {
+            self.down(ChildId(link), |upstream| Event::UpstreamWaits { upstream });
         }
     }
 
@@ -285,16 +307,18 @@ impl World {
             }
             Effect::Ask { upstream: Upstream::Origin, blocks, .. } => {
                 let link = self.present_links[&(number, Upstream::Origin)];
+                let after = self.origin_rests_until.saturating_duration_since(self.now) + ORIGIN;
                 for block in blocks {
                     self.origin_blocks += 1;
                     let event =
                         Event::Arrived { upstream: Upstream::Origin, blocks: vec![(block, stored(block))] };
-                    self.send(number, ORIGIN, News::Down(link, event));
+                    self.send(number, after, News::Down(link, event));
                 }
             }
             Effect::Ask { upstream, blocks, urgency, path, reach } => {
                 let visited: BTreeSet<_> = path.iter().collect();
                 assert_eq!(visited.len(), path.len(), "invariant 11: no demand visits a VM twice");
+                self.asked_of_vms += blocks.len();
                 self.up(number, &upstream, |child| Event::ChildWanted {
                     child,
                     blocks,
@@ -328,6 +352,7 @@ impl World {
             Effect::Present { blocks } => self.answered[number].extend(blocks),
             Effect::Unavailable { blocks } => self.failed += blocks.len() as u32,
             Effect::ReportLost { vm: lost } => {
+                self.complaints += 1;
                 let (by, epoch) = (vm(number), self.vms[number].epoch().expect("it has upstreams"));
                 self.send(MANAGER, HOP, News::Manager(TreeEvent::UpstreamLost { by, epoch, vm: lost }));
             }
@@ -458,6 +483,48 @@ fn a_root_that_pauses_sends_no_crowd_to_the_origin() {
     world.assert_all_answered();
     assert!(world.longest_stall() < ms(1000), "{:?}", world.longest_stall());
     assert!(world.origin_blocks <= 2 * 40, "invariant 6: {} blocks", world.origin_blocks);
+}
+
+const PATIENCE: Duration = ms(LIMITS.read_deadline.as_millis() as u64 / 4);
+
+#[test]
+fn a_parent_that_says_for_ever_that_it_waits_is_passed_over_and_loses_its_children() {
+    let mut world = World::new(15, 24);
+    world.pretending.insert(3);
+    [7, 8].into_iter().for_each(|child| world.read(child, 0..24));
+    world.run(PATIENCE + ms(300));
+    world.assert_all_answered();
+    assert!(world.longest_stall() < PATIENCE + ms(300), "{:?}", world.longest_stall());
+    assert_eq!((world.complaints, world.origin_blocks), (0, 24), "it may be right");
+    world.run(PATIENCE);
+    assert_eq!(world.complaints, 2, "its children have what it has not");
+    world.run(ms(1000));
+    assert!([7, 8].iter().all(|child| world.parents()[&vm(*child)] != Some(vm(3))));
+}
+
+#[test]
+fn a_root_that_says_for_ever_that_it_waits_is_replaced_before_reads_fail() {
+    let mut world = World::new(15, 24);
+    world.pretending.insert(0);
+    (1..15).for_each(|number| world.read(number, 0..24));
+    world.run(2 * PATIENCE + ms(1500));
+    world.assert_all_answered();
+    assert_ne!(world.parents()[&vm(0)], None);
+    assert!(world.origin_blocks <= 24 + 24 * TREE.origin.budget_percent / 100, "invariant 6");
+}
+
+#[test]
+fn when_the_origin_is_slow_everyone_waits_and_nobody_is_blamed() {
+    let mut world = World::new(63, 24);
+    let parents = world.parents();
+    world.origin_rests_until = world.now + 3 * PATIENCE;
+    (0..63).for_each(|number| world.read(number, 0..24));
+    world.run(LIMITS.read_deadline);
+    world.assert_all_answered();
+    assert_eq!((world.complaints, world.parents()), (0, parents), "no VM is moved");
+    assert!(world.asked_of_vms <= 4 * 63 * 24, "no storm: {} blocks were asked for", world.asked_of_vms);
+    let leave = 24 * TREE.origin.budget_percent / 100;
+    assert!(world.origin_blocks <= 24 + leave, "invariant 6: {} blocks", world.origin_blocks);
 }
 
 #[test]
