@@ -413,7 +413,9 @@ impl Links {
             link.doubt.as_ref().is_some_and(|doubt| has_passed(doubt.outdone_at, patience, now))
         };
         self.open_links()
-            .filter(|(upstream, link)| **upstream != Upstream::Origin && (is_silent(link) || is_outdone(link)))
+            .filter(|(upstream, link)| {
+                **upstream != Upstream::Origin && (is_silent(link) || is_outdone(link))
+            })
             .map(|(upstream, _)| upstream.clone())
             .collect()
     }

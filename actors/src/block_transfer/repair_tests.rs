@@ -253,7 +253,9 @@ impl World {
             return;
         }
         if self.pretending.contains(&number) {
-            return if matches!(event, Event::Tick) { self.pretend(number) };
+            return if matches!(event, Event::Tick) {
+                self.pretend(number)
+            };
         }
         let mut effects = Vec::new();
         self.vms[number].apply(event, self.now, &mut effects);

@@ -442,6 +442,34 @@ fn a_drained_vm_is_emptied_and_out_of_its_tree_and_stays_so_under_the_next_manag
 }
 
 #[test]
+fn a_block_image_of_an_earlier_release_is_converted_again_once() {
+    simulate(async {
+        let disk = Arc::new(Disk::default());
+        let manager = Manager::start(world(&disk));
+        deploy(&manager, "api", "app:1").await;
+        manager.shut_down().await;
+        let image = BlockImage::of_test(digest("app:1"));
+        let row = (Table::Images, image.id.to_string());
+        let alone = crate::scheduler::encode(&image);
+        let before = disk.rows.lock().expect("one thread").insert(row, alone);
+        assert!(before.is_some(), "the row of the image");
+
+        let state = async |manager: &ManagerHandle| {
+            let name = "api".parse().expect("name");
+            manager.scheduler.function(tenant(), name).await.expect("known").image_state
+        };
+        let manager = Manager::start(world(&disk));
+        assert!(matches!(state(&manager).await, ImageState::Converting { .. }));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(matches!(state(&manager).await, ImageState::Ready { .. }));
+        manager.shut_down().await;
+
+        let manager = Manager::start(world(&disk));
+        assert!(matches!(state(&manager).await, ImageState::Ready { .. }), "its row says the format now");
+    });
+}
+
+#[test]
 fn a_request_waits_for_the_start_that_it_causes_and_gives_its_place_back() {
     simulate(async {
         let manager = Manager::start(world(&Arc::default()));

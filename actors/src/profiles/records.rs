@@ -5,11 +5,11 @@ use crate::{
     id::ImageId,
     image::BlockImage,
     profile::Profile,
-    scheduler::{damaged, decode, encode},
+    scheduler::{damaged, decode, encode, read_images},
     world::{HotSet, Metadata, MetadataError, Row, Table, Write},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 /// A packed image of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,11 +52,7 @@ pub fn delete(key: &ProfileKey) -> Write {
 pub async fn read(
     metadata: &dyn Metadata,
 ) -> Result<Vec<(ProfileKey, ProfileRecord, Option<Arc<BlockImage>>)>, MetadataError> {
-    let mut images = BTreeMap::new();
-    for row in metadata.scan(Table::Images).await? {
-        let image: BlockImage = decode(&row)?;
-        images.insert(image.id, Arc::new(image));
-    }
+    let images = read_images(metadata).await?;
     let mut profiles = Vec::new();
     for row in metadata.scan(Table::Profiles).await? {
         let record: ProfileRecord = decode(&row)?;

@@ -15,5 +15,5 @@ pub use self::core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, Write
 pub use handle::SchedulerHandle;
 pub use messages::{Acquired, Ask, CallId, ControlError, Located, Permit, Release, Reply, Request};
 pub use records::{FunctionKey, Loaded, StartRow};
-pub(crate) use records::{damaged, decode, encode, put_image};
+pub(crate) use records::{damaged, decode, encode, put_image, read_images};
 pub use shell::{Scheduler, SchedulerSettings};

@@ -2,7 +2,7 @@
 
 use crate::{
     id::{FunctionName, ImageId, StartId, TenantId, VmId},
-    image::BlockImage,
+    image::{BlockImage, FORMAT_VERSION},
     model::FunctionSpec,
     world::{Metadata, MetadataError, Row, Table, Write},
 };
@@ -24,6 +24,14 @@ struct FunctionRecord {
     /// The same of its package of code, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     code: Option<ImageId>,
+}
+
+/// A block image that is trusted. Earlier releases wrote the image alone, of a format that is read no more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImageRecord {
+    format_version: u32,
+    image: BlockImage,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,7 +104,31 @@ pub fn delete_function(key: &FunctionKey) -> Write {
 }
 
 pub fn put_image(image: &BlockImage) -> Write {
-    Write::Put(Row { table: Table::Images, key: image.id.to_string(), value: encode(image) })
+    let record = ImageRecord { format_version: FORMAT_VERSION, image: image.clone() };
+    Write::Put(Row { table: Table::Images, key: image.id.to_string(), value: encode(&record) })
+}
+
+/// The block images that agents of this release can read. Of others it is as if they had not been made yet: what
+/// needs them has them converted again.
+pub async fn read_images(
+    metadata: &dyn Metadata,
+) -> Result<BTreeMap<ImageId, Arc<BlockImage>>, MetadataError> {
+    let mut images = BTreeMap::new();
+    for row in metadata.scan(Table::Images).await? {
+        match decode::<ImageRecord>(&row) {
+            Ok(ImageRecord { format_version: FORMAT_VERSION, image }) => {
+                images.insert(image.id, Arc::new(image));
+            }
+            Ok(ImageRecord { format_version, image }) => {
+                tracing::info!(image = %image.id, format_version, "a block image has another format");
+            }
+            Err(_) => {
+                let image: BlockImage = decode(&row)?;
+                tracing::info!(image = %image.id, "a block image was made by an earlier release");
+            }
+        }
+    }
+    Ok(images)
 }
 
 pub fn put_starts(row: &StartRow) -> Write {
@@ -133,11 +165,7 @@ impl Loaded {
     /// Reads everything. A row that is not understood is damage, not something to skip: what was
     /// acknowledged would be lost silently.
     pub async fn read(metadata: &dyn Metadata) -> Result<Self, MetadataError> {
-        let mut images = BTreeMap::new();
-        for row in metadata.scan(Table::Images).await? {
-            let image: BlockImage = decode(&row)?;
-            images.insert(image.id, Arc::new(image));
-        }
+        let images = read_images(metadata).await?;
         let mut loaded = Self::default();
         for row in metadata.scan(Table::Functions).await? {
             let record: FunctionRecord = decode(&row)?;
