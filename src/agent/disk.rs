@@ -15,29 +15,29 @@
 //! A block is marked present after its bytes were written, without waiting for the disk. After a crash of the
 //! agent the page cache has everything. What is found marked when an image is opened is verified block by
 //! block before it is used: a crash of the machine may have left any of it unwritten, and somebody may have
-//! changed it.
+//! changed it. Nothing is written through a link that somebody has put into the place of a file: what is no regular
+//! file with one name gives way.
 
+mod records;
+
+use self::records::{RecordWrites, encoded, read_index, replace};
 use crate::image::blocks::BlockDecoder;
 use bytes::Bytes;
 use faasnet_actors::{
-    agent::world::{ColdImage, Disk, DiskError, InstanceRecord, OpenedImage, Records, TreeRecord},
-    block_store::disk_bytes,
+    agent::world::{Disk, DiskError, InstanceRecord, OpenedImage, TreeRecord},
     id::{BlockId, StartId, TreeId},
     image::{BlockImage, Codec, Index},
 };
 use futures::future::BoxFuture;
-use rustix::fs::{FallocateFlags, fallocate};
-use serde::{Serialize, de::DeserializeOwned};
-use sha2::{Digest as _, Sha256};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
 };
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -54,35 +54,28 @@ pub struct Cache {
     tasks: TaskTracker,
 }
 
-/// Records that are to be written, in the order in which they were given: two writes of one record must
-/// neither meet nor overtake each other. The locks are never held across an await.
-#[derive(Default)]
-struct RecordWrites {
-    queue: Mutex<VecDeque<(PathBuf, Option<Vec<u8>>)>>,
-    turn: Mutex<()>,
-}
-
-impl RecordWrites {
-    /// Writes the oldest; each caller has added one before.
-    fn write_next(&self) -> Result<(), DiskError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let (path, bytes) = next.expect("as many calls as additions");
-        match bytes {
-            Some(bytes) => replace(&path, &bytes).map_err(failed),
-            None => match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-                _ => Ok(()),
-            },
-        }
-    }
-}
-
 fn failed(error: io::Error) -> DiskError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::Full,
         io::ErrorKind::ReadOnlyFilesystem => DiskError::ReadOnly,
         _ => DiskError::Io(error.to_string()),
+    }
+}
+
+/// Removes what stands in the place of a file: anything but a regular file that has no other name.
+fn make_way(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() && found.nlink() == 1 => Ok(()),
+        _ => remove(path),
+    }
+}
+
+/// Removes whatever is there. A link's target stays.
+fn remove(path: &Path) -> io::Result<()> {
+    let is_folder = fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    match if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) } {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -141,90 +134,6 @@ impl Cache {
             running.await.unwrap_or_else(|error| Err(DiskError::Io(error.to_string())))
         }))
     }
-
-    /// What a former agent was doing. Records that are damaged are left out: the manager orders again.
-    pub fn records(&self) -> io::Result<Records> {
-        let instances = self.instances()?;
-        let is_used = |folder: &Path| {
-            instances.iter().any(|(_, record)| self.folder(&record.order.place.tree) == folder)
-        };
-        let (mut trees, mut cold) = (Vec::new(), Vec::new());
-        for folder in fs::read_dir(self.data.join("images"))? {
-            let folder = folder?;
-            // Mount points, which have the name of the image alone, are the holder's.
-            if !folder.file_name().as_encoded_bytes().contains(&b'.') {
-                continue;
-            }
-            let folder = folder.path();
-            if let Some(record) = read_record::<TreeRecord>(&folder.join("record")) {
-                trees.push((record.place.tree.clone(), record));
-            } else if let Some((left_at, image)) = cold_image(&folder) {
-                cold.push((left_at, (image.record.place.tree.clone(), image)));
-            } else if !is_used(&folder) {
-                // Nobody would ever ask for it, or count it.
-                tracing::warn!(folder = %folder.display(), "an image in the cache has no record; it is removed");
-                fs::remove_dir_all(folder)?;
-            }
-        }
-        cold.sort_by_key(|(left_at, _)| *left_at);
-        let cold = cold.into_iter().map(|(_, image)| image).collect();
-        Ok(Records { trees, cold, instances })
-    }
-
-    fn instances(&self) -> io::Result<Vec<(StartId, InstanceRecord)>> {
-        let mut instances = Vec::new();
-        for file in fs::read_dir(self.data.join("orders"))? {
-            let path = file?.path();
-            if path.extension().is_some() {
-                fs::remove_file(path)?; // the former agent was writing it when it died
-            } else if let Some(record) = read_record::<InstanceRecord>(&path) {
-                instances.push((record.order.start.clone(), record));
-            }
-        }
-        Ok(instances)
-    }
-}
-
-/// An image of a tree that was left, and when. What its blocks hold is looked at when it is used again.
-fn cold_image(folder: &Path) -> Option<(SystemTime, ColdImage)> {
-    let path = folder.join("left");
-    let record = read_record::<TreeRecord>(&path)?;
-    let left_at = fs::metadata(&path).and_then(|metadata| metadata.modified()).ok()?;
-    let mut image = ColdImage { record, blocks_present: 0, blocks_total: 0, disk_bytes: 0 };
-    if let Some(index) = read_index(folder, &image.record.image) {
-        let marks = fs::read(folder.join("present")).unwrap_or_default();
-        let marked = (0..index.block_count()).zip(marks).filter(|(_, mark)| *mark == 1);
-        for (number, _) in marked {
-            image.blocks_present += 1;
-            image.disk_bytes += disk_bytes(&index, BlockId(number));
-        }
-        image.blocks_total = index.block_count();
-    }
-    Some((left_at, image))
-}
-
-/// The index, if it is the one that the manager has named.
-fn read_index(folder: &Path, image: &BlockImage) -> Option<Index> {
-    let encoded = fs::read(folder.join("index")).ok()?;
-    let is_right = <[u8; 32]>::from(Sha256::digest(&encoded)) == *image.index_digest.as_bytes();
-    is_right.then(|| Index::decode(&encoded).ok()).flatten()
-}
-
-fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let bytes = fs::read(path).ok()?;
-    let record = rmp_serde::from_slice(&bytes);
-    record.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "a record is damaged")).ok()
-}
-
-/// Writes a file whole or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, path)
-}
-
-fn encoded(record: &impl Serialize) -> Vec<u8> {
-    rmp_serde::to_vec_named(record).expect("records are plain data")
 }
 
 /// The files of one image, open for as long as it is in use.
@@ -235,10 +144,23 @@ struct Files {
 }
 
 impl Files {
+    /// Makes what is missing. What is no file of the image's own gives way.
+    fn make(folder: &Path) -> io::Result<Self> {
+        for name in ["stored", "plain", "present"] {
+            make_way(&folder.join(name))?;
+        }
+        Self::open_with(folder, File::options().create(true).truncate(false))
+    }
+
+    /// Those of an image that was opened before. A file that has gone meanwhile is not made anew: the holder reads
+    /// the one before.
     fn open(folder: &Path) -> io::Result<Self> {
-        let open = |name: &str| {
-            File::options().read(true).write(true).create(true).truncate(false).open(folder.join(name))
-        };
+        Self::open_with(folder, &mut File::options())
+    }
+
+    fn open_with(folder: &Path, options: &mut fs::OpenOptions) -> io::Result<Self> {
+        let options = options.read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        let open = |name: &str| options.open(folder.join(name));
         Ok(Self { stored: open("stored")?, plain: open("plain")?, marks: open("present")? })
     }
 
@@ -346,7 +268,8 @@ impl OpenImages {
     /// Opened anew: the folder may be another one than before.
     fn again(&self, folder: &Path) -> io::Result<Arc<Files>> {
         self.close(folder);
-        self.get(folder)
+        let files = Arc::new(Files::make(folder)?);
+        Ok(self.lock().add(folder, files))
     }
 
     fn close(&self, folder: &Path) {
@@ -378,6 +301,9 @@ impl OpenFiles {
 }
 
 fn open_image(open: &OpenImages, folder: &Path, image: &BlockImage) -> Result<OpenedImage, DiskError> {
+    if !fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir()) {
+        remove(folder).map_err(failed)?;
+    }
     fs::create_dir_all(folder).map_err(failed)?;
     let files = open.again(folder).map_err(failed)?;
     files.set_lengths(image).map_err(failed)?;
@@ -444,10 +370,7 @@ impl Disk for Cache {
         let (open, folder) = (Arc::clone(&self.open), self.folder(tree));
         self.blocking(move || {
             open.close(&folder);
-            match fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-                _ => Ok(()),
-            }
+            remove(&folder).map_err(failed)
         })
     }
 
@@ -476,9 +399,6 @@ impl Disk for Cache {
         self.write_in_turn(path, record.as_ref().map(encoded))
     }
 }
-
-#[cfg(test)]
-mod record_tests;
 
 #[cfg(test)]
 mod tests;

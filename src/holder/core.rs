@@ -45,6 +45,8 @@ pub enum Event {
     Left,
     /// The agent gave an order.
     Order(ToHolder),
+    /// The order to mount an image that is mounted already, whose cache file is another one now.
+    OtherFile(Mount),
     /// A read of the kernel found blocks missing.
     ReadWaits {
         image: ImageId,
@@ -163,6 +165,11 @@ impl HolderCore {
             Event::Joined => self.joined(effects),
             Event::Left => self.has_agent = false,
             Event::Order(order) => self.order(order, now, effects),
+            Event::OtherFile(mount) => {
+                let present = mount.present.clone();
+                self.with_reads(mount.image, effects, |reads, out| reads.replace(present, out));
+                self.order(ToHolder::Mount(mount), now, effects);
+            }
             Event::ReadWaits { image, read, blocks } => {
                 let deadline = now + self.limits.read_deadline;
                 match self.images.get_mut(&image) {

@@ -5,7 +5,7 @@
 use super::{
     agent::Agent,
     core::{Effect, Event, HolderCore, Limits},
-    file::{ImageFile, PendingRead, PresentBits, ReadNumbers, Recorder, answer_reads},
+    file::{Backing, CacheFile, ImageFile, PendingRead, ReadNumbers, Recorder, answer_reads},
     instance::{self, Files, Host},
     mount::{MountOptions, MountedImage},
     reads::ReadId,
@@ -18,7 +18,6 @@ use faasnet_actors::{
 };
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
     os::unix::net::UnixDatagram,
     path::PathBuf,
@@ -46,7 +45,7 @@ pub enum Input {
 }
 
 struct HeldImage {
-    present: Arc<PresentBits>,
+    backing: Arc<Backing>,
     recorder: Arc<Recorder>,
     /// To the thread that answers reads whose blocks arrived.
     answers: Sender<PendingRead>,
@@ -118,7 +117,7 @@ impl Desk {
             }
             Input::Order { connection, order } => {
                 let current = self.agent.as_ref().is_some_and(|agent| agent.connection == connection);
-                current.then(|| self.order(order))
+                current.then(|| self.order(order)).flatten()
             }
             Input::Disconnected { connection } => {
                 self.agent.take_if(|agent| agent.connection == connection).map(|_| Event::Left)
@@ -149,21 +148,39 @@ impl Desk {
     }
 
     /// Lets FUSE threads see what is present before the core answers the reads that wait for it.
-    fn order(&mut self, order: ToHolder) -> Event {
-        match &order {
-            ToHolder::Present { image, blocks } => {
-                if let Some(held) = self.images.get(image) {
-                    held.present.set(blocks);
-                }
-            }
-            ToHolder::Mount(mount) => {
-                if let Some(held) = self.images.get(&mount.image) {
-                    held.present.merge(&mount.present);
+    fn order(&mut self, order: ToHolder) -> Option<Event> {
+        match order {
+            ToHolder::Mount(mount) => return self.mount_again(mount),
+            ToHolder::Present { image, ref blocks } => {
+                if let Some(held) = self.images.get(&image) {
+                    held.backing.get().set(blocks);
                 }
             }
             _ => {}
         }
-        Event::Order(order)
+        Some(Event::Order(order))
+    }
+
+    /// What the agent writes counts for the file that it writes to: if that is not the one that is read from, it is
+    /// read from now on, and nothing of the other one counts.
+    fn mount_again(&mut self, mount: Mount) -> Option<Event> {
+        let Some(held) = self.images.get(&mount.image) else {
+            return Some(Event::Order(ToHolder::Mount(mount)));
+        };
+        match CacheFile::open(&mount) {
+            Ok(cache) if held.backing.get().merge(&cache) => Some(Event::Order(ToHolder::Mount(mount))),
+            Ok(cache) => {
+                tracing::warn!(image = %mount.image, "the cache file is another one than before");
+                held.backing.replace(cache);
+                Some(Event::OtherFile(mount))
+            }
+            // Nothing that this agent says of the image could be believed. It comes back.
+            Err(error) => {
+                tracing::error!(image = %mount.image, %error, "hanging up on the agent");
+                self.agent.take().iter().for_each(Agent::hang_up);
+                Some(Event::Left)
+            }
+        }
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -214,10 +231,13 @@ impl Desk {
     fn mount(&mut self, mount: Mount) {
         let image = mount.image;
         let (answers, arrived) = channel();
-        let present = Arc::new(PresentBits::new(&mount.present));
+        let backing = match CacheFile::open(&mount) {
+            Ok(cache) => Arc::new(Backing::new(cache)),
+            Err(error) => return self.report(Input::Mounted { image, result: Err(error) }),
+        };
         let recorder = Arc::new(Recorder::new(mount.record, self.settings.recorded_ranges_max));
         let held = HeldImage {
-            present: Arc::clone(&present),
+            backing: Arc::clone(&backing),
             recorder: Arc::clone(&recorder),
             answers,
             mounted: None,
@@ -226,7 +246,7 @@ impl Desk {
         let (desk, settings) = (self.inputs.clone(), self.settings.clone());
         let folder = self.host.data.join("images").join(image.hex());
         let work = move || {
-            let result = mount_image(mount, folder, (present, recorder), arrived, &desk, &settings);
+            let result = mount_image(mount, folder, (backing, recorder), arrived, &desk, &settings);
             let _ = desk.send(Input::Mounted { image, result });
         };
         self.spawn("mount", work, |error| Input::Mounted { image, result: Err(error.to_string()) });
@@ -308,28 +328,24 @@ impl Desk {
 fn mount_image(
     mount: Mount,
     folder: PathBuf,
-    (present, recorder): (Arc<PresentBits>, Arc<Recorder>),
+    (backing, recorder): (Arc<Backing>, Arc<Recorder>),
     arrived: Receiver<PendingRead>,
     desk: &SyncSender<Input>,
     settings: &HolderSettings,
 ) -> Result<MountedImage, String> {
-    let cache = File::open(&mount.plain_path).map_err(|error| {
-        format!("the cache file {} cannot be opened: {error}", mount.plain_path.display())
-    })?;
-    let cache = Arc::new(cache);
     let file = ImageFile {
         image: mount.image,
-        cache: Arc::clone(&cache),
+        backing: Arc::clone(&backing),
         plain_bytes: mount.plain_bytes,
-        present,
         recorder,
         desk: desk.clone(),
         read_ahead_bytes: settings.read_ahead_kib.saturating_mul(1024).max(4096),
         background_max: settings.reads_waiting_max.clamp(12, usize::from(u16::MAX)) as u16,
     };
+    let waiting = desk.clone();
     thread::Builder::new()
         .name("answers".to_owned())
-        .spawn(move || answer_reads(&cache, &arrived))
+        .spawn(move || answer_reads(&backing, &arrived, &waiting))
         .map_err(|error| error.to_string())?;
     let options = MountOptions {
         threads: settings.fuse_threads,

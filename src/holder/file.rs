@@ -7,6 +7,7 @@ use super::{desk::Input, reads::ReadId, recording::Recording};
 use faasnet_actors::{
     id::{BlockId, ImageId},
     image::BLOCK_BYTES,
+    wire::holder::Mount,
 };
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
@@ -18,9 +19,9 @@ use std::{
     fs::File,
     io,
     ops::RangeInclusive,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU8, Ordering},
         mpsc::{Receiver, SyncSender},
     },
@@ -30,32 +31,66 @@ use std::{
 /// Nothing ever changes the file, so the kernel may remember its attributes as long as it likes.
 const ATTRIBUTES_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Which blocks are in the cache file, as FUSE threads see it. Bits are only ever set, after the
+/// A cache file, and which blocks are in it, as FUSE threads see it. Bits are only ever set, after the
 /// block is in the file; the truth is the core's.
-pub struct PresentBits(Vec<AtomicU8>);
+pub struct CacheFile {
+    file: File,
+    present: Vec<AtomicU8>,
+}
 
-impl PresentBits {
-    pub fn new(bits: &[u8]) -> Self {
-        Self(bits.iter().copied().map(AtomicU8::new).collect())
+impl CacheFile {
+    /// Opens the file that an order to mount names.
+    pub fn open(mount: &Mount) -> Result<Self, String> {
+        let path = &mount.plain_path;
+        let file = File::open(path)
+            .map_err(|error| format!("the cache file {} cannot be opened: {error}", path.display()))?;
+        Ok(Self { file, present: mount.present.iter().copied().map(AtomicU8::new).collect() })
     }
 
     pub fn set(&self, blocks: &[BlockId]) {
         for BlockId(block) in blocks {
-            if let Some(byte) = self.0.get(*block as usize / 8) {
+            if let Some(byte) = self.present.get(*block as usize / 8) {
                 byte.fetch_or(1 << (block % 8), Ordering::Release);
             }
         }
     }
 
-    pub fn merge(&self, bits: &[u8]) {
-        for (byte, more) in self.0.iter().zip(bits) {
-            byte.fetch_or(*more, Ordering::Release);
+    /// Takes over what another has, if it is the same file.
+    pub fn merge(&self, other: &Self) -> bool {
+        let name = |cache: &Self| cache.file.metadata().map(|found| (found.dev(), found.ino()));
+        let is_same = matches!((name(self), name(other)), (Ok(own), Ok(others)) if own == others);
+        if is_same {
+            for (byte, more) in self.present.iter().zip(&other.present) {
+                byte.fetch_or(more.load(Ordering::Acquire), Ordering::Release);
+            }
         }
+        is_same
     }
 
-    fn has(&self, block: u32) -> bool {
-        let byte = self.0.get(block as usize / 8);
-        byte.is_some_and(|byte| byte.load(Ordering::Acquire) & (1 << (block % 8)) != 0)
+    fn has(&self, blocks: RangeInclusive<u32>) -> bool {
+        let has = |block: u32| {
+            let byte = self.present.get(block as usize / 8);
+            byte.is_some_and(|byte| byte.load(Ordering::Acquire) & (1 << (block % 8)) != 0)
+        };
+        blocks.into_iter().all(has)
+    }
+}
+
+/// The cache file of a mounted image. An agent may come back with another one, when somebody has removed the
+/// first; whoever reads takes file and bits together. The lock is held to clone or replace only.
+pub struct Backing(RwLock<Arc<CacheFile>>);
+
+impl Backing {
+    pub fn new(cache: CacheFile) -> Self {
+        Self(RwLock::new(Arc::new(cache)))
+    }
+
+    pub fn get(&self) -> Arc<CacheFile> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn replace(&self, cache: CacheFile) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(cache);
     }
 }
 
@@ -115,9 +150,8 @@ impl ReadNumbers {
 
 pub struct ImageFile {
     pub image: ImageId,
-    pub cache: Arc<File>,
+    pub backing: Arc<Backing>,
     pub plain_bytes: u64,
-    pub present: Arc<PresentBits>,
     pub recorder: Arc<Recorder>,
     pub desk: SyncSender<Input>,
     pub read_ahead_bytes: u32,
@@ -189,28 +223,32 @@ impl Filesystem for ImageFile {
         self.recorder.read(offset, len);
         let block_of = |place: u64| (place / u64::from(BLOCK_BYTES)) as u32;
         let blocks = block_of(offset)..=block_of(offset + len - 1);
-        let hit = blocks.clone().all(|block| self.present.has(block));
-        let read = PendingRead { image: self.image, blocks, offset, len: len as usize, reply };
-        if hit {
-            return answer(&self.cache, read);
-        }
-        // The desk never waits for a FUSE thread, so this ends.
-        if let Err(unsent) = self.desk.send(Input::Read(read))
-            && let Input::Read(read) = unsent.0
-        {
-            read.fail();
-        }
+        answer(
+            &self.backing.get(),
+            PendingRead { image: self.image, blocks, offset, len: len as usize, reply },
+            &self.desk,
+        );
     }
 }
 
 /// Answers reads of one image whose blocks have arrived, until the desk hangs up.
-pub fn answer_reads(cache: &File, reads: &Receiver<PendingRead>) {
+pub fn answer_reads(backing: &Backing, reads: &Receiver<PendingRead>, desk: &SyncSender<Input>) {
     while let Ok(read) = reads.recv() {
-        answer(cache, read);
+        answer(&backing.get(), read, desk);
     }
 }
 
-fn answer(cache: &File, read: PendingRead) {
+/// Answers a read from the cache file, or has it wait for what is not in the file.
+fn answer(cache: &CacheFile, read: PendingRead, desk: &SyncSender<Input>) {
+    if !cache.has(read.blocks.clone()) {
+        // The desk never waits for a thread that answers, so this ends.
+        if let Err(unsent) = desk.send(Input::Read(read))
+            && let Input::Read(read) = unsent.0
+        {
+            read.fail();
+        }
+        return;
+    }
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
@@ -218,7 +256,7 @@ fn answer(cache: &File, read: PendingRead) {
         if buffer.len() < read.len {
             buffer.resize(read.len, 0);
         }
-        match cache.read_exact_at(&mut buffer[..read.len], read.offset) {
+        match cache.file.read_exact_at(&mut buffer[..read.len], read.offset) {
             Ok(()) => read.reply.data(&buffer[..read.len]),
             Err(error) => {
                 tracing::error!(image = %read.image, offset = read.offset, %error, "reading the cache file");

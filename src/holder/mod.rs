@@ -142,7 +142,7 @@ fn clear(host: &Host) {
         }
     }
     host.cgroups.remove_all();
-    for folder in [host.instances(), host.data.join("images"), host.runc.root.clone()] {
+    for folder in [host.instances(), host.runc.root.clone()].into_iter().chain(mount_points(&host.data)) {
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(folder = %folder.display(), %error, "removing what was left");
@@ -150,6 +150,14 @@ fn clear(host: &Host) {
             _ => {}
         }
     }
+}
+
+/// Folders for mounts. Beside them is the agent's cache, in folders with a tenant's name, a dot and the image's.
+fn mount_points(data: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(data.join("images")).into_iter().flatten().flatten();
+    let is_cache =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'.'));
+    entries.map(|entry| entry.path()).filter(|path| !is_cache(path)).collect()
 }
 
 /// SIGTERM and SIGINT end the holder as `Shutdown` does: nothing may be left behind.

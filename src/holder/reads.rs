@@ -129,6 +129,12 @@ impl Reads {
         self.present(&new, effects);
     }
 
+    /// The blocks of another cache file count now, and no others.
+    pub fn replace(&mut self, present: Vec<u8>, effects: &mut Vec<ReadEffect>) {
+        self.present.fill(0);
+        self.merge(&present, effects);
+    }
+
     /// These blocks cannot be had now. A later read asks for them again.
     pub fn unavailable(&mut self, blocks: &[BlockId], effects: &mut Vec<ReadEffect>) {
         let lost: BTreeSet<u32> =
@@ -264,6 +270,17 @@ mod tests {
         assert_eq!(desk.run(Reads::ask_again), [Miss(blocks(&[1, 3]))]);
         assert_eq!(desk.run(|r, e| r.merge(&[0b1010], e)), [Answer(ReadId(1)), Answer(ReadId(2))]);
         assert_eq!(desk.run(Reads::ask_again), []);
+    }
+
+    #[test]
+    fn with_another_cache_file_only_its_blocks_count() {
+        let mut desk = Desk::new();
+        desk.run(|r, e| r.present(&blocks(&[1, 2]), e));
+        desk.wait(1, 2..=3);
+        assert_eq!(desk.run(|r, e| r.replace(vec![0b1010], e)), []);
+        assert_eq!(desk.run(Reads::ask_again), [Miss(blocks(&[2]))]);
+        assert_eq!(desk.wait(2, 0..=1), [Miss(blocks(&[0]))]);
+        assert_eq!(desk.run(|r, e| r.replace(vec![0b1111], e)), [Answer(ReadId(1)), Answer(ReadId(2))]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod hostile;
 mod parent;
 mod replace;
 mod serving;
+mod tampered;
 mod world;
 
 use bytes::Bytes;

@@ -214,3 +214,30 @@ fn an_image_is_unmounted_and_mounted_again() {
         agent.order(&ToHolder::Unmount { image: image.id });
     }
 }
+
+#[test]
+fn an_agent_that_comes_with_another_cache_file_is_believed_about_that_one_only() {
+    let image = TestImage::new();
+    let holder = Holder::start();
+    let mut agent = holder.agent(&image);
+    let path = mounted(&holder, &mut agent, &image);
+    drop(agent);
+    // Somebody removes the cache while the agent is away; what it writes then is in a file of another inode.
+    fs::remove_file(image.cache_path()).expect("removed");
+    let mut next = holder.agent(&image);
+    next.state();
+    next.mount(image.mount(&[image.block_of(FAR as usize)])).expect("is mounted");
+    let bytes = read_far(path.clone());
+    next.serve_until(|| bytes.is_finished().then_some(()));
+    let bytes = bytes.join().expect("reads").expect("reads");
+    assert_eq!(bytes[..], image.big[FAR as usize..FAR as usize + 100]);
+    // All of it, whatever was in the first file.
+    let reading = thread::spawn(move || fs::read(path));
+    next.serve_until(|| reading.is_finished().then_some(()));
+    assert!(reading.join().expect("reads").expect("reads") == image.big);
+    // Without a cache file nothing that is said of it counts; the agent comes back.
+    let mut order = image.mount(&[]);
+    order.plain_path = "/nonexistent/cache".into();
+    next.order(&ToHolder::Mount(order));
+    assert!(next.hung_up());
+}

@@ -167,9 +167,16 @@ impl Agent {
     /// `records` are those that a former agent left on disk.
     pub fn new(world: AgentWorld, records: Records) -> Self {
         let Records { trees, cold, instances } = records;
-        let trees = trees.into_iter().map(|(tree, record)| (tree, Tree::new(record))).collect();
+        let mut trees: BTreeMap<TreeId, Tree> =
+            trees.into_iter().map(|(tree, record)| (tree, Tree::new(record))).collect();
+        // What an instance reads is needed also if the record of its tree is lost.
+        for (image, place) in instances.iter().flat_map(|(_, record)| record.order.images()) {
+            let record = || TreeRecord { image: image.clone(), place: place.clone() };
+            trees.entry(place.tree.clone()).or_insert_with(|| Tree::new(record()));
+        }
         let left = cold.len() as u64;
-        let cold = (0..).zip(cold).map(|(number, (tree, image))| (tree, (number, image))).collect();
+        let cold = (0..).zip(cold).map(|(number, (tree, image))| (tree, (number, image)));
+        let cold = cold.filter(|(tree, _)| !trees.contains_key(tree)).collect();
         let told = Told::new(2 * world.limits.instances_max);
         Self {
             world,

@@ -157,6 +157,10 @@ pub enum Event {
     Dropped {
         block: BlockId,
     },
+    /// The holder takes a block for present that is damaged.
+    Damaged {
+        block: BlockId,
+    },
     /// A start here will read these blocks, in this order. None: it is not known what it will read, but for
     /// what the index says.
     Ahead {
@@ -307,6 +311,8 @@ pub struct TransferCore {
     is_mountable: bool,
     pub(super) present: BTreeSet<BlockId>,
     pub(super) found: Found,
+    /// What the holder serves although it is damaged.
+    pub(super) damaged: BTreeSet<BlockId>,
     pub(super) writing: BTreeMap<BlockId, Bytes>,
     pub(super) wanted: BTreeMap<BlockId, Want>,
     /// Wants that are asked of nobody, in the order in which they are to be.
@@ -375,6 +381,7 @@ impl TransferCore {
             is_mountable: false,
             present,
             found: Found::default(),
+            damaged: BTreeSet::new(),
             writing: BTreeMap::new(),
             wanted: BTreeMap::new(),
             queue: BTreeSet::new(),
@@ -475,6 +482,7 @@ impl TransferCore {
                     self.rest.missed();
                 }
             }
+            Event::Damaged { block } => drop(self.damaged.insert(block)),
             Event::Ahead { blocks } => {
                 (self.is_ahead, self.ahead) = (blocks.iter().copied().collect(), blocks);
                 self.want_ahead(now);
@@ -491,6 +499,7 @@ impl TransferCore {
             Event::ChildLost { child } => self.child_lost(child),
             Event::Tick => self.tick(now, effects),
         }
+        self.want_damaged(now);
         self.want_rest(now);
         self.pump(now, effects);
         self.assert_invariants();
@@ -960,6 +969,7 @@ impl TransferCore {
     }
 
     pub(super) fn is_kept(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
+        self.damaged.remove(&block);
         effects.push(Effect::Present { blocks: vec![block] });
         if !self.is_mountable {
             self.want_metadata(now, effects);
@@ -975,7 +985,7 @@ impl TransferCore {
         effects.push(Effect::Unavailable { blocks: vec![block] });
     }
 
-    fn cache_rests(&self, now: Instant) -> bool {
+    pub(super) fn cache_rests(&self, now: Instant) -> bool {
         self.cache_rests_until.is_some_and(|until| now < until)
     }
 
@@ -1039,7 +1049,8 @@ impl TransferCore {
     /// Whether this VM wants the block for itself before it is read.
     pub(super) fn is_needed(&self, block: BlockId) -> bool {
         let is_packed = self.index.as_ref().is_some_and(|index| block.0 < index.hot_blocks());
-        is_packed || self.is_ahead.contains(&block) || self.rest.wants(block)
+        let is_known_to_be_read = is_packed || self.is_ahead.contains(&block);
+        is_known_to_be_read || self.damaged.contains(&block) || self.rest.wants(block)
     }
 
     /// Tells all who wait that the block cannot be had.

@@ -2,7 +2,7 @@
 //! wants it, else one after the other in the background.
 
 use super::core::{Effect, TransferCore};
-use crate::id::BlockId;
+use crate::{id::BlockId, wire::peer::Urgency};
 use std::collections::BTreeSet;
 use tokio::time::Instant;
 
@@ -57,6 +57,19 @@ impl Found {
 }
 
 impl TransferCore {
+    /// Wants what the holder serves although it is damaged. It takes no block back, and whoever reads the block
+    /// gets wrong bytes until the right ones are written in their place.
+    pub(super) fn want_damaged(&mut self, now: Instant) {
+        if self.damaged.is_empty() || self.index.is_none() || self.cache_rests(now) {
+            return;
+        }
+        let is_absent = |block: &&BlockId| !self.present.contains(block) && !self.writing.contains_key(block);
+        let absent = self.damaged.iter().filter(is_absent).take(self.limits.in_flight_blocks_max);
+        for block in absent.copied().collect::<Vec<_>>() {
+            self.want(block, Urgency::Demand, now);
+        }
+    }
+
     /// Verifies what was found, as far as its turn has come.
     pub(super) fn check_found(&mut self, effects: &mut Vec<Effect>) {
         while let Some(block) = self.found.next() {

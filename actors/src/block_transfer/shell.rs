@@ -93,6 +93,8 @@ pub struct BlockTransfer {
     followers: BTreeMap<StartId, Recipient<FromImage>>,
     steps: BTreeSet<Step>,
     mounted: Option<Result<(), String>>,
+    /// The holder has mounted the image for a former agent, and takes for present what that one had.
+    is_mounted_before: bool,
     /// Whether the next mount records what is read.
     record: bool,
     life: Life<TreeId>,
@@ -133,6 +135,7 @@ impl BlockTransfer {
             followers: BTreeMap::new(),
             steps,
             mounted: None,
+            is_mounted_before: false,
             record: false,
             life,
         }
@@ -484,6 +487,7 @@ impl Handler<HolderBack> for BlockTransfer {
     type Result = ();
 
     fn handle(&mut self, HolderBack { is_mounted }: HolderBack, _: &mut Context<Self>) {
+        self.is_mounted_before = is_mounted;
         if is_mounted {
             self.mounted = Some(Ok(()));
             // Tells what arrived meanwhile; the holder asks again for what its reads still need.
@@ -622,6 +626,9 @@ impl BlockTransfer {
                 transfer.world.store.do_send(Release { tree, disk_bytes });
             }
             transfer.apply(Event::Checked { block, is_whole }, ctx);
+            if !is_whole && transfer.is_mounted_before {
+                transfer.apply(Event::Damaged { block }, ctx);
+            }
         }));
     }
 
@@ -633,5 +640,8 @@ impl BlockTransfer {
         }
         self.steps.remove(&Step::Whole);
         self.apply(Event::Dropped { block }, ctx);
+        if matches!(self.mounted, Some(Ok(()))) {
+            self.apply(Event::Damaged { block }, ctx);
+        }
     }
 }

@@ -741,3 +741,29 @@ fn what_was_found_on_disk_is_used_when_it_is_verified_and_fetched_when_it_is_dam
     assert_eq!(asker.asked(), [(upstream(1), vec![BlockId(4)])]);
     assert_eq!(asker.core.stalls(now).count, 2);
 }
+
+#[test]
+fn what_the_holder_serves_although_it_is_damaged_is_fetched_until_it_is_there() {
+    let mut asker = Asker::new(LIMITS, vec![upstream(1)]);
+    asker.apply(Event::Opened { upstream: upstream(1) });
+    let wanted = [(upstream(1), vec![BlockId(3)])];
+    let arrived = || Event::Arrived { upstream: upstream(1), blocks: vec![(BlockId(3), stored(BlockId(3)))] };
+    asker.apply(Event::Damaged { block: BlockId(3) });
+    assert_eq!(asker.asked(), wanted);
+    asker.apply(arrived());
+    asker.apply(Event::NotKept { block: BlockId(3) });
+    assert_eq!(asker.asked(), [], "the cache takes nothing for a while");
+    asker.now += LIMITS.retry_max;
+    asker.apply(Event::Tick);
+    assert_eq!(asker.asked(), wanted);
+    let reason = NotServed::NoSource;
+    asker.apply(Event::NotServed { upstream: upstream(1), block: BlockId(3), reason });
+    asker.now += LIMITS.retry_min;
+    asker.apply(Event::Tick);
+    assert_eq!(asker.asked(), wanted, "nobody waits for it who could ask elsewhere");
+    asker.apply(arrived());
+    asker.apply(Event::Kept { block: BlockId(3) });
+    asker.apply(Event::Tick);
+    assert_eq!(asker.asked(), []);
+    assert_eq!(asker.core.stalls(asker.now).count, 0);
+}

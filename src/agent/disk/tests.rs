@@ -4,7 +4,8 @@ use faasnet_actors::{
     id::Digest,
     image::{BLOCK_BYTES, ImageLocation, RuntimeConfig},
 };
-use std::{io::Write, os::unix::fs::MetadataExt};
+use sha2::{Digest as _, Sha256};
+use std::io::Write;
 use tempfile::TempDir;
 
 /// Blocks that shrink, one that does not, one of zeros, and a short one at the end.
@@ -192,7 +193,7 @@ fn files_of_few_images_are_open_at_once() {
     let folder = |number| data.path().join(format!("{number}"));
     for number in 0..OPEN_IMAGES_MAX + 10 {
         fs::create_dir(folder(number)).expect("created");
-        open.get(&folder(number)).expect("opened");
+        open.again(&folder(number)).expect("made");
         open.get(&folder(0)).expect("opened");
     }
     let images = &open.lock().images;
@@ -214,4 +215,123 @@ fn a_decoder_that_has_seen_a_long_block_accepts_no_more_for_a_short_one() {
     assert_eq!(decoder.decode(&entry, BLOCK_BYTES, &stored), Ok(&world[..]));
     assert!(decoder.decode(&entry, 1000, &stored).is_err());
     assert_eq!(decode_block(&entry, BLOCK_BYTES, &stored), Ok(world));
+}
+
+/// All that can be used, and nothing else, before and after everything is written again.
+async fn usable_then_mended(world: &World, expected: &BTreeSet<BlockId>) {
+    assert_eq!(world.usable().await, *expected);
+    world.fill().await;
+    assert_eq!(world.usable().await, world.all());
+}
+
+#[tokio::test]
+async fn blocks_that_have_changed_places_are_not_used() {
+    let world = World::new().await;
+    let (one, other) = (BlockId(0), BlockId(3));
+    let rest: BTreeSet<BlockId> =
+        world.all().into_iter().filter(|block| ![one, other].contains(block)).collect();
+    for name in ["plain", "stored"] {
+        let file = File::options().read(true).write(true).open(world.path(name)).expect("there");
+        let place = |block: BlockId| {
+            let entry = world.index.entry(block).expect("there");
+            if name == "stored" { entry.offset } else { world.index.plain_offset(block) }
+        };
+        // As much as both have.
+        let stored = [one, other].map(|block| world.index.entry(block).expect("there").stored_bytes);
+        let length = if name == "stored" { stored[0].min(stored[1]) } else { BLOCK_BYTES };
+        let [mut first, mut second] = [vec![0; length as usize], vec![0; length as usize]];
+        file.read_exact_at(&mut first, place(one)).expect("read");
+        file.read_exact_at(&mut second, place(other)).expect("read");
+        assert!(first != second, "{name}");
+        file.write_all_at(&first, place(other)).expect("written");
+        file.write_all_at(&second, place(one)).expect("written");
+        usable_then_mended(&world, &rest).await;
+    }
+}
+
+#[tokio::test]
+async fn files_of_another_image_give_nothing() {
+    let world = World::new().await;
+    let other: Vec<u8> = world.content.iter().rev().copied().collect();
+    for name in ["plain", "stored"] {
+        let length = fs::metadata(world.path(name)).expect("there").len() as usize;
+        fs::write(world.path(name), &other[..length.min(other.len())]).expect("written");
+        // Zeros are zeros in any image; nothing else is alike.
+        let is_alike = |block: &BlockId| {
+            let at = world.index.plain_offset(*block) as usize;
+            let end = at + world.index.plain_len(*block) as usize;
+            name == "plain" && world.content[at..end] == other[at..end]
+        };
+        let alike = world.all().into_iter().filter(is_alike);
+        let untouched: BTreeSet<BlockId> =
+            if name == "stored" { BTreeSet::from([NOISE]) } else { alike.collect() };
+        usable_then_mended(&world, &untouched).await;
+    }
+    // An index of something else is none, and without it no mark counts.
+    let entry = world.index.entry(BlockId(0)).expect("there").clone();
+    let elsewhere = Index::new(u64::from(BLOCK_BYTES), 1, vec![entry]).expect("valid");
+    fs::write(world.path("index"), elsewhere.encode()).expect("written");
+    usable_then_mended(&world, &BTreeSet::new()).await;
+}
+
+/// Puts something into the place of a file.
+type Put<'a> = &'a dyn Fn(&Path);
+
+#[tokio::test]
+async fn what_is_no_file_gives_way_and_nothing_is_written_through_a_link() {
+    let world = World::new().await;
+    let victim = world.data.path().join("victim");
+    let precious = b"precious".repeat(1000);
+    let fifo = |path: &Path| {
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).expect("a pipe");
+    };
+    let replacements: [(&str, Put<'_>); 5] = [
+        ("a link", &|path| std::os::unix::fs::symlink(&victim, path).expect("linked")),
+        ("a dangling link", &|path| std::os::unix::fs::symlink("/nowhere/at/all", path).expect("linked")),
+        ("a second name", &|path| fs::hard_link(&victim, path).expect("linked")),
+        ("a folder", &|path| fs::create_dir_all(path.join("deep")).expect("made")),
+        ("a pipe", &fifo),
+    ];
+    for name in ["plain", "stored", "present", "index"] {
+        for (what, put) in replacements {
+            fs::write(&victim, &precious).expect("written");
+            for path in [world.path(name), world.path(name).with_extension("new")] {
+                remove(&path).expect("removed");
+                put(&path);
+            }
+            let usable = world.usable().await;
+            // What did not shrink is in one file only, zeros are a hole in it.
+            let most = if name == "stored" || name == "plain" { 1 } else { 0 };
+            assert!(usable.len() <= most, "{name} is {what}: {usable:?}");
+            world.fill().await;
+            assert_eq!(world.usable().await, world.all(), "{name} is {what}");
+            assert!(
+                fs::read(&victim).expect("there") == precious,
+                "{name} is {what}: the target was written"
+            );
+            remove(&world.path(name).with_extension("new")).expect("removed");
+        }
+    }
+    // The whole folder.
+    let (folder, moved) = (world.cache().folder(&world.tree()), world.data.path().join("moved"));
+    fs::rename(&folder, &moved).expect("moved");
+    std::os::unix::fs::symlink(&moved, &folder).expect("linked");
+    assert_eq!(world.usable().await, BTreeSet::new());
+    assert!(moved.join("plain").exists());
+    world.fill().await;
+    assert_eq!(world.usable().await, world.all());
+}
+
+#[tokio::test]
+async fn a_file_that_goes_while_its_image_is_open_is_not_made_anew() {
+    let world = World::new().await;
+    let cache = world.cache();
+    cache.open(&world.tree(), &world.image).await.expect("opened");
+    fs::remove_file(world.path("plain")).expect("removed");
+    // As when many other images were used meanwhile.
+    cache.open.close(&cache.folder(&world.tree()));
+    let keeping = cache.keep(&world.tree(), Arc::clone(&world.index), NOISE, world.stored[1].clone());
+    assert!(matches!(keeping.await, Err(DiskError::Io(_))));
+    assert!(!world.path("plain").exists());
 }
