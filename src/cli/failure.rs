@@ -51,7 +51,7 @@ impl Failure {
                 "set FAASNET_TOKEN, name a file with --token-file, or run as the user of the manager on its machine"
             }
             Self::Refused(problem) | Self::NotForwarded(problem) => return problem_hint(problem),
-            Self::Conversion(_) => "deploy again when the image is mended",
+            Self::Conversion(_) => "deploy again when the image or the code is mended",
             Self::Starts { .. } => {
                 "`faasnet start show ID` tells how far one came, `faasnet logs ID` what it printed"
             }

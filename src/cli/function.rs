@@ -41,7 +41,7 @@ pub struct Deploy {
     #[arg(long, value_name = "FILE", requires = "runtime")]
     zip: Option<PathBuf>,
     /// The image that the code runs in; functions of a tenant share its blocks
-    #[arg(long, value_name = "REF", requires = "zip")]
+    #[arg(long, value_name = "REF", requires = "zip", conflicts_with = "image")]
     runtime: Option<String>,
     /// Memory of one instance [default: 256]
     #[arg(long, value_name = "MIB")]

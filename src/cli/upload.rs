@@ -30,7 +30,7 @@ struct Limits {
 pub async fn upload(client: &Client, path: &Path) -> Result<Digest, Failure> {
     let unusable = |reason: String| Failure::Usage(format!("{}: {reason}", path.display()));
     let failed = |error: io::Error| unusable(error.to_string());
-    let file = File::open(path).map_err(failed)?;
+    let file = File::open(path).map_err(|error| unusable(format!("it cannot be read: {error}")))?;
     let found = file.metadata().map_err(failed)?;
     if !found.is_file() {
         return Err(unusable("it is not a file; make a zip of it first".into()));
@@ -38,7 +38,10 @@ pub async fn upload(client: &Client, path: &Path) -> Result<Digest, Failure> {
     let limits: Limits = super::output::parse(&client.get("/v1/code").await?)?;
     if found.len() > limits.package_bytes_max {
         let (has, may) = (found.len(), limits.package_bytes_max);
-        return Err(unusable(format!("it has {has} bytes, and the manager takes {may}")));
+        return Err(unusable(format!(
+            "it has {has} bytes, and the manager takes {may} (code.package_bytes_max); leave out what the function \
+             does not need"
+        )));
     }
     check(file.try_clone().map_err(failed)?, found.len()).map_err(|error| unusable(error.to_string()))?;
     let digest = digest_of(file).map_err(failed)?;

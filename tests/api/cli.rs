@@ -13,10 +13,10 @@ use tokio::{
     process::Command,
 };
 
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 fn command(arguments: &[&str]) -> Command {
@@ -42,14 +42,14 @@ async fn run(mut command: Command) -> Ran {
 
 impl World {
     /// Runs a verb as the admin.
-    async fn cli(&self, arguments: &[&str]) -> Ran {
+    pub async fn cli(&self, arguments: &[&str]) -> Ran {
         let mut command = command(arguments);
         command.env("FAASNET_API", &self.url).env("FAASNET_TOKEN", &self.admin);
         run(command).await
     }
 
     /// The same, for a verb that succeeds.
-    async fn prints(&self, arguments: &[&str]) -> String {
+    pub async fn prints(&self, arguments: &[&str]) -> String {
         let ran = self.cli(arguments).await;
         assert_eq!(ran.code, 0, "{arguments:?}: {}", ran.err);
         ran.out

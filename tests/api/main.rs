@@ -9,5 +9,6 @@ mod gateway;
 mod instances;
 #[cfg(feature = "etcd")]
 mod metadata;
+mod packages;
 mod routes;
 mod world;

@@ -245,3 +245,45 @@ fn code_is_read_while_the_agent_is_killed(cluster: &mut Cluster, start: &Value, 
     let answer = wait_until("the agent to join again", READY, again).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&answer).unwrap(), *hello);
 }
+
+/// What deploying a zip complained about.
+fn complaint(cluster: &Cluster, zip: &Path, reference: &str) -> String {
+    let zip = zip.to_str().unwrap();
+    let deploy = ["function", "deploy", "broken", "--zip", zip, "--runtime", reference];
+    format!("{:#}", cluster.cli(&deploy).unwrap_err())
+}
+
+#[test]
+fn packages_that_only_unpacking_shows_to_be_bad_fail_their_deployment_and_no_other() {
+    let mut spec = spec(1);
+    for (key, value) in [("CODE__PLAIN_BYTES_MAX", 32 << 20), ("CODE__ENTRIES_MAX", 50)] {
+        spec.settings.insert(key.to_owned(), value.to_string());
+    }
+    let (cluster, reference) = cluster_with_python(spec);
+    let folder = TempDir::new().unwrap();
+    let good = package(folder.path(), "good", &[]);
+    deploy(&cluster, "good", &good, &reference, &[]);
+
+    let zeros = |bytes| vec![("zeros".to_owned(), vec![0; bytes])];
+    let many: Vec<_> = (0..60).map(|number| (number.to_string(), Vec::new())).collect();
+    for (name, more, wanted) in [
+        ("bomb", zeros(20 << 20), "code.ratio_max"),
+        ("large", zeros(40 << 20), "code.plain_bytes_max"),
+        ("many", many, "code.entries_max"),
+    ] {
+        let complaint = complaint(&cluster, &package(folder.path(), name, &more), &reference);
+        assert!(complaint.contains(wanted) && complaint.contains("leave out"), "{name}: {complaint}");
+    }
+    // A byte of a file's data; its header and the directory are as they were.
+    let zip = package(folder.path(), "damaged", &[("noise".to_owned(), noise(1))]);
+    let mut bytes = fs::read(&zip).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&zip, bytes).unwrap();
+    let complaint = complaint(&cluster, &zip, &reference);
+    assert!(complaint.contains("noise") && complaint.contains("checksum"), "{complaint}");
+    assert!(complaint.contains("make the zip again"), "{complaint}");
+
+    let start = start_ready(&cluster, "good", 1).remove(0);
+    assert_eq!(text(&greeting(&cluster, "good", &start), "name"), "good");
+}

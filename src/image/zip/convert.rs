@@ -53,14 +53,11 @@ pub fn convert_package(
     let written = |error: io::Error| write_error(&blob_path, error);
     let mut writer = Writer::begin(package.tree(), &plan, &layout, uuid, out).map_err(written)?;
     for &(place, id) in plan.files() {
-        let copied = if layout.place(id).bytes == 0 {
-            // Nothing is written, and what is in the zip must be nothing all the same.
-            package.copy_file(place, &mut io::sink()).map(drop)
-        } else {
-            writer.write_file(id, |out| package.copy_file(place, out))
-        };
+        let copied = writer.write_file(id, |out| package.copy_file(place, out));
         copied.map_err(|error| package_error(&blob_path, error))?;
     }
+    // The plan leaves them out, and what is in the zip must be nothing all the same.
+    package.check_empty_files().map_err(|error| package_error(&blob_path, error))?;
     let out = writer.finish().map_err(written)?;
     let blob = out.inner.finish().map_err(spool_error)?;
 

@@ -17,7 +17,7 @@ mod data;
 mod entry;
 mod links;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use convert::convert_package;
 
@@ -48,17 +48,28 @@ const END_BYTES_MAX: u64 = 22 + u16::MAX as u64;
 /// Why a zip is not a package of code.
 #[derive(Debug, thiserror::Error)]
 pub enum ZipError {
-    #[error("it is not a zip, or cut short: {0}")]
+    #[error(
+        "it is not a zip, or cut short: {0}; make it again with `zip -r FILE .` in the folder of the code"
+    )]
     NotAZip(rawzip::Error),
-    #[error("there are bytes behind the end of the zip")]
+    #[error("there are bytes behind the end of the zip; make it again")]
     BytesBehind,
-    #[error("its directory has {found} entries and says that there are {said}")]
+    #[error("its directory has {found} entries and says that there are {said}; make the zip again")]
     Count { said: u64, found: u64 },
-    #[error("it has more than {0} files, folders and links, the limit set by code.entries_max")]
+    #[error(
+        "it has more than {0} files, folders and links, the limit set by code.entries_max; leave out what the \
+         function does not need"
+    )]
     TooManyEntries(u64),
-    #[error("unpacked it would have {bytes} bytes, more than {limit}, the limit set by code.plain_bytes_max")]
+    #[error(
+        "unpacked it would have {bytes} bytes, more than {limit}, the limit set by code.plain_bytes_max; leave out \
+         what the function does not need"
+    )]
     TooLarge { bytes: u64, limit: u64 },
-    #[error("unpacked it would be more than {0} times as large as the zip, the limit set by code.ratio_max")]
+    #[error(
+        "unpacked it would be more than {0} times as large as the zip, the limit set by code.ratio_max; leave out \
+         large files that are nearly empty"
+    )]
     Ratio(u64),
     #[error("{path:?}: {refusal}")]
     Entry { path: String, refusal: EntryRefusal },
@@ -70,56 +81,59 @@ pub enum ZipError {
 /// What is wrong with one entry.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryRefusal {
-    #[error("the path is absolute")]
+    #[error("the path is absolute; make the zip in the folder of the code, of `.`")]
     Absolute,
-    #[error("the path leads out of the package by `..`")]
+    #[error("the path leads out of the package by `..`; make the zip in the folder of the code, of `.`")]
     ParentDirectory,
     #[error("the path contains a backslash; make the zip with `/` between names")]
     Backslash,
-    #[error("the path contains a NUL byte")]
+    #[error("the path contains a NUL byte; make the zip again")]
     Nul,
     #[error("the path is not UTF-8; make the zip with UTF-8 names")]
     NotUtf8,
-    #[error("the path names nothing")]
+    #[error("the path names nothing; make the zip again")]
     Empty,
     #[error(
-        "a name is longer than {} bytes or the path longer than {}",
+        "a name is longer than {} bytes or the path longer than {}; shorten it",
         entry::NAME_BYTES_MAX,
         entry::PATH_BYTES_MAX
     )]
     TooLong,
-    #[error("the package has it twice")]
+    #[error("the package has it twice; make the zip again, with each path once")]
     Duplicate,
-    #[error("the path goes through something that is not a folder")]
+    #[error("the path goes through something that is not a folder; rename one of them")]
     NotAFolder,
-    #[error("it is a device, socket or pipe")]
+    #[error("it is a device, socket or pipe; leave it out")]
     Special,
-    #[error("it is a folder and has data")]
+    #[error("it is a folder and has data; make the zip again")]
     FolderWithData,
     #[error("it is encrypted; make the zip without a password")]
     Encrypted,
     #[error("it is compressed by {0}; make the zip with deflate, zstd or without compression")]
     Method(rawzip::CompressionMethod),
-    #[error("its own header says something else than the directory of the zip")]
+    #[error("its own header says something else than the directory of the zip; make the zip again")]
     LocalHeader,
-    #[error("its data lies in that of another entry, or in the directory of the zip")]
+    #[error("its data lies in that of another entry, or in the directory of the zip; make the zip again")]
     Overlap,
     #[error(
-        "the target of the link is empty, longer than {} bytes or contains a NUL byte",
+        "the target of the link is empty, longer than {} bytes or contains a NUL byte; leave it out",
         entry::PATH_BYTES_MAX
     )]
     LinkTarget,
-    #[error("the link to {0:?} leads out of the package")]
+    #[error(
+        "the link to {0:?} leads out of the package; leave it out, or make the zip without `-y`, which stores what it \
+         leads to"
+    )]
     LinkOutside(String),
-    #[error("the links of the package lead through too many others")]
+    #[error("the links of the package lead through too many others; leave some out")]
     LinkMaze,
-    #[error("it has more or less data than the {0} bytes that its header says")]
+    #[error("it has more or less data than the {0} bytes that its header says; make the zip again")]
     Length(u64),
-    #[error("its data has another checksum than its header says")]
+    #[error("its data has another checksum than its header says; make the zip again")]
     Checksum,
-    #[error("its data cannot be unpacked: {0}")]
+    #[error("its data cannot be unpacked: {0}; make the zip again")]
     Unpack(io::Error),
-    #[error(transparent)]
+    #[error("{0}; make the zip again")]
     Zip(rawzip::Error),
 }
 
@@ -174,6 +188,12 @@ impl<R: ReaderAt> Package<R> {
     /// may have been written, never more than the header says.
     pub fn copy_file(&self, place: DataPlace, out: &mut dyn io::Write) -> Result<u64, ZipError> {
         self.files[place.entry as usize].copy(&self.archive, out)
+    }
+
+    /// Makes sure that files without data have none in the zip: nobody copies them.
+    pub fn check_empty_files(&self) -> Result<(), ZipError> {
+        let mut empty = self.files.iter().filter(|file| file.plain_bytes == 0);
+        empty.try_for_each(|file| file.copy(&self.archive, &mut io::sink()).map(drop))
     }
 }
 

@@ -1,16 +1,28 @@
 use super::*;
-use crate::image::{erofs::Layout, packing::Plan};
+use crate::{
+    image::{
+        artifact,
+        convert::{ConvertError, ConvertOptions},
+        erofs::Layout,
+        packing::Plan,
+        progress::Progress,
+        publish::folder::FolderDestination,
+        resolve::Platform,
+    },
+    settings::Settings,
+};
+use faasnet_actors::image::BlockImage;
 use proptest::prelude::*;
 use std::io::Write;
 
 const LIMITS: ZipLimits = ZipLimits { entries_max: 100, plain_bytes_max: 1 << 20, ratio_max: 100 };
-const FILE: u32 = 0o100_644;
-const LINK: u32 = 0o120_777;
-const FOLDER: u32 = 0o040_755;
+pub(crate) const FILE: u32 = 0o100_644;
+pub(crate) const LINK: u32 = 0o120_777;
+pub(crate) const FOLDER: u32 = 0o040_755;
 
 /// An entry as the test wants it, true or not.
 #[derive(Clone)]
-struct Part {
+pub(crate) struct Part {
     name: Vec<u8>,
     local_name: Option<Vec<u8>>,
     mode: u32,
@@ -25,7 +37,7 @@ struct Part {
 }
 
 impl Part {
-    fn new(name: &str, mode: u32, data: &[u8]) -> Self {
+    pub(crate) fn new(name: &str, mode: u32, data: &[u8]) -> Self {
         Self {
             name: name.into(),
             local_name: None,
@@ -39,11 +51,16 @@ impl Part {
         }
     }
 
-    fn deflated(name: &str, data: &[u8]) -> Self {
+    pub(crate) fn deflated(name: &str, data: &[u8]) -> Self {
         let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(data).expect("in memory");
         let packed = encoder.finish().expect("in memory");
         Self { method: 8, packed, ..Self::new(name, FILE, data) }
+    }
+
+    pub(crate) fn zstd(name: &str, data: &[u8]) -> Self {
+        let packed = zstd::bulk::compress(data, 3).expect("in memory");
+        Self { method: 93, packed, ..Self::new(name, FILE, data) }
     }
 
     /// What both headers have, from the flags to the length of the extra fields.
@@ -62,7 +79,7 @@ impl Part {
     }
 }
 
-fn zip(parts: &[Part]) -> Vec<u8> {
+pub(crate) fn zip(parts: &[Part]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for part in parts {
         let offset = part.offset.unwrap_or(out.len() as u32);
@@ -289,6 +306,31 @@ fn sizes_are_held_against_what_comes_out() {
     listing(&zip(&[cut])).expect_err("cut short");
     let plain = Part { plain_bytes: 2, ..Part::new("a", FILE, b"abc") };
     assert!(refusal(&[plain]).contains("more or less data"));
+}
+
+/// As the manager does it; what is published is thrown away.
+fn converted(bytes: &[u8]) -> Result<BlockImage, ConvertError> {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("package.zip");
+    std::fs::write(&path, bytes).expect("written");
+    let options = ConvertOptions {
+        platform: Platform::of_this_machine(),
+        settings: Settings::load(None).expect("defaults").image,
+        spool: folder.path().to_owned(),
+    };
+    let destination = FolderDestination::new(folder.path().join("images"));
+    let digest = artifact::digest_of(bytes);
+    convert_package(&path, digest, &LIMITS, &destination, &options, &Progress::default())
+}
+
+#[test]
+fn files_that_are_said_to_be_empty_are_empty() {
+    converted(&zip(&[Part::new("a", FILE, b""), Part::deflated("b", b"")])).expect("taken");
+    let lies = Part { plain_bytes: 0, crc: 0, ..Part::deflated("a", b"not empty") };
+    for parts in [vec![lies.clone()], vec![Part::new("b", FILE, b"x"), lies]] {
+        let reason = converted(&zip(&parts)).expect_err("refused").to_string();
+        assert!(reason.contains("\"a\"") && reason.contains("more or less data"), "{reason}");
+    }
 }
 
 #[test]
