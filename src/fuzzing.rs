@@ -7,11 +7,14 @@
 use crate::{
     image::{
         blocks::decode_block,
+        erofs::{Layout, Writer, read::FileMap},
         manifest::{ImageConfig, Index as ManifestIndex, Manifest},
         merge::Merger,
+        packing::Plan,
         runtime::{AccountFiles, runtime_config},
         tar::{EntryKind, Reader},
         tree::{Kind, Tree},
+        zip::{Package, ZipError, ZipLimits},
     },
     registry::Reference,
 };
@@ -29,24 +32,28 @@ use faasnet_actors::{
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
-use std::io;
+use std::{io, iter};
 
 /// A target by its name, as `fuzz/fuzz_targets` and the folders of inputs have it.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("frames", frames),
     ("index", index),
     ("block", block),
     ("profile", profile),
     ("manifest", manifest),
     ("layer", layer),
+    ("zip", zip),
+    ("erofs", erofs),
 ];
 
 /// Entries of a layer that are looked at: more take time and find nothing new.
 const ENTRIES_MAX: usize = 2000;
 /// A sparse file may say that it is longer than any disk; the converter looks at its size first.
 const COPIED_BYTES_MAX: u64 = 1 << 20;
+/// `PATH_MAX` of Linux, less the final NUL.
+const PATH_BYTES_MAX: usize = 4095;
 
 /// The first byte says whose frames they are.
 pub fn frames(data: &[u8]) {
@@ -183,6 +190,44 @@ pub fn layer(data: &[u8]) {
         }
     }
     check_tree(&merger.finish());
+}
+
+/// A package that is taken becomes an image in which every file is found, and nothing else.
+pub fn zip(data: &[u8]) {
+    let limits = ZipLimits { entries_max: 200, plain_bytes_max: COPIED_BYTES_MAX, ratio_max: 100 };
+    let Ok(package) = Package::read(data, data.len() as u64, &limits) else { return };
+    let tree = package.tree();
+    check_tree(tree);
+    assert!(tree.len_max() as u64 <= limits.entries_max + 1);
+    let plan = Plan::new(tree, None);
+    let layout = Layout::new(tree, &plan, 1 << 30).expect("the limits of packages are far lower");
+    let written = || -> Result<(Vec<u8>, u64), ZipError> {
+        let mut writer = Writer::begin(tree, &plan, &layout, [7; 16], Vec::new())?;
+        let mut bytes = 0;
+        for &(place, id) in plan.files() {
+            writer.write_file(id, |out| package.copy_file(place, out))?;
+            bytes += layout.place(id).bytes;
+        }
+        package.check_empty_files()?;
+        Ok((writer.finish()?, bytes))
+    };
+    let Ok((image, bytes)) = written() else { return };
+    assert!(bytes <= limits.plain_bytes_max, "more came out than a package may have");
+    let map = FileMap::read(&image).expect("it was just written");
+    let found = map.parts(iter::once(0..u64::MAX)).bytes();
+    // Profiles leave out paths that no container could open from its root.
+    assert!(found == bytes || (found < bytes && data.len() > PATH_BYTES_MAX), "{found} of {bytes} bytes");
+}
+
+/// The metadata of an image, and whatever follows it.
+pub fn erofs(data: &[u8]) {
+    let Ok(map) = FileMap::read(data) else { return };
+    let profile = map.parts(iter::once(0..u64::MAX));
+    let places = map.places(&profile);
+    let bytes: u64 = places.iter().map(|place| place.end - place.start).sum();
+    // Not all, if an image has two files of one name.
+    assert!(bytes <= profile.bytes(), "{bytes} bytes lie in the image of {}", profile.bytes());
+    assert!(map.parts(places).bytes() <= bytes);
 }
 
 /// What overlayfs would obey, and names that lead elsewhere, are not in a tree; every name leads to an inode.

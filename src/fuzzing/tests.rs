@@ -2,6 +2,10 @@
 //! written there, for the fuzzer to begin with.
 
 use super::*;
+use crate::image::{
+    erofs::read::tests::image,
+    zip::tests::{FILE, FOLDER, LINK, Part, zip as zip_of},
+};
 use faasnet_actors::{
     id::{BlockId, Digest, TreeId},
     profile::FilePath,
@@ -158,6 +162,22 @@ fn layer_seeds() -> Vec<Vec<u8>> {
     vec![[&[cut as u8][..], &lower, &upper].concat(), [&[255][..], &upper].concat()]
 }
 
+fn zip_seeds() -> Vec<Vec<u8>> {
+    let parts = [
+        Part::new("bin/run", 0o100_755, b"#!/bin/sh\n"),
+        Part::new("lib/", FOLDER, b""),
+        Part::deflated("lib/app.py", &[7; 5000]),
+        Part::new("lib/link", LINK, b"../bin/run"),
+        Part::new("empty", FILE, b""),
+    ];
+    vec![zip_of(&parts), zip_of(&[Part::zstd("z", &[9; 5000])]), zip_of(&[])]
+}
+
+fn erofs_seeds() -> Vec<Vec<u8>> {
+    let sizes: [&[u64]; 3] = [&[], &[1, 0], &[5000, 3, 4096]];
+    sizes.map(|sizes| image(sizes).0).to_vec()
+}
+
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "frames" => frame_seeds(),
@@ -166,6 +186,8 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "profile" => profile_seeds(),
         "manifest" => manifest_seeds(),
         "layer" => layer_seeds(),
+        "zip" => zip_seeds(),
+        "erofs" => erofs_seeds(),
         other => panic!("the target {other} has no seeds"),
     }
 }

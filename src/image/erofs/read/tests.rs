@@ -14,7 +14,7 @@ fn add(tree: &mut Tree, directory: InodeId, name: &[u8], kind: Kind) -> InodeId 
 }
 
 /// An image of these files, each in a directory of its own below the one before, and where their data lies.
-fn image(sizes: &[u64]) -> (Vec<u8>, Vec<(String, u64, u64)>) {
+pub(crate) fn image(sizes: &[u64]) -> (Vec<u8>, Vec<(String, u64, u64)>) {
     let mut tree = Tree::new();
     let (mut directory, mut files, mut path) = (ROOT, Vec::new(), String::new());
     for (number, size) in sizes.iter().enumerate() {
