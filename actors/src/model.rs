@@ -375,10 +375,26 @@ pub struct PreheatedVm {
 pub struct TreeView {
     pub image: ImageId,
     pub epoch: Epoch,
-    /// Edges on the longest way from the root; 0 for a tree of one.
+    /// Edges on the longest way from a root; 0 for a tree of one.
     pub height: u32,
-    /// In the order of places: the root first.
+    /// In the order of places: the root first. In a tree of several stripes, places and edges are those of
+    /// the first one.
     pub members: Vec<MemberView>,
+    /// The other stripes, each of the same members: who feeds whom there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_stripes: Vec<Vec<PlaceView>>,
+    /// The tree of the function's code, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<Box<TreeView>>,
+}
+
+/// A member's place in a further stripe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceView {
+    pub vm: VmId,
+    pub place: u32,
+    pub parent: Option<VmId>,
+    pub children: Vec<VmId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! `faasnet tree NAME`: the function tree, drawn.
+//! `faasnet tree NAME`: the trees of a function, drawn: that of its image, stripe by stripe, and that of its code.
 
 use super::{
     Context, Failure,
@@ -7,10 +7,11 @@ use super::{
 use clap::Args;
 use faasnet_actors::{
     id::{FunctionName, VmId},
-    model::{MemberView, TreeView},
+    model::{MemberView, PlaceView, TreeView},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     process::ExitCode,
 };
 
@@ -30,37 +31,61 @@ impl Tree {
 /// Width of the bar that shows how many blocks a VM has.
 const BAR_WIDTH: usize = 20;
 
+/// The tree, and behind it that of the code.
+fn draw(tree: &TreeView) -> String {
+    let mut text = String::new();
+    for (title, tree) in [("", Some(tree)), ("\ncode  ", tree.code.as_deref())] {
+        if let Some(tree) = tree {
+            text += title;
+            draw_one(tree, &mut text);
+        }
+    }
+    text
+}
+
+fn draw_one(tree: &TreeView, text: &mut String) {
+    let (epoch, stripes) = (tree.epoch, 1 + tree.further_stripes.len());
+    let image = format!("{}  epoch {}.{}", tree.image, epoch.term, epoch.counter);
+    *text += &format!("{image}  height {}  VMs {}", tree.height, tree.members.len());
+    let first = tree.members.iter().map(|member| {
+        let MemberView { vm, place, parent, children, .. } = member.clone();
+        PlaceView { vm, place, parent, children }
+    });
+    if stripes == 1 {
+        *text += "\n";
+        draw_stripe(&first.collect::<Vec<_>>(), tree, text);
+        return;
+    }
+    *text += &format!("  stripes {stripes}\n");
+    for (number, places) in iter::once(&first.collect()).chain(&tree.further_stripes).enumerate() {
+        *text += &format!("stripe {} of {stripes}\n", number + 1);
+        draw_stripe(places, tree, text);
+    }
+}
+
 /// One line for each member, children below their parent. A member is drawn once, whatever a
 /// confused answer says.
-fn draw(tree: &TreeView) -> String {
+fn draw_stripe(places: &[PlaceView], tree: &TreeView, text: &mut String) {
     let members: BTreeMap<&VmId, &MemberView> =
         tree.members.iter().map(|member| (&member.vm, member)).collect();
-    let roots: Vec<_> = tree.members.iter().filter(|member| member.parent.is_none()).collect();
+    let by_name: BTreeMap<&VmId, &PlaceView> = places.iter().map(|place| (&place.vm, place)).collect();
+    let roots: Vec<_> = places.iter().filter(|place| place.parent.is_none()).collect();
     let mut drawn: BTreeSet<&VmId> = roots.iter().map(|root| &root.vm).collect();
-    let lines = branches(roots, |member| {
-        let children = member.children.iter().filter_map(|child| members.get(child).copied());
+    let lines = branches(roots, |place| {
+        let children = place.children.iter().filter_map(|child| by_name.get(child).copied());
         children.filter(|child| drawn.insert(&child.vm)).collect()
     });
-    let width = |(branch, member): &(String, &MemberView)| branch.chars().count() + member.vm.as_str().len();
+    let width = |(branch, place): &(String, &PlaceView)| branch.chars().count() + place.vm.as_str().len();
     let widest = lines.iter().map(width).max().unwrap_or(0);
-    let mut text = format!(
-        "{}  epoch {}.{}  height {}  VMs {}\n",
-        tree.image,
-        tree.epoch.term,
-        tree.epoch.counter,
-        tree.height,
-        tree.members.len()
-    );
     for line in &lines {
-        let (branch, member) = line;
+        let (branch, place) = line;
+        let Some(member) = members.get(&place.vm) else { continue };
         let mark = if member.ready { "●" } else { "○" };
         let (present, total) = (member.blocks_present, member.blocks_total);
         let bar = bar(present.into(), total.into(), BAR_WIDTH);
         let gap = " ".repeat(widest - width(line));
-        text +=
-            &format!("{}{}{gap}  {mark} {bar} {present}/{total}\n", branch, printable(member.vm.as_str()));
+        *text += &format!("{branch}{}{gap}  {mark} {bar} {present}/{total}\n", printable(place.vm.as_str()));
     }
-    text
 }
 
 #[cfg(test)]
@@ -86,7 +111,8 @@ mod tests {
 
     fn names(members: Vec<MemberView>) -> Vec<String> {
         let image = Digest::from_bytes([0; 32]);
-        let tree = TreeView { image, epoch: Epoch::default(), height: 2, members };
+        let epoch = Epoch::default();
+        let tree = TreeView { image, epoch, height: 2, members, further_stripes: Vec::new(), code: None };
         let cut = |line: &str| line.split("  ").next().unwrap_or_default().trim_end().to_owned();
         draw(&tree).lines().skip(1).map(cut).collect()
     }

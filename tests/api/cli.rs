@@ -205,6 +205,39 @@ async fn a_tree_is_drawn_as_one() {
 }
 
 #[actix_web::test]
+async fn each_stripe_of_a_tree_is_drawn_and_behind_it_the_tree_of_the_code() {
+    let world = World::new().await;
+    let drawn = world.prints(&["tree", "with-code"]).await;
+    let lines: Vec<_> = drawn.lines().collect();
+    assert!(lines[0].ends_with("epoch 1.4  height 2  VMs 4  stripes 2"), "{drawn}");
+    let wanted = [
+        "stripe 1 of 2",
+        "vm-0          ● ████████████████████ 100/100",
+        "├── vm-1      ● ███████████████░░░░░ 75/100",
+        "│   └── vm-3  ○ ░░░░░░░░░░░░░░░░░░░░ 0/100",
+        "└── vm-2      ● ██████████░░░░░░░░░░ 51/100",
+        "stripe 2 of 2",
+        "vm-2          ● ██████████░░░░░░░░░░ 51/100",
+        "├── vm-3      ○ ░░░░░░░░░░░░░░░░░░░░ 0/100",
+        "│   └── vm-0  ● ████████████████████ 100/100",
+        "└── vm-1      ● ███████████████░░░░░ 75/100",
+        "",
+    ];
+    assert_eq!(lines[1..12], wanted, "{drawn}");
+    assert!(lines[12].starts_with("code  sha256:02") && lines[12].ends_with("height 0  VMs 1"), "{drawn}");
+    assert_eq!(lines[13..], ["vm-0  ● ████████████████████ 100/100"], "{drawn}");
+
+    let json: Value =
+        serde_json::from_str(&world.prints(&["--json", "tree", "with-code"]).await).expect("JSON");
+    assert_eq!(json["members"][0]["parent"], Value::Null);
+    let place = serde_json::json!({"vm": "vm-0", "place": 3, "parent": "vm-3", "children": []});
+    assert_eq!(json["further_stripes"][0][3], place);
+    assert_eq!(json["code"]["members"][0]["blocks_present"], 100);
+    let plain: Value = serde_json::from_str(&world.prints(&["--json", "tree", "app"]).await).expect("JSON");
+    assert!(plain.get("further_stripes").is_none() && plain.get("code").is_none(), "{plain}");
+}
+
+#[actix_web::test]
 async fn actors_are_drawn_as_their_supervision_tree() {
     let world = World::new().await;
     let drawn = world.prints(&["actors"]).await;

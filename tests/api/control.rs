@@ -117,8 +117,13 @@ impl Handler<Request> for Control {
                 let known = self.functions.get(&(tenant, name)).ok_or(ControlError::NotFound("function"));
                 let _ = reply.send(known.map(|spec| preheated(Warmth::Hot, !spec.image.contains("broken"))));
             }
-            Ask::GetTree { reply, .. } => {
-                let _ = reply.send(Ok(tree()));
+            Ask::GetTree { name, of_code, reply, .. } => {
+                let shown = match (name.as_str(), of_code) {
+                    ("with-code", _) => Ok(striped_tree(of_code)),
+                    (_, true) => Err(ControlError::NotFound("tree")),
+                    (_, false) => Ok(tree()),
+                };
+                let _ = reply.send(shown);
             }
         }
     }
@@ -319,5 +324,33 @@ fn tree() -> TreeView {
             member(2, Some(0), &[], 51),
             member(3, Some(1), &[], 0),
         ],
+        further_stripes: Vec::new(),
+        code: None,
     }
+}
+
+/// The image in two stripes, the second one with vm-2 as its root; the code in one.
+fn striped_tree(of_code: bool) -> TreeView {
+    let vm = |number: u32| -> VmId { format!("vm-{number}").parse().expect("valid") };
+    let place = |place, number, parent: Option<u32>, children: &[u32]| PlaceView {
+        vm: vm(number),
+        place,
+        parent: parent.map(vm),
+        children: children.iter().copied().map(vm).collect(),
+    };
+    let mut tree = tree();
+    if of_code {
+        tree.image = Digest::from_bytes([2; 32]);
+        tree.members.truncate(1);
+        tree.members[0].children = Vec::new();
+        tree.height = 0;
+    } else {
+        tree.further_stripes = vec![vec![
+            place(0, 2, None, &[3, 1]),
+            place(1, 3, Some(2), &[0]),
+            place(2, 1, Some(2), &[]),
+            place(3, 0, Some(3), &[]),
+        ]];
+    }
+    tree
 }

@@ -180,6 +180,12 @@ fn two_functions_have_their_own_code_and_share_the_blocks_of_their_runtime() {
         }
     }
 
+    // Two trees, each of both VMs.
+    let tree = cluster.api.get("/v1/functions/two/tree").unwrap();
+    for (tree, image) in [(&tree, &runtime), (&tree["code"], &code)] {
+        assert_eq!((text(tree, "image"), tree["members"].as_array().unwrap().len()), (image.as_str(), 2));
+    }
+
     // New code for the first function: its instances are replaced, the runtime's blocks stay.
     let data = (0..FILES).map(|number| (format!("data-{number}"), noise(number)));
     let third = package(folder.path(), "third", &data.collect::<Vec<_>>());

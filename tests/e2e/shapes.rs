@@ -24,6 +24,9 @@ fn sent_when_one_is_lost(topology: &str) -> (BTreeMap<String, u64>, u64) {
     let sent_before: BTreeMap<&String, u64> =
         names.iter().map(|vm| (vm, counters(&cluster, vm).sent_bytes)).collect();
     let starts = start_ready(&cluster, "python", VMS);
+    let tree = cluster.api.get("/v1/functions/python/tree").unwrap();
+    let further = tree.get("further_stripes").map_or(0, |stripes| stripes.as_array().unwrap().len());
+    assert_eq!(further, usize::from(topology == "striped"), "{tree}");
     let image = reference_listing(&python());
     let before: BTreeMap<&String, u64> =
         names.iter().map(|vm| (vm, counters(&cluster, vm).received_bytes)).collect();

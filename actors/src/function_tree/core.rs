@@ -13,7 +13,7 @@ use super::{
 use crate::{
     id::{Epoch, ImageId, VmId},
     image::{BLOCK_BYTES, BlockImage},
-    model::{MemberView, TreeView},
+    model::{MemberView, PlaceView, TreeView},
     tree::{Node, Topology, ancestors, breadth_first},
     wire::control::{HeldTree, OriginAnswer, Seat, Upstream},
     world::KeyHash,
@@ -846,20 +846,32 @@ impl TreeCore {
 
     pub fn view(&self, image: ImageId) -> TreeView {
         let tree = self.topology.as_ref();
-        let name = |node: Node| self.member(node).vm.clone();
-        let members = (0..).zip(breadth_first(tree, 0)).map(|(place, node)| {
-            let member = self.member(node);
-            MemberView {
-                vm: member.vm.clone(),
-                place,
-                parent: tree.parent(node, 0).map(name),
-                children: tree.children(node, 0).into_iter().map(name).collect(),
-                ready: member.ready,
-                blocks_present: member.blocks_present,
-                blocks_total: member.blocks_total,
-            }
+        let members = self.places(0).map(|(node, PlaceView { vm, place, parent, children })| {
+            let Member { ready, blocks_present, blocks_total, .. } = *self.member(node);
+            MemberView { vm, place, parent, children, ready, blocks_present, blocks_total }
         });
-        TreeView { image, epoch: self.epoch, height: tree.height(), members: members.collect() }
+        let further = 1..tree.stripes();
+        TreeView {
+            image,
+            epoch: self.epoch,
+            height: tree.height(),
+            members: members.collect(),
+            further_stripes: further
+                .map(|stripe| self.places(stripe).map(|(_, place)| place).collect())
+                .collect(),
+            code: None,
+        }
+    }
+
+    /// Who feeds whom in a stripe, the root first.
+    fn places(&self, stripe: usize) -> impl Iterator<Item = (Node, PlaceView)> {
+        let tree = self.topology.as_ref();
+        let name = |node: Node| self.member(node).vm.clone();
+        (0..).zip(breadth_first(tree, stripe)).map(move |(place, node)| {
+            let parent = tree.parent(node, stripe).map(name);
+            let children = tree.children(node, stripe).into_iter().map(name).collect();
+            (node, PlaceView { vm: name(node), place, parent, children })
+        })
     }
 
     /// Checks the invariants over all members; for tests and the simulator, because it looks at everyone.

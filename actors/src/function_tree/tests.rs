@@ -6,6 +6,7 @@ use super::{
 use crate::{
     id::{Digest, Epoch, TreeId, VmId},
     image::BlockImage,
+    model::{MemberView, TreeView},
     resources::Resources,
     tree::{Avl, Complete, Striped, Topology},
     wire::control::{BytesBySource, HeldTree, Mode, Upstream},
@@ -519,6 +520,24 @@ fn a_vm_that_reports_late_joins_as_any_other() {
     assert_eq!(parents(&next).len(), 7);
 }
 
+/// Parent and children of each member.
+type Edges = BTreeMap<VmId, (Option<VmId>, Vec<VmId>)>;
+
+/// Those of each stripe, as the view has them.
+fn stripes(view: &TreeView) -> Vec<Edges> {
+    let first = view.members.iter().map(|member| {
+        let MemberView { vm, parent, children, .. } = member.clone();
+        (vm, (parent, children))
+    });
+    let further = view.further_stripes.iter().map(|stripe| {
+        stripe
+            .iter()
+            .map(|place| (place.vm.clone(), (place.parent.clone(), place.children.clone())))
+            .collect()
+    });
+    std::iter::once(first.collect()).chain(further).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
@@ -551,22 +570,25 @@ proptest! {
             }
             world.now += Duration::from_secs(1);
             let view = world.core.view(tree_id().image);
-            prop_assert_eq!(view.members.len(), world.places.len());
-            for member in &view.members {
-                let place = &world.places[&member.vm];
-                let told = &place.stripes[0];
-                let depth = std::iter::successors(member.parent.clone(), |above| {
-                    view.members.iter().find(|other| other.vm == *above)?.parent.clone()
-                });
-                prop_assert_eq!(place.seat.depths[0], depth.count() as u32, "depth of {}", member.vm);
-                let parent = match &told[0] {
-                    Upstream::Vm { vm, .. } => Some(vm.clone()),
-                    Upstream::Origin => None,
-                };
-                let is_cut_off =
-                    member.parent.clone().is_some_and(|above| world.complaints.contains(&(member.vm.clone(), above)));
-                prop_assert!(parent == member.parent || is_cut_off, "{} has another parent", member.vm);
-                prop_assert!(told.len() <= LIMITS.ancestors_max);
+            let stripes = stripes(&view);
+            prop_assert!(world.places.values().all(|place| place.stripes.len() == stripes.len()));
+            for (stripe, members) in stripes.iter().enumerate() {
+                prop_assert!(members.keys().eq(world.places.keys()), "each VM is in each stripe once");
+                for (vm, (above, below)) in members {
+                    let place = &world.places[vm];
+                    let told = &place.stripes[stripe];
+                    let depth = std::iter::successors(above.clone(), |above| members[above].0.clone());
+                    prop_assert_eq!(place.seat.depths[stripe], depth.count() as u32, "depth of {}", vm);
+                    let parent = match &told[0] {
+                        Upstream::Vm { vm, .. } => Some(vm.clone()),
+                        Upstream::Origin => None,
+                    };
+                    let is_cut_off =
+                        above.clone().is_some_and(|above| world.complaints.contains(&(vm.clone(), above)));
+                    prop_assert!(parent == *above || is_cut_off, "{vm} has another parent");
+                    prop_assert!(below.iter().all(|child| members[child].0.as_ref() == Some(vm)));
+                    prop_assert!(told.len() <= LIMITS.ancestors_max);
+                }
             }
             // A second look finds nothing to tell, once helpers were named.
             world.apply(Event::Tick);

@@ -150,8 +150,20 @@ impl SchedulerHandle {
         self.ask(None, |reply| Ask::UndrainVm { vm, reply }).await
     }
 
+    /// The tree of the function's image, and in it that of its code.
     pub async fn tree(&self, tenant: TenantId, name: FunctionName) -> Result<TreeView, ControlError> {
-        self.ask(Some(tenant.clone()), |reply| Ask::GetTree { tenant, name, reply }).await
+        let ask = |of_code| {
+            let (tenant, name) = (tenant.clone(), name.clone());
+            self.ask(Some(tenant.clone()), move |reply| Ask::GetTree { tenant, name, of_code, reply })
+        };
+        let mut view = ask(false).await?;
+        view.code = match ask(true).await {
+            Ok(code) => Some(Box::new(code)),
+            // It has none, or no VM is in its tree yet.
+            Err(ControlError::NotFound(_)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(view)
     }
 
     /// Brings the function's image to VMs before any start.

@@ -168,6 +168,8 @@ pub enum Ask {
     GetTree {
         tenant: TenantId,
         name: FunctionName,
+        /// That of its code, not that of its image.
+        of_code: bool,
         reply: Reply<TreeView>,
     },
     /// What starts of a function read of their image.

@@ -223,8 +223,12 @@ impl Scheduler {
                     Err(error) => answer(reply, Err(error)),
                 };
             }
-            Ask::GetTree { tenant, name, reply } => {
-                return match self.core.tree_of(&tenant, &name) {
+            Ask::GetTree { tenant, name, of_code, reply } => {
+                let tree = match of_code {
+                    true => self.core.code_tree_of(&tenant, &name),
+                    false => self.core.tree_of(&tenant, &name),
+                };
+                return match tree {
                     Ok(tree) => self.settings.forest.send(ToForest::View { tree, reply }),
                     Err(error) => answer(reply, Err(error)),
                 };

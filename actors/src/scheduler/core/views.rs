@@ -107,6 +107,14 @@ impl SchedulerCore {
         Ok(TreeId { tenant: tenant.clone(), image: image.id })
     }
 
+    /// The tree of a function's code, as far as it has any.
+    pub fn code_tree_of(&self, tenant: &TenantId, name: &FunctionName) -> Result<TreeId, ControlError> {
+        let function = self.functions.get(&(tenant.clone(), name.clone()));
+        let function = function.ok_or(ControlError::NotFound("function"))?;
+        let image = function.code_id().ok_or(ControlError::NotFound("block image of code"))?;
+        Ok(TreeId { tenant: tenant.clone(), image })
+    }
+
     /// A function's present image, and how it names the source.
     pub fn image_of(
         &self,
