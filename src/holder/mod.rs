@@ -150,6 +150,8 @@ fn clear(host: &Host) {
             _ => {}
         }
     }
+    // It stays when the cache has something in it.
+    let _cached = fs::remove_dir(host.data.join("images"));
 }
 
 /// Folders for mounts. Beside them is the agent's cache, in folders with a tenant's name, a dot and the image's.
