@@ -41,7 +41,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 /// The bounds of connections from others.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ListenerLimits {
     /// Frames that children send.
     pub frame: FrameLimits,
@@ -49,6 +49,8 @@ pub struct ListenerLimits {
     pub connections_max: usize,
     pub queued_blocks_max: usize,
     pub unsent_socket_bytes_max: u32,
+    /// By its name in the kernel; the host's own if empty.
+    pub congestion_control: String,
     pub requests_per_instance_max: usize,
     pub log_bytes_max: u64,
 }
@@ -107,6 +109,12 @@ async fn serve_child(stream: TlsStream<TcpStream>, peer: &Peer, doors: &Doors) {
     let socket = SockRef::from(stream.get_ref().0);
     if let Err(error) = socket.set_tcp_notsent_lowat(doors.limits.unsent_socket_bytes_max) {
         tracing::debug!(%error, "the socket's buffer was not limited");
+    }
+    let congestion_control = &doors.limits.congestion_control;
+    if !congestion_control.is_empty()
+        && let Err(error) = socket.set_tcp_congestion(congestion_control.as_bytes())
+    {
+        tracing::warn!(%error, congestion_control, "blocks are sent with the host's congestion control");
     }
     let (reading, mut writing) = tokio::io::split(stream);
     let mut frames = FrameReader::<_, ToParent>::new(reading, doors.limits.frame);

@@ -223,6 +223,7 @@ fn listener_limits(settings: &Settings) -> listener::ListenerLimits {
         connections_max: settings.agent.connections_max,
         queued_blocks_max: settings.transfer.queued_blocks_max,
         unsent_socket_bytes_max: settings.transfer.unsent_socket_bytes_max,
+        congestion_control: settings.transfer.congestion_control.clone(),
         requests_per_instance_max: settings.agent.requests_per_instance_max,
         log_bytes_max: settings.holder.log_bytes_max,
     }

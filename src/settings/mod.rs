@@ -205,6 +205,7 @@ pub struct TransferSettings {
     pub queued_blocks_max: usize,
     pub unsent_blocks_max: usize,
     pub unsent_socket_bytes_max: u32,
+    pub congestion_control: String,
     pub read_ahead_blocks_max: u32,
     pub hops_max: usize,
     pub stall_ms: u64,
@@ -476,6 +477,12 @@ impl Settings {
                 "transfer.unsent_socket_bytes_max",
                 self.transfer.unsent_socket_bytes_max >= 16384,
                 "use at least 16384, one record of TLS",
+            ),
+            (
+                "transfer.congestion_control",
+                self.transfer.congestion_control.len() < 16
+                    && self.transfer.congestion_control.bytes().all(|byte| byte.is_ascii_graphic()),
+                "use a name of net.ipv4.tcp_available_congestion_control, or \"\"",
             ),
             (
                 "transfer.queued_blocks_max",
