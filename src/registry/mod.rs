@@ -60,7 +60,6 @@ impl RegistryClient {
     ///
     /// Fails when a file of `origin.ca_files` cannot be used.
     pub fn new(settings: &OriginSettings, seed: u64) -> Result<Self, RegistryError> {
-        reference::prepare();
         let transport = Transport::new(settings)?;
         let credentials = CredentialStore::new(settings.docker_config.clone(), transport.answer_deadline);
         Ok(Self(Arc::new(Inner {

@@ -6,9 +6,14 @@ use serde_json::Value;
 
 /// VMs with room for one instance each; the first start is recorded and no other, and nothing is packed unasked.
 fn recorded_once(vms: usize) -> ClusterSpec {
+    packed_after(0, vms)
+}
+
+/// The first start is recorded and no other; the image is packed by itself after so many recordings.
+fn packed_after(recordings: u32, vms: usize) -> ClusterSpec {
     let mut spec = spec_of_single_instances(vms);
     spec.settings.insert("PROFILE__RECORDINGS_MAX".into(), "1".into());
-    spec.settings.insert("PROFILE__OPTIMIZE_AFTER".into(), "0".into());
+    spec.settings.insert("PROFILE__OPTIMIZE_AFTER".into(), recordings.to_string());
     spec
 }
 
@@ -92,6 +97,29 @@ fn starts_on_a_packed_image_read_the_same_in_a_part_of_the_bytes() {
     );
     let image = reference_listing(&python());
     for start in [&first, &second, &third] {
+        assert_same_tree(&image, &container_listing(&invoke(&cluster, "python", "/list", start)));
+    }
+}
+
+#[test]
+fn an_image_is_packed_by_itself_when_enough_starts_were_recorded() {
+    let (cluster, reference) = cluster_with_python(packed_after(1, 2));
+    cluster.cli(&["function", "deploy", "python", "--image", &reference]).unwrap();
+    let first = start_ready(&cluster, "python", 1).remove(0);
+    let plain = given(&cluster, &first);
+    let is_packed = || {
+        let profile = cluster.api.get("/v1/functions/python/profile").ok();
+        Ok(profile.filter(|profile| profile["is_packed"] == true && profile["blocks"].is_u64()))
+    };
+    let packed = wait_until("the image to be packed", READY, is_packed).unwrap();
+
+    let second = start_ready(&cluster, "python", 1).remove(0);
+    let (blocks, bytes) = given(&cluster, &second);
+    eprintln!("blocks and stored bytes: {plain:?} before, {:?} after", (blocks, bytes));
+    assert!(blocks * 2 < plain.0, "{blocks} blocks instead of {}: {packed:#}", plain.0);
+    assert!(bytes < plain.1, "{bytes} stored bytes instead of {}", plain.1);
+    let image = reference_listing(&python());
+    for start in [&first, &second] {
         assert_same_tree(&image, &container_listing(&invoke(&cluster, "python", "/list", start)));
     }
 }
