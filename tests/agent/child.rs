@@ -44,6 +44,8 @@ impl Asking {
         let (tree, key_hash) = (tree_of(image), Peer::of(&identity.certificate)?.key_hash);
         let capability = world.capabilities.issue(&tree, &name.parse()?, &key_hash, in_an_hour());
         let stream = dialer.vm(&parent.vm, parent.hello.address, Purpose::Blocks).await?;
+        // A kernel that takes in tens of megabytes would hide in which order they were sent.
+        socket2::SockRef::from(stream.get_ref().0).set_recv_buffer_size(1 << 20)?;
         let (reading, mut writing) = tokio::io::split(stream);
         let mut frames = FrameReader::<_, FromParent>::new(reading, FRAME);
         framed::write(&mut writing, &ToParent::Open { version: PROTOCOL_VERSION, tree, capability }, &[])
