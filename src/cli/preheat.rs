@@ -72,12 +72,11 @@ impl Preheat {
 fn show(view: PreheatView) -> String {
     let row = |vm: PreheatedVm| {
         let percent = (u64::from(vm.blocks_present) * 100).checked_div(vm.blocks_total.into()).unwrap_or(0);
-        let got = vm.bytes.parent + vm.bytes.ancestor + vm.bytes.origin;
         [
             vm.vm.to_string(),
             format!("{} of {}", vm.blocks_present, vm.blocks_total),
             format!("{percent} %"),
-            size(got),
+            size(vm.bytes.total()),
             if vm.is_done { "yes" } else { "no" }.into(),
         ]
     };

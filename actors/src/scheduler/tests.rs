@@ -749,18 +749,8 @@ fn the_longest_stall_of_a_live_instance_is_that_of_the_last_heartbeat() {
     let mut world = World::with_vms(1);
     let start = world.start(api(), 1).remove(0);
     world.run(&start);
-    let tree = crate::id::TreeId { tenant: api().0, image: block_image("app:1").id };
-    let (epoch, bytes) = Default::default();
-    let held = crate::wire::control::HeldTree {
-        tree,
-        epoch,
-        place: 0,
-        blocks_present: 9,
-        blocks_total: 9,
-        bytes,
-        longest_stall_us: 70,
-        preheated: None,
-    };
+    let tree = vms::tree(&api(), "app:1");
+    let held = crate::wire::control::HeldTree { longest_stall_us: 70, ..vms::held(tree) };
     let longest = |world: &World| world.core.start_view(&api().0, &start).expect("known").longest_stall_us;
     world.news(vm(0), VmEvent::Held(vec![held]));
     assert_eq!(longest(&world), 70);

@@ -219,6 +219,11 @@ impl BytesBySource {
             origin: self.origin.saturating_add(other.origin),
         }
     }
+
+    /// From everyone.
+    pub fn total(self) -> u64 {
+        self.parent.saturating_add(self.ancestor).saturating_add(self.origin)
+    }
 }
 
 /// Why a start or its instance ended.

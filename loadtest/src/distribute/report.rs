@@ -1,7 +1,7 @@
 //! What one distribution took, and the table of all.
 
 use super::{Plan, What, cpu::Cpu};
-use crate::hotset::{App, median, total};
+use crate::hotset::{App, median};
 use faasnet_actors::model::StartView;
 use serde::Serialize;
 use std::{fmt, time::Duration};
@@ -40,7 +40,7 @@ impl Report {
         warm: Option<Duration>,
         cpu: Cpu,
     ) -> Self {
-        let stored_bytes = median(starts.iter().map(|start| total(&start.bytes) as f64));
+        let stored_bytes = median(starts.iter().map(|start| start.bytes.total() as f64));
         let transfer_s = stored_bytes / plan.rate.bytes_per_s() as f64;
         let warm_s = warm.map(|warm| warm.as_secs_f64());
         Self {

@@ -23,7 +23,7 @@ use faasnet_actors::{
     id::VmId,
     model::{HeldImageView, ProfileView, StartView},
 };
-pub(crate) use report::{median, total};
+pub(crate) use report::median;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -256,7 +256,7 @@ fn cold_start(cluster: &Cluster) -> anyhow::Result<(StartView, HeldImageView)> {
     let vm = start.vm.as_ref().context("a ready start has no VM")?;
     let held = wait_until("the VM to say what it holds", READY, || {
         let held = cluster.vm(vm.as_str())?.trees.into_iter().next();
-        Ok(held.filter(|held| total(&held.bytes) >= total(&start.bytes)))
+        Ok(held.filter(|held| held.bytes.total() >= start.bytes.total()))
     })?;
     Ok((start, held))
 }

@@ -2,10 +2,7 @@
 
 use super::{App, Way};
 use crate::warm::WarmStart;
-use faasnet_actors::{
-    model::{HeldImageView, StartView, Timeline},
-    wire::control::BytesBySource,
-};
+use faasnet_actors::model::{HeldImageView, StartView, Timeline};
 use serde::Serialize;
 use std::fmt;
 
@@ -50,7 +47,7 @@ impl Cold {
         Self {
             way,
             blocks: median(starts.iter().map(|(_, held)| f64::from(held.blocks_present))),
-            stored_bytes: of(&|start| total(&start.bytes) as f64),
+            stored_bytes: of(&|start| start.bytes.total() as f64),
             ready_ms: of(&|start| start.timeline_us.ready.map_or(0.0, ms)),
             phases_ms: PHASES.map(phase).to_vec(),
             stalls: of(&|start| f64::from(start.stalls)),
@@ -73,10 +70,6 @@ const PHASES: [(&str, Length); 8] = [
     ("run", |timeline| timeline.run),
     ("probe", |timeline| timeline.probe),
 ];
-
-pub(crate) fn total(bytes: &BytesBySource) -> u64 {
-    bytes.parent + bytes.ancestor + bytes.origin
-}
 
 /// Of an even number the upper one; 0 of none.
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -1,21 +1,16 @@
 //! Which VMs hold an image before any start, and what becomes of them.
 
-use super::*;
+use super::{vms::tree, *};
 use crate::{
     id::{BlockId, TreeId},
     model::{PreheatSpec, PreheatView},
     profiles::{Hint, Hinted},
-    wire::control::{BytesBySource, HeldTree, Preheated, Warmth},
+    wire::control::{HeldTree, Preheated, Warmth},
 };
 
-fn tree(key: &FunctionKey, source: &str) -> TreeId {
-    TreeId { tenant: key.0.clone(), image: block_image(source).id }
-}
-
 fn held(tree: TreeId, blocks_present: u32, preheated: Option<Preheated>) -> HeldTree {
-    let (epoch, bytes) = (crate::id::Epoch { term: 1, counter: 1 }, BytesBySource::default());
-    let blocks_total = 9;
-    HeldTree { tree, epoch, place: 0, blocks_present, blocks_total, bytes, longest_stall_us: 0, preheated }
+    let epoch = crate::id::Epoch { term: 1, counter: 1 };
+    HeldTree { epoch, blocks_present, preheated, ..vms::held(tree) }
 }
 
 fn some(vms: u32) -> PreheatSpec {
