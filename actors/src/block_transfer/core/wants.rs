@@ -14,21 +14,21 @@ use tokio::time::Instant;
 
 /// Somebody waits for a block, or will.
 #[derive(Debug)]
-pub(in super::super) struct Want {
-    pub(in super::super) since: Instant,
-    pub(in super::super) urgency: Urgency,
+pub(in crate::block_transfer) struct Want {
+    pub(in crate::block_transfer) since: Instant,
+    pub(in crate::block_transfer) urgency: Urgency,
     /// Reads on this VM wait.
-    pub(in super::super) is_read: bool,
-    pub(in super::super) children: BTreeSet<ChildId>,
+    pub(in crate::block_transfer) is_read: bool,
+    pub(in crate::block_transfer) children: BTreeSet<ChildId>,
     /// VMs that the demand has passed before this one.
-    pub(in super::super) path: BTreeSet<VmId>,
-    pub(in super::super) asked: Option<Upstream>,
+    pub(in crate::block_transfer) path: BTreeSet<VmId>,
+    pub(in crate::block_transfer) asked: Option<Upstream>,
     /// Upstreams that said no.
-    pub(in super::super) refused: BTreeSet<Upstream>,
+    pub(in crate::block_transfer) refused: BTreeSet<Upstream>,
     /// Times that all upstreams had said no.
-    pub(in super::super) rounds: u32,
+    pub(in crate::block_transfer) rounds: u32,
     /// Not asked before.
-    pub(in super::super) not_before: Option<Instant>,
+    pub(in crate::block_transfer) not_before: Option<Instant>,
 }
 
 impl TransferCore {
@@ -56,7 +56,12 @@ impl TransferCore {
         }
     }
 
-    pub(in super::super) fn want(&mut self, block: BlockId, urgency: Urgency, now: Instant) -> &mut Want {
+    pub(in crate::block_transfer) fn want(
+        &mut self,
+        block: BlockId,
+        urgency: Urgency,
+        now: Instant,
+    ) -> &mut Want {
         let is_new = !self.wanted.contains_key(&block);
         let want = self.wanted.entry(block).or_insert_with(|| Want {
             since: now,
@@ -80,7 +85,7 @@ impl TransferCore {
         self.wanted.get_mut(&block).expect("inserted above")
     }
 
-    pub(in super::super) fn enqueue(&mut self, block: BlockId, now: Instant) {
+    pub(in crate::block_transfer) fn enqueue(&mut self, block: BlockId, now: Instant) {
         self.dequeue(block);
         let Some(want) = self.wanted.get(&block) else {
             return;
@@ -93,14 +98,18 @@ impl TransferCore {
         self.queued_at.insert(block, (want.urgency, self.sequence));
     }
 
-    pub(in super::super) fn dequeue(&mut self, block: BlockId) {
+    pub(in crate::block_transfer) fn dequeue(&mut self, block: BlockId) {
         if let Some((urgency, sequence)) = self.queued_at.remove(&block) {
             self.queue.remove(&(urgency, sequence, block));
         }
     }
 
     /// Ends a want because its block is here.
-    pub(in super::super) fn no_longer_wanted(&mut self, block: BlockId, now: Instant) -> Option<Want> {
+    pub(in crate::block_transfer) fn no_longer_wanted(
+        &mut self,
+        block: BlockId,
+        now: Instant,
+    ) -> Option<Want> {
         let want = self.wanted.remove(&block)?;
         self.dequeue(block);
         if want.is_read {
@@ -167,7 +176,7 @@ impl TransferCore {
     }
 
     /// Whether this VM wants the block for itself before it is read.
-    pub(in super::super) fn is_needed(&self, block: BlockId) -> bool {
+    pub(in crate::block_transfer) fn is_needed(&self, block: BlockId) -> bool {
         let is_packed = self.index.as_ref().is_some_and(|index| block.0 < index.hot_blocks());
         let is_known_to_be_read = is_packed || self.is_ahead.contains(&block);
         is_known_to_be_read || self.damaged.contains(&block) || self.rest.wants(block)
