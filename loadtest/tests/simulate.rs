@@ -4,7 +4,13 @@ use faasnet_loadtest::simulate::{History, ImageModel, Reads, Report, Scenario};
 
 /// An image that a debug build moves a thousand times within seconds.
 fn image() -> ImageModel {
-    ImageModel { blocks: 24, stored_bytes: 512 << 10, metadata_blocks: 1, reads: Reads::Random(12) }
+    ImageModel {
+        blocks: 24,
+        stored_bytes: 512 << 10,
+        metadata_blocks: 1,
+        reads: Reads::Random(12),
+        ..ImageModel::default()
+    }
 }
 
 fn play(scenario: Scenario, vms: usize) -> Report {

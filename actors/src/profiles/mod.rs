@@ -13,5 +13,5 @@ mod tests;
 
 pub use self::core::{Effect, Event, ProfileKey, ProfileLimits, ProfilesCore, Recording, Ticket};
 pub use messages::{Hint, Hinted, ToProfiles};
-pub use records::{PackedImage, ProfileRecord};
+pub use records::{PackedImage, ProfileRecord, read as read_profiles};
 pub use shell::{Profiles, ProfilesSettings};

@@ -29,6 +29,8 @@ pub(super) struct Book {
     /// Bytes of blocks that were sent.
     pub moved_bytes: u64,
     pub reads_failed: u32,
+    /// Reads that had to wait for a block.
+    pub stalls: u32,
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -2,12 +2,12 @@
 
 use super::{
     invariants::{self, Depth, Violation},
-    model::{FunctionModel, ImageModel, MILLISECOND, Model, Reads, SECOND, rng},
+    model::{FunctionModel, Hot, ImageModel, MILLISECOND, Model, Reads, SECOND, rng},
     network::Node,
     queue::Nanos,
     world::{Watch, World},
 };
-use faasnet_actors::wire::control::Mode;
+use faasnet_actors::wire::control::{Mode, Warmth};
 use rand::{RngExt, rngs::StdRng};
 use serde::Serialize;
 use std::{
@@ -22,6 +22,12 @@ pub enum Action {
     Start {
         function: usize,
         count: u32,
+    },
+    /// The function's image is brought to as many VMs.
+    Preheat {
+        function: usize,
+        vms: u32,
+        what: Warmth,
     },
     /// Stops an instance: that of this number among those acknowledged, modulo their count.
     Stop {
@@ -104,12 +110,22 @@ const VMS: usize = 10;
 /// A small world with short deadlines, in which rare things are frequent.
 fn model() -> Model {
     let millis = Duration::from_millis;
-    let image = |blocks, reads| ImageModel { blocks, stored_bytes: 60_000, metadata_blocks: 2, reads };
+    let image = |blocks, reads, hot| ImageModel {
+        blocks,
+        stored_bytes: 60_000,
+        metadata_blocks: 2,
+        reads,
+        hot,
+        packed_blocks: 6,
+    };
     let function = |tenant, name, image, mode| FunctionModel { tenant, name, image, memory_mib: 256, mode };
     let mut model = Model {
         vms: VMS,
         memory_bytes: 1 << 30,
-        images: vec![image(24, Reads::Random(12)), image(12, Reads::Sequential(8))],
+        images: vec![
+            image(24, Reads::Random(12), Hot::Unknown),
+            image(12, Reads::Sequential(8), Hot::Pushed),
+        ],
         functions: vec![
             function("acme", "web", 0, Mode::LazyThenWhole),
             function("acme", "api", 1, Mode::Lazy),
@@ -124,6 +140,8 @@ fn model() -> Model {
     limits.scheduler.functions_per_vm_max = 2;
     limits.scheduler.placement_deadline = millis(8000);
     limits.scheduler.ready_deadline = millis(15_000);
+    // Over before the end, when everybody asks his parent again.
+    limits.tree.complaint_life = millis(20_000);
     limits.orders_in_flight_max = 2;
     limits.orders_queued_max = 1;
     limits.transfer.in_flight_blocks_min = 4;
@@ -220,7 +238,11 @@ fn action(rng: &mut StdRng) -> Action {
     let vm = rng.random_range(0..VMS);
     let length = rng.random_range(50 * MILLISECOND..5 * SECOND);
     match rng.random_range(0..100) {
-        0..30 => Action::Start { function: rng.random_range(0..3), count: rng.random_range(1..8) },
+        0..26 => Action::Start { function: rng.random_range(0..3), count: rng.random_range(1..8) },
+        26..30 => {
+            let what = if rng.random() { Warmth::Hot } else { Warmth::Whole };
+            Action::Preheat { function: rng.random_range(0..3), vms: rng.random_range(1..6), what }
+        }
         30..40 => Action::Stop { number: rng.random_range(0..1000) },
         40..48 => Action::Crash { vm, is_silent: rng.random() },
         48..56 => Action::Boot { vm },
@@ -239,6 +261,7 @@ impl World {
         self.note(|| format!("---       {action:?}"));
         match action {
             Action::Start { function, count } => self.start(function, count),
+            Action::Preheat { function, vms, what } => self.preheat(function, vms, what),
             Action::Stop { number } => self.stop(number),
             Action::Boot { vm } => self.boot(vm),
             Action::Crash { vm, is_silent } => self.crash(vm, is_silent),

@@ -34,6 +34,8 @@ pub(super) struct Host {
 pub(super) struct Holder {
     pub mounts: BTreeSet<TreeId>,
     pub containers: BTreeMap<StartId, Container>,
+    /// Blocks that containers have read of images whose use is recorded, in that order.
+    pub recordings: BTreeMap<TreeId, Vec<BlockId>>,
     /// Containers that wait for a block.
     pub reads: BTreeMap<(TreeId, BlockId), BTreeSet<StartId>>,
 }

@@ -9,6 +9,7 @@ use faasnet_actors::{
     id::{Epoch, StartId, TreeId, VmId},
     image::BlockImage,
     model::TreeView,
+    profiles::{self, Hinted, ProfileKey, ProfilesCore, read_profiles},
     scheduler::{self, Answer, ControlError, Loaded, SchedulerCore, StartRow, Ticket, WriteId},
     vm_node::{self, NodeLimits, Order, SessionId, VmCore, VmEvent},
     wire::{
@@ -107,6 +108,8 @@ pub(super) enum Input {
     },
     /// The commit under way is durable.
     Committed,
+    /// For the keeper of profiles: from the surveyor, the converter, or a client.
+    Profiles(Box<profiles::Event>),
     Converted {
         source: Source,
         image: Box<BlockImage>,
@@ -131,6 +134,8 @@ pub(super) enum Output {
     Convert {
         source: Source,
     },
+    /// Work of the surveyor or the converter that the keeper of profiles asks for.
+    Survey(Box<profiles::Effect>),
     Answer {
         ticket: Ticket,
         answer: Result<Answer, ControlError>,
@@ -147,6 +152,14 @@ enum Work {
     Scheduler(scheduler::Event),
     Tree(TreeId, function_tree::Event),
     Vm(VmId, vm_node::Event),
+    Profiles(profiles::Event),
+}
+
+/// Who waits for a commit.
+#[derive(Debug)]
+enum Writer {
+    Scheduler(WriteId),
+    Profiles { key: ProfileKey, version: u64 },
 }
 
 /// One life of the manager: from its start to its crash.
@@ -161,8 +174,9 @@ pub(super) struct Manager {
     /// The session of each VM and the number that its agent gave the connection.
     sessions: BTreeMap<VmId, (SessionId, u64)>,
     sessions_made: u64,
-    waiting: Vec<(WriteId, Vec<Write>)>,
-    committing: Vec<(WriteId, Vec<Write>)>,
+    profiles: ProfilesCore,
+    waiting: Vec<(Writer, Vec<Write>)>,
+    committing: Vec<(Writer, Vec<Write>)>,
     work: VecDeque<Work>,
     gathering: Option<Gathering>,
     /// Whether shapes before each departure are told.
@@ -181,10 +195,13 @@ impl Manager {
     pub fn new(limits: WorldLimits, rows: &Rows, term: u64, seed: u64) -> Self {
         let loaded = Loaded::read(rows).now_or_never().expect("rows are in memory").expect("rows are whole");
         let scheduler = SchedulerCore::new(limits.scheduler, StdRng::seed_from_u64(seed));
+        let profiles =
+            read_profiles(rows).now_or_never().expect("rows are in memory").expect("rows are whole");
         let of_vms = rows.rows.keys().filter(|(table, _)| *table == Table::Vms);
         let unreported = of_vms.map(|(_, name)| name.parse().expect("VMs have names")).collect();
         Self {
             gathering: Some(Gathering { unreported, until: None }),
+            profiles: ProfilesCore::new(limits.profiles),
             limits,
             term,
             scheduler,
@@ -195,7 +212,10 @@ impl Manager {
             sessions_made: 0,
             waiting: Vec::new(),
             committing: Vec::new(),
-            work: VecDeque::from([Work::Scheduler(scheduler::Event::Loaded(Box::new(loaded)))]),
+            work: VecDeque::from([
+                Work::Scheduler(scheduler::Event::Loaded(Box::new(loaded))),
+                Work::Profiles(profiles::Event::Loaded(profiles)),
+            ]),
             tells_departures: false,
         }
     }
@@ -219,15 +239,25 @@ impl Manager {
             Input::Committed => {
                 for (write, writes) in std::mem::take(&mut self.committing) {
                     rows.apply(writes);
-                    let written = scheduler::Event::Written { write, result: Ok(()) };
-                    self.work.push_back(Work::Scheduler(written));
+                    self.work.push_back(match write {
+                        Writer::Scheduler(write) => {
+                            Work::Scheduler(scheduler::Event::Written { write, result: Ok(()) })
+                        }
+                        Writer::Profiles { key, version } => {
+                            Work::Profiles(profiles::Event::Written { key, version, result: Ok(()) })
+                        }
+                    });
                 }
             }
             Input::Converted { source, image } => {
                 let event = scheduler::Event::Converted { source, result: Ok(image) };
                 self.work.push_back(Work::Scheduler(event));
             }
-            Input::SchedulerTick => self.work.push_back(Work::Scheduler(scheduler::Event::Tick)),
+            Input::Profiles(event) => self.work.push_back(Work::Profiles(*event)),
+            Input::SchedulerTick => {
+                self.work.push_back(Work::Scheduler(scheduler::Event::Tick));
+                self.work.push_back(Work::Profiles(profiles::Event::Tick));
+            }
             Input::Tick => self.tick(),
         }
         self.drain(now, &mut outputs);
@@ -329,6 +359,11 @@ impl Manager {
                 self.scheduler.apply(event, now, &mut effects);
                 effects.into_iter().for_each(|effect| self.scheduler_effect(effect, outputs));
             }
+            Work::Profiles(event) => {
+                let mut effects = Vec::new();
+                self.profiles.apply(event, now, &mut effects);
+                effects.into_iter().for_each(|effect| self.profiles_effect(effect, outputs));
+            }
             Work::Tree(tree, event) => self.tree(tree, event, now, outputs),
             Work::Vm(vm, event) => {
                 let Some(node) = self.nodes.get_mut(&vm) else {
@@ -354,12 +389,16 @@ impl Manager {
         use function_tree::Event as TreeEvent;
         match effect {
             scheduler::Effect::Answer { ticket, answer } => outputs.push(Output::Answer { ticket, answer }),
-            scheduler::Effect::Persist { write, writes } => self.waiting.push((write, writes)),
+            scheduler::Effect::Persist { write, writes } => {
+                self.waiting.push((Writer::Scheduler(write), writes));
+            }
             scheduler::Effect::Convert { source, .. } => outputs.push(Output::Convert { source }),
             scheduler::Effect::Join { tree, vm, contact, start } => {
                 self.work.push_back(Work::Tree(tree, TreeEvent::Join { vm, contact, start }));
             }
-            scheduler::Effect::Preheat { .. } => unreachable!("nothing is preheated here"),
+            scheduler::Effect::Preheat { tree, vm, contact, draft } => {
+                self.work.push_back(Work::Tree(tree, TreeEvent::Preheat { vm, contact, draft }));
+            }
             scheduler::Effect::Leave { tree, vm } => {
                 self.work.push_back(Work::Tree(tree, TreeEvent::Leave { vm }));
             }
@@ -369,8 +408,9 @@ impl Manager {
             scheduler::Effect::Stop { vm, start } => {
                 self.work.push_back(Work::Vm(vm, vm_node::Event::Order(Order::Stop { start })));
             }
-            // Simulated VMs record nothing.
-            scheduler::Effect::Recorded { .. } => {}
+            scheduler::Effect::Recorded { tenant, recording } => {
+                self.work.push_back(Work::Profiles(profiles::Event::Recorded { tenant, recording }));
+            }
             scheduler::Effect::GiveUp { vm, trees } => {
                 self.work.push_back(Work::Vm(vm, vm_node::Event::Order(Order::GiveUp { trees })));
             }
@@ -380,10 +420,27 @@ impl Manager {
         }
     }
 
-    /// Joins and reports make the tree when it is not there; anything else is dropped then.
+    fn profiles_effect(&mut self, effect: profiles::Effect, outputs: &mut Vec<Output>) {
+        match effect {
+            profiles::Effect::Persist { key, version, writes } => {
+                self.waiting.push((Writer::Profiles { key, version }, writes));
+            }
+            profiles::Effect::Tell { key, hint } => {
+                self.work.push_back(Work::Scheduler(scheduler::Event::Hinted(Hinted { key, hint })));
+            }
+            // Nobody asks.
+            profiles::Effect::Answer { .. } => {}
+            work @ (profiles::Effect::TakeIn { .. }
+            | profiles::Effect::Pack { .. }
+            | profiles::Effect::Place { .. }) => outputs.push(Output::Survey(Box::new(work))),
+        }
+    }
+
+    /// Joins, preheats and reports make the tree when it is not there; anything else is dropped then.
     fn tree(&mut self, tree: TreeId, event: function_tree::Event, now: Instant, outputs: &mut Vec<Output>) {
         use function_tree::Event as TreeEvent;
-        let makes = matches!(event, TreeEvent::Join { .. } | TreeEvent::Reported { .. });
+        let makes =
+            matches!(event, TreeEvent::Join { .. } | TreeEvent::Preheat { .. } | TreeEvent::Reported { .. });
         if makes && !self.trees.contains_key(&tree) {
             let epoch = Epoch { term: self.term, counter: self.floor };
             let shape = self.limits.shape.shape();

@@ -1,8 +1,8 @@
 //! The simulator: the real cores of manager and agents on virtual time.
 //!
 //! Nothing here decides what a core decides. An event heap in virtual nanoseconds delivers events to
-//! `SchedulerCore`, `TreeCore`, `VmCore`, `SessionCore`, `TransferCore`, `InstanceCore` and `MemoryCore`, and
-//! makes of their effects what the world would. All randomness comes from the seed and all maps are ordered:
+//! `SchedulerCore`, `ProfilesCore`, `TreeCore`, `VmCore`, `SessionCore`, `TransferCore`, `InstanceCore` and
+//! `MemoryCore`, and makes of their effects what the world would. All randomness comes from the seed and all maps are ordered:
 //! a seed is a history, on every machine.
 //!
 //! The model:
@@ -16,6 +16,8 @@
 //! - **The disk** of a VM and the metadata store take a fixed time for each block and each group commit.
 //! - **Mount and run** take a random time. A container reads the blocks that its image names, one after the
 //!   other, each as soon as the one before is there; then its probe answers. A failed read ends it.
+//! - **What starts read** is recorded by the holder of a VM, taken in, and packed, as `ProfilesCore` says; the
+//!   surveyor and the converter take a fixed time. A model may say that it was learned before (`Hot`).
 //! - **A VM** may crash (its connections end), vanish (nobody is told; connections end after
 //!   `WorldLimits::vanished`), pause (nothing moves, nothing is lost), be cut off from another VM or the manager
 //!   (what is sent arrives when that is over, as with TCP), lose a connection, or damage blocks that it sends.
@@ -39,9 +41,11 @@ mod network;
 mod queue;
 mod scenario;
 pub mod shapes;
+#[cfg(test)]
+mod tests;
 mod world;
 
 pub use history::{Action, Failure, History, Outcome};
 pub use invariants::Violation;
-pub use model::{FunctionModel, ImageModel, Model, Reads, WorldLimits};
+pub use model::{FunctionModel, Hot, ImageModel, Model, Reads, WorldLimits};
 pub use scenario::{Report, Scenario};

@@ -8,6 +8,7 @@ use faasnet_actors::{
     function_tree::TreeLimits,
     id::{BlockId, Digest},
     image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, ImageLocation, Index, RuntimeConfig},
+    profiles::ProfileLimits,
     scheduler::Limits,
     wire::control::Mode,
     world::BatchLimits,
@@ -69,8 +70,9 @@ pub struct WorldLimits {
     /// How long trees of a new manager wait for their members to report.
     pub rejoin_grace: Duration,
     pub shape: TreeSettings,
-    /// Whether starts are known to read what they read, and fetch it ahead.
-    pub knows_reads: bool,
+    pub profiles: ProfileLimits,
+    /// Recordings without a part until it is taken for something that starts do not need.
+    pub missed_max: u32,
     pub transfer: TransferLimits,
     pub heartbeat: Duration,
     pub orders_in_flight_max: usize,
@@ -96,7 +98,8 @@ impl Default for WorldLimits {
             tree: manager.tree,
             rejoin_grace: manager.rejoin_grace,
             shape: settings.tree.clone(),
-            knows_reads: false,
+            profiles: manager.profiles,
+            missed_max: settings.profile.missed_max,
             transfer: agent.transfer,
             heartbeat: manager.heartbeat,
             orders_in_flight_max: manager.orders_in_flight_max,
@@ -146,12 +149,33 @@ pub struct ImageModel {
     pub metadata_blocks: u32,
     /// Blocks that a start reads beside the metadata.
     pub reads: Reads,
+    /// What is known of that before the first start.
+    pub hot: Hot,
+    /// Blocks that hold what a start reads, once they are packed behind those of the metadata.
+    pub packed_blocks: u32,
 }
 
 impl Default for ImageModel {
     fn default() -> Self {
-        Self { blocks: 266, stored_bytes: 256 << 10, metadata_blocks: 2, reads: Reads::Random(64) }
+        Self {
+            blocks: 266,
+            stored_bytes: 256 << 10,
+            metadata_blocks: 2,
+            reads: Reads::Random(64),
+            hot: Hot::Unknown,
+            packed_blocks: 26,
+        }
     }
+}
+
+/// What is known of the blocks that starts read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hot {
+    Unknown,
+    /// They are fetched in the order in which a start read them.
+    Pushed,
+    /// They lie together in an image of their own.
+    Packed,
 }
 
 /// Which blocks a container reads before it is ready, always the same for an image.
@@ -181,6 +205,7 @@ impl Default for FunctionModel {
 
 /// A block image with its bytes.
 pub(super) struct Image {
+    kind: &'static str,
     pub description: BlockImage,
     pub index: Arc<Index>,
     pub index_bytes: u64,
@@ -191,10 +216,29 @@ pub(super) struct Image {
 
 impl Image {
     pub fn new(number: usize, model: &ImageModel, rng: &mut StdRng) -> Self {
+        let index = |index: Index| index;
+        Self::make(number, model, "image", reads(model, rng), index)
+    }
+
+    /// What the converter makes of it once it is known what starts read.
+    pub fn packed(number: usize, model: &ImageModel) -> Self {
+        let hot = model.metadata_blocks.saturating_add(model.packed_blocks).min(model.blocks);
+        let reads = (model.metadata_blocks..hot).map(BlockId).collect();
+        let index = |index: Index| index.packed(hot).expect("as many blocks as there are");
+        Self::make(number, model, "packed", reads, index)
+    }
+
+    fn make(
+        number: usize,
+        model: &ImageModel,
+        kind: &'static str,
+        reads: Vec<BlockId>,
+        pack: impl FnOnce(Index) -> Index,
+    ) -> Self {
         let plain = model.stored_bytes.clamp(1, BLOCK_BYTES - 1) as usize;
         let content = |block: u32| {
             let mut bytes = vec![number as u8; plain];
-            let mark = block.to_le_bytes();
+            let mark = (block ^ u32::from(kind == "packed") << 31).to_le_bytes();
             let length = mark.len().min(plain);
             bytes[..length].copy_from_slice(&mark[..length]);
             Bytes::from(bytes)
@@ -210,22 +254,26 @@ impl Image {
         let entries = (0..).zip(&blocks).map(entry).collect();
         let index =
             Index::new(plain_bytes, model.metadata_blocks, entries).expect("every block has the same length");
+        let index = pack(index);
         let digest =
             |text: &str| Digest::from_bytes(*blake3::hash(format!("{text} {number}").as_bytes()).as_bytes());
         let description = BlockImage {
-            id: digest("image"),
+            id: digest(kind),
             source: digest("source"),
-            index_digest: digest("index"),
+            index_digest: digest(&format!("{kind} index")),
             index_bytes: Index::encoded_len(model.blocks),
-            blob_digest: digest("blob"),
+            blob_digest: digest(&format!("{kind} blob")),
             blob_bytes: index.blob_bytes(),
             plain_bytes,
             location: ImageLocation::Registry { repository: "registry.example/images".into() },
             runtime: RuntimeConfig::default(),
         };
-        let reads = reads(model, rng);
         let index_bytes = Index::encoded_len(model.blocks);
-        Self { description, index: Arc::new(index), index_bytes, blocks, reads }
+        Self { kind, description, index: Arc::new(index), index_bytes, blocks, reads }
+    }
+
+    pub fn is_packed(&self) -> bool {
+        self.kind == "packed"
     }
 
     pub fn stored(&self, block: BlockId) -> Bytes {

@@ -2,7 +2,7 @@
 
 use super::{
     invariants::{self, Depth, Violation},
-    model::{FunctionModel, ImageModel, MILLISECOND, Model, Reads, SECOND},
+    model::{FunctionModel, Hot, ImageModel, MILLISECOND, Model, Reads, SECOND},
     queue::Nanos,
     world::{Watch, World},
 };
@@ -71,7 +71,14 @@ impl Scenario {
         let (vms, image) = match self {
             Self::ControlPlane => (
                 10 * vms,
-                ImageModel { blocks: 1, stored_bytes: 1, metadata_blocks: 1, reads: Reads::Random(0) },
+                ImageModel {
+                    blocks: 1,
+                    stored_bytes: 1,
+                    metadata_blocks: 1,
+                    reads: Reads::Random(0),
+                    packed_blocks: 0,
+                    hot: Hot::Unknown,
+                },
             ),
             _ => (vms, image),
         };

@@ -2,7 +2,7 @@
 
 use super::{
     invariants::Depth,
-    model::{FunctionModel, ImageModel, MILLISECOND, Model, Reads, SECOND},
+    model::{FunctionModel, Hot, ImageModel, MILLISECOND, Model, Reads, SECOND},
     world::{Watch, World},
 };
 use faasnet::settings::{Settings, Topology, TreeSettings};
@@ -30,7 +30,14 @@ pub struct Burst {
 pub fn burst(vms: usize, shape: &TreeSettings, blocks: u32, mbit: u64, seed: u64) -> Burst {
     let link = mbit * 1_000_000 / 8 / SCALE;
     let reads = Reads::Sequential(blocks - METADATA_BLOCKS);
-    let image = ImageModel { blocks, stored_bytes: STORED_BYTES, metadata_blocks: METADATA_BLOCKS, reads };
+    let image = ImageModel {
+        blocks,
+        stored_bytes: STORED_BYTES,
+        metadata_blocks: METADATA_BLOCKS,
+        reads,
+        hot: Hot::Pushed,
+        packed_blocks: blocks,
+    };
     let mut model = Model {
         vms,
         images: vec![image],
@@ -42,7 +49,6 @@ pub fn burst(vms: usize, shape: &TreeSettings, blocks: u32, mbit: u64, seed: u64
         ..Model::default()
     };
     model.limits.shape = shape.clone();
-    model.limits.knows_reads = true;
     model.limits.scheduler.ready_deadline = std::time::Duration::from_nanos(PATIENCE);
     model.limits.transfer.read_deadline = std::time::Duration::from_nanos(PATIENCE);
     let mut world = World::new(model, seed, Watch { depth: Depth::Light, prints: false });

@@ -1,0 +1,90 @@
+//! All that can happen.
+
+use super::*;
+
+pub(in crate::simulate) enum Happening {
+    ToHost {
+        host: Node,
+        life: u32,
+        from: Node,
+        event: Box<agent::Event>,
+    },
+    ToManager {
+        life: u32,
+        from: Node,
+        input: Box<Input>,
+    },
+    /// A child's connection reaches its parent.
+    Arrives {
+        conn: u64,
+    },
+    /// A child has waited long enough for its connection.
+    DialOver {
+        conn: u64,
+    },
+    OriginAnswers {
+        conn: u64,
+        message: ToParent,
+        is_up: bool,
+    },
+    Sent(Sent),
+    AgentTick {
+        host: Node,
+        life: u32,
+    },
+    SessionOver {
+        host: Node,
+        life: u32,
+        link: u64,
+    },
+    MountEnds {
+        host: Node,
+        life: u32,
+        tree: TreeId,
+    },
+    RunEnds {
+        host: Node,
+        life: u32,
+        start: StartId,
+    },
+    Reads {
+        host: Node,
+        life: u32,
+        start: StartId,
+    },
+    ReadOver {
+        host: Node,
+        life: u32,
+        start: StartId,
+        block: BlockId,
+    },
+    StopEnds {
+        host: Node,
+        life: u32,
+        start: StartId,
+    },
+    SchedulerTick {
+        life: u32,
+    },
+    ManagerTick {
+        life: u32,
+    },
+    ManagerStarts,
+    Resumes {
+        host: Node,
+    },
+    Heals {
+        a: Node,
+        b: Node,
+    },
+    /// Silence between two nodes has lasted so long that connections end.
+    Vanished {
+        a: Node,
+        b: Node,
+    },
+    VmVanished {
+        host: Node,
+        life: u32,
+    },
+    OriginBack,
+}
