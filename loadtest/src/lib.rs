@@ -8,6 +8,7 @@ mod guard;
 pub mod hotset;
 pub mod load;
 pub mod overload;
+pub mod report;
 pub mod rig;
 pub mod simulate;
 pub mod warm;
