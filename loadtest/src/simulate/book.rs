@@ -1,6 +1,11 @@
 //! What clients were told, and what was seen on the way: the checks compare the world with it.
 
-use super::{manager::Rows, network::Node, queue::Nanos};
+use super::{
+    figure::{TRAFFIC, Traffic},
+    manager::Rows,
+    network::Node,
+    queue::Nanos,
+};
 use faasnet_actors::{
     id::{Epoch, StartId, TreeId, VmId},
     scheduler::{Answer, ControlError, FunctionKey, Ticket},
@@ -28,6 +33,13 @@ pub(super) struct Book {
     pub epochs: BTreeMap<(Node, TreeId), Epoch>,
     /// Bytes of blocks that were sent.
     pub moved_bytes: u64,
+    /// The VM that was told to make each start, and when it heard of that first.
+    pub ordered: BTreeMap<StartId, (Node, Nanos)>,
+    /// When a probe was answered first.
+    pub answered: BTreeMap<StartId, Nanos>,
+    /// Bytes into and out of each VM in intervals, from the first moment on.
+    traffic: Traffic,
+    traffic_from: Option<Nanos>,
     pub reads_failed: u32,
     /// Reads that had to wait for a block.
     pub stalls: u32,
@@ -128,6 +140,30 @@ impl Book {
 
     pub fn origin_bytes_of(&self, tree: &TreeId) -> u64 {
         self.origin_bytes.get(tree).map_or(0, |by_host| by_host.values().sum())
+    }
+
+    /// Begins to count what goes over links.
+    pub fn traffic_from(&mut self, begin: Nanos, vms: usize) {
+        (self.traffic_from, self.traffic) = (Some(begin), vec![Vec::new(); vms]);
+    }
+
+    pub fn take_traffic(&mut self) -> Traffic {
+        self.traffic_from = None;
+        std::mem::take(&mut self.traffic)
+    }
+
+    /// A frame has gone from one node to another.
+    pub fn went(&mut self, from: Node, to: Node, bytes: u64, now: Nanos) {
+        let Some(begin) = self.traffic_from else { return };
+        let interval = (now.saturating_sub(begin) / TRAFFIC) as usize;
+        for (node, add) in [(to, (bytes, 0)), (from, (0, bytes))] {
+            let Some(intervals) = self.traffic.get_mut(node) else { continue };
+            if intervals.len() <= interval {
+                intervals.resize(interval + 1, (0, 0));
+            }
+            intervals[interval].0 += add.0;
+            intervals[interval].1 += add.1;
+        }
     }
 
     pub fn moved(&mut self, at: Nanos, is_needless: bool) {

@@ -1,8 +1,12 @@
 //! `faasnet-loadtest simulate ...`
 
-use super::{History, ImageModel, Report, Scenario, shapes};
+use super::{Costs, History, ImageModel, Report, Scenario, ScenarioFile, figure::Run, shapes};
+use anyhow::{Context, ensure};
 use clap::Subcommand;
-use std::process::ExitCode;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// Histories tried to make a failing one shorter.
 const SHRINK_TRIES: usize = 200;
@@ -37,6 +41,21 @@ pub enum SimulateVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Bursts with all costs as a file describes them: when the last start answers, and where the time goes
+    Scenario {
+        file: PathBuf,
+        /// Only that case
+        #[arg(long)]
+        case: Option<String>,
+        /// Other costs than those that the file names
+        #[arg(long)]
+        costs: Option<PathBuf>,
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Writes all starts of all cases there
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Bursts in trees of every shape and fan-out: when the last VM has the hot set, or the whole image
     Shapes {
         #[arg(long, value_delimiter = ',', default_values_t = [32, 128])]
@@ -53,6 +72,9 @@ impl SimulateVerb {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Faults { vms, seed, only, json } => faults(vms, seed, only, json),
+            Self::Scenario { file, case, costs, seed, json } => {
+                scenario(&file, case.as_deref(), costs.as_deref(), seed, json.as_deref())
+            }
             Self::Shapes { vms, mbit, seed } => {
                 shapes::print(&vms, mbit, seed);
                 Ok(ExitCode::SUCCESS)
@@ -111,4 +133,70 @@ fn histories(seed: u64, count: u64, trace: bool, json: bool) -> anyhow::Result<E
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn scenario(
+    file: &Path,
+    case: Option<&str>,
+    costs: Option<&Path>,
+    seed: Option<u64>,
+    json: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let mut scenario = ScenarioFile::read(file)?;
+    scenario.seed = seed.unwrap_or(scenario.seed);
+    let costs = Costs::read(costs.unwrap_or(&scenario.costs))?;
+    let chosen = scenario.cases.iter().filter(|known| case.is_none_or(|name| known.name == name));
+    let chosen: Vec<_> = chosen.collect();
+    ensure!(!chosen.is_empty(), "{} has no case of that name", file.display());
+    println!("costs: {}", costs.name);
+    let mut runs = Vec::new();
+    for case in chosen {
+        let run = scenario.burst(case, &costs).play();
+        print_run(&case.name, &run, case.goal_ms);
+        runs.push((case.clone(), run));
+    }
+    if let Some(json) = json {
+        let text = serde_json::to_string(&runs)?;
+        std::fs::write(json, text).with_context(|| format!("cannot write {}", json.display()))?;
+    }
+    Ok(if runs.iter().any(|(_, run)| run.failed > 0) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn print_run(name: &str, run: &Run, goal_ms: Option<f64>) {
+    let Run { vms, functions, asked, failed, bytes, tree_height, .. } = run;
+    let at = |share| run.quantile(share).map_or("never".to_owned(), |ms| format!("{ms:.0} ms"));
+    println!("{name}: {asked} starts of {functions} functions on {vms} VMs");
+    let goal = goal_ms.map(|goal| format!(" (goal: {goal:.0} ms)")).unwrap_or_default();
+    println!("  answered: first {}, half {}, 99 % {}, last {}{goal}", at(0.0), at(0.5), at(0.99), at(1.0));
+    if *failed > 0 {
+        println!("  FAILED: {failed} starts did not answer");
+    }
+    for (what, start) in [("last", run.last()), ("middle", run.starts.get(run.starts.len() / 2))] {
+        let Some(start) = start else { continue };
+        let phases: Vec<String> =
+            start.phases().iter().map(|(phase, ms)| format!("{phase} {ms:.0}")).collect();
+        println!(
+            "  the {what} start, ms: {}; {} reads waited {:.0} ms",
+            phases.join(", "),
+            start.stalls,
+            start.stalled_ms
+        );
+    }
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    println!(
+        "  bytes: {:.0} MB from the origin ({:.2} images), {:.0} MB from parents, {:.0} MB from others; tree \
+         height {tree_height}",
+        mb(bytes.origin),
+        bytes.origin as f64 / (run.image_bytes.max(1) * *functions as u64) as f64,
+        mb(bytes.parent),
+        mb(bytes.ancestor),
+    );
+    let used = run.starts.iter().map(|start| start.vm).collect::<std::collections::BTreeSet<_>>().len();
+    println!(
+        "  {used} VMs were used; CPU {:.0} % on average, {:.0} % on the busiest VM; {} events in {} ms",
+        100.0 * run.cpu_mean,
+        100.0 * run.cpu_max,
+        run.events,
+        run.wall_ms
+    );
 }

@@ -118,7 +118,13 @@ fn model() -> Model {
         hot,
         packed_blocks: 6,
     };
-    let function = |tenant, name, image, mode| FunctionModel { tenant, name, image, memory_mib: 256, mode };
+    let function = |tenant: &str, name: &str, image, mode| FunctionModel {
+        tenant: tenant.into(),
+        name: name.into(),
+        image,
+        memory_mib: 256,
+        mode,
+    };
     let mut model = Model {
         vms: VMS,
         memory_bytes: 1 << 30,

@@ -42,6 +42,8 @@ pub(super) struct Holder {
 
 pub(super) struct Container {
     pub tree: TreeId,
+    /// Work between two reads.
+    pub think: Nanos,
     /// Its process runs.
     pub is_running: bool,
     /// Of the blocks that it reads, how many it has.

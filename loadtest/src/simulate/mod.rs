@@ -7,11 +7,16 @@
 //!
 //! The model:
 //!
-//! - **Control messages** take a latency, in order. The manager handles each at once; sending an order may
-//!   cost it time. The queue of a session never fills up.
-//! - **Blocks** flow on connections that send one frame after the other, demand first. A connection gets the
-//!   smaller of an equal share of its sender's uplink and of its receiver's downlink (`network`).
-//! - **The origin** is a sender without a limit of connections, with a rate and a time to the first byte.
+//! - **Control messages** take a latency, in order. The manager handles one after the other; messages and orders
+//!   may cost it time (`costs`). The queue of a session never fills up.
+//! - **Blocks** flow on connections that send one frame after the other, demand first. Connections share the
+//!   uplinks and downlinks of their ends max-min fairly (`fair`, `network`).
+//! - **CPU** (`costs`, `cpu`): the jobs of a VM share its cores evenly: handshakes, orders, decrypting and checking a
+//!   block, decoding and writing it, sending it, mounting, running, what the application does, and probes. All
+//!   VMs may share the cores of one host. Costs are drawn from measured quantiles; a model without them takes
+//!   fixed times.
+//! - **The origin** is a sender without a limit of connections, with a rate, a time to the first byte, and requests
+//!   in a second.
 //!   While the registry is away, blocks are refused and an index ends the connection.
 //! - **The disk** of a VM and the metadata store take a fixed time for each block and each group commit.
 //! - **Mount and run** take a random time. A container reads the blocks that its image names, one after the
@@ -25,13 +30,19 @@
 //! - **The manager** may die, with all but the rows of its metadata store.
 //!
 //! - **The cache** of a VM never fills, and an image goes with its tree.
+//! - **Figures** (`figure`, `cases`): blocks of large images are stand-ins that share their bytes; lengths are right.
 //!
-//! Not in the model: TLS and capabilities, CPU of agents, the mailboxes of actors (each core sees its messages
+//! Not in the model: capabilities, the page cache and memory of VMs, losses of packets, the mailboxes of actors (each core sees its messages
 //! in the order of sending), and restarts of single actors.
 
 mod agent;
 mod book;
+mod cases;
 pub mod cli;
+mod costs;
+mod cpu;
+pub mod fair;
+pub mod figure;
 mod history;
 mod host;
 mod invariants;
@@ -45,7 +56,9 @@ pub mod shapes;
 mod tests;
 mod world;
 
+pub use cases::{Case, ScenarioFile};
+pub use costs::{AgentCosts, ContainerCosts, Costs, ManagerCosts, Quantiles};
 pub use history::{Action, Failure, History, Outcome};
 pub use invariants::Violation;
-pub use model::{FunctionModel, Hot, ImageModel, Model, Reads, WorldLimits};
+pub use model::{Cores, FunctionModel, Hot, ImageModel, Model, Reads, WorldLimits};
 pub use scenario::{Report, Scenario};

@@ -1,6 +1,6 @@
 //! The numbers of a simulated world.
 
-use super::queue::Nanos;
+use super::{costs::Costs, queue::Nanos};
 use bytes::Bytes;
 use faasnet::settings::{Settings, TreeSettings};
 use faasnet_actors::{
@@ -54,9 +54,23 @@ pub struct Model {
     /// What a container does itself between two reads.
     pub think: Nanos,
     pub probe: Nanos,
-    /// Work of the manager for each order that it sends.
-    pub order_cost: Nanos,
+    /// CPU of all of this, beside the times above.
+    pub costs: Costs,
+    pub cores: Cores,
+    /// Requests in a second that the origin answers; 0 for any number.
+    pub origin_requests: u64,
+    /// All blocks have the same bytes in memory: nothing is to be seen of damage, and images may be large.
+    pub stand_ins: bool,
     pub limits: WorldLimits,
+}
+
+/// Whose cores they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cores {
+    /// As many for each VM; the manager has its own.
+    Each(u32),
+    /// As many for all VMs and the manager together, as on a test bed.
+    Shared(u32),
 }
 
 /// What the simulated metadata store takes at once.
@@ -135,9 +149,21 @@ impl Default for Model {
             run: 50 * MILLISECOND..=150 * MILLISECOND,
             think: MILLISECOND,
             probe: MILLISECOND / 2,
-            order_cost: 0,
+            costs: Costs::default(),
+            cores: Cores::Each(2),
+            origin_requests: 0,
+            stand_ins: false,
             limits: WorldLimits::default(),
         }
+    }
+}
+
+impl Model {
+    /// Nothing takes time but what `costs` and links say.
+    pub fn without_times() -> Self {
+        let none = || 0..=0;
+        let (disk, commit, think, probe) = (0, 0, 0, 0);
+        Self { disk, commit, mount: none(), run: none(), think, probe, ..Self::default() }
     }
 }
 
@@ -169,7 +195,8 @@ impl Default for ImageModel {
 }
 
 /// What is known of the blocks that starts read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Hot {
     Unknown,
     /// They are fetched in the order in which a start read them.
@@ -189,8 +216,8 @@ pub enum Reads {
 
 #[derive(Debug, Clone)]
 pub struct FunctionModel {
-    pub tenant: &'static str,
-    pub name: &'static str,
+    pub tenant: String,
+    pub name: String,
     /// The number of its image.
     pub image: usize,
     pub memory_mib: u64,
@@ -199,7 +226,7 @@ pub struct FunctionModel {
 
 impl Default for FunctionModel {
     fn default() -> Self {
-        Self { tenant: "acme", name: "web", image: 0, memory_mib: 256, mode: Mode::Lazy }
+        Self { tenant: "acme".into(), name: "web".into(), image: 0, memory_mib: 256, mode: Mode::Lazy }
     }
 }
 
@@ -215,23 +242,23 @@ pub(super) struct Image {
 }
 
 impl Image {
-    pub fn new(number: usize, model: &ImageModel, rng: &mut StdRng) -> Self {
+    pub fn new(number: usize, model: &ImageModel, stand_ins: bool, rng: &mut StdRng) -> Self {
         let index = |index: Index| index;
-        Self::make(number, model, "image", reads(model, rng), index)
+        Self::make((number, "image"), model, stand_ins, reads(model, rng), index)
     }
 
     /// What the converter makes of it once it is known what starts read.
-    pub fn packed(number: usize, model: &ImageModel) -> Self {
+    pub fn packed(number: usize, model: &ImageModel, stand_ins: bool) -> Self {
         let hot = model.metadata_blocks.saturating_add(model.packed_blocks).min(model.blocks);
         let reads = (model.metadata_blocks..hot).map(BlockId).collect();
         let index = |index: Index| index.packed(hot).expect("as many blocks as there are");
-        Self::make(number, model, "packed", reads, index)
+        Self::make((number, "packed"), model, stand_ins, reads, index)
     }
 
     fn make(
-        number: usize,
+        (number, kind): (usize, &'static str),
         model: &ImageModel,
-        kind: &'static str,
+        stand_ins: bool,
         reads: Vec<BlockId>,
         pack: impl FnOnce(Index) -> Index,
     ) -> Self {
@@ -243,12 +270,19 @@ impl Image {
             bytes[..length].copy_from_slice(&mark[..length]);
             Bytes::from(bytes)
         };
-        let blocks: Vec<Bytes> = (0..model.blocks).map(content).collect();
+        let blocks: Vec<Bytes> = if stand_ins {
+            // Told apart by where they begin.
+            let all = Bytes::from(vec![0; plain + model.blocks as usize]);
+            (0..model.blocks as usize).map(|block| all.slice(block..block + plain)).collect()
+        } else {
+            (0..model.blocks).map(content).collect()
+        };
+        let hash = |stored: &Bytes| if stand_ins { [0; 32] } else { *blake3::hash(stored).as_bytes() };
         let entry = |(number, stored): (u64, &Bytes)| BlockEntry {
             offset: number * plain as u64,
             stored_bytes: plain as u32,
             codec: Codec::Zstd,
-            hash: *blake3::hash(stored).as_bytes(),
+            hash: hash(stored),
         };
         let plain_bytes = u64::from(model.blocks) * u64::from(BLOCK_BYTES);
         let entries = (0..).zip(&blocks).map(entry).collect();

@@ -1,10 +1,9 @@
 //! Links between VMs, and from the origin: what is sent shares the rates of both ends.
 //!
-//! A connection sends one frame after the other, demand before read-ahead. Its rate is the smaller of
-//! two equal shares: that of its sender's uplink among the connections that send at the moment, and that
-//! of its receiver's downlink. What a share leaves unused is not given to the others (as max-min would).
+//! A connection sends one frame after the other, demand before read-ahead. Those that send at the moment share
+//! uplinks and downlinks max-min fairly (`fair`).
 
-use super::queue::Nanos;
+use super::{fair::Fair, queue::Nanos};
 use bytes::Bytes;
 use faasnet_actors::{
     id::TreeId,
@@ -83,14 +82,6 @@ impl Conn {
     }
 }
 
-struct End {
-    up: u64,
-    down: u64,
-    sending: BTreeSet<u64>,
-    receiving: BTreeSet<u64>,
-    is_frozen: bool,
-}
-
 /// The moment at which what a connection sends will have been sent, unless the version is an old one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sent {
@@ -100,7 +91,8 @@ pub(super) struct Sent {
 }
 
 pub(super) struct Network {
-    ends: Vec<End>,
+    fair: Fair,
+    frozen: Vec<bool>,
     pub conns: BTreeMap<u64, Conn>,
     of_node: Vec<BTreeSet<u64>>,
     /// Pairs of nodes that do not reach each other, the smaller first, and until when.
@@ -111,16 +103,11 @@ pub(super) struct Network {
 impl Network {
     /// Rates out of and into each node, in bytes a second.
     pub fn new(rates: impl Iterator<Item = (u64, u64)>) -> Self {
-        let end = |(up, down)| End {
-            up,
-            down,
-            sending: BTreeSet::new(),
-            receiving: BTreeSet::new(),
-            is_frozen: false,
-        };
-        let ends: Vec<End> = rates.map(end).collect();
-        let of_node = vec![BTreeSet::new(); ends.len()];
-        Self { ends, conns: BTreeMap::new(), of_node, cuts: BTreeMap::new(), sent: Vec::new() }
+        let fair = Fair::new(rates);
+        let nodes = fair.nodes();
+        let (frozen, of_node) = (vec![false; nodes], vec![BTreeSet::new(); nodes]);
+        let (conns, cuts) = (BTreeMap::new(), BTreeMap::new());
+        Self { fair, frozen, conns, of_node, cuts, sent: Vec::new() }
     }
 
     /// Moments to come back for, told since the last call.
@@ -139,7 +126,7 @@ impl Network {
         self.of_node[conn.child].remove(&id);
         self.of_node[conn.parent].remove(&id);
         if conn.sending.is_some() {
-            self.active(id, conn.parent, conn.child, false, now);
+            self.active(id, false, now);
         }
         Some(conn)
     }
@@ -161,9 +148,8 @@ impl Network {
             Urgency::Background => conn.background.push_back(frame),
         }
         if conn.sending.is_none() {
-            let (parent, child) = (conn.parent, conn.child);
             self.next(id, now);
-            self.active(id, parent, child, true, now);
+            self.active(id, true, now);
         }
     }
 
@@ -171,11 +157,10 @@ impl Network {
     pub fn sent(&mut self, Sent { conn: id, version, .. }: Sent, now: Nanos) -> Option<Frame> {
         let conn = self.conns.get_mut(&id).filter(|conn| conn.version == version)?;
         let Sending { frame, .. } = conn.sending.take()?;
-        let (parent, child) = (conn.parent, conn.child);
         if self.next(id, now) {
             self.schedule(id, now);
         } else {
-            self.active(id, parent, child, false, now);
+            self.active(id, false, now);
         }
         Some(frame)
     }
@@ -189,32 +174,38 @@ impl Network {
         true
     }
 
-    /// The connection begins or stops to send: its neighbours' shares change.
-    fn active(&mut self, id: u64, parent: Node, child: Node, is_active: bool, now: Nanos) {
-        if is_active {
-            self.ends[parent].sending.insert(id);
-            self.ends[child].receiving.insert(id);
-        } else {
-            self.ends[parent].sending.remove(&id);
-            self.ends[child].receiving.remove(&id);
+    /// The connection begins or stops to take part: its neighbours' shares change.
+    fn active(&mut self, id: u64, is_active: bool, now: Nanos) {
+        let changed = match self.conns.get(&id).filter(|_| is_active) {
+            Some(conn) if self.is_held(conn) => self.fair.remove(id),
+            Some(conn) => self.fair.add(id, conn.parent, conn.child),
+            None => self.fair.remove(id),
+        };
+        for changed in changed {
+            self.schedule(changed, now);
         }
-        self.refresh(parent, now);
-        self.refresh(child, now);
     }
 
-    /// Computes the rates of all that sends to or from a node anew.
+    /// Whether nothing moves on it.
+    fn is_held(&self, conn: &Conn) -> bool {
+        let is_frozen = self.frozen[conn.parent] || self.frozen[conn.child];
+        is_frozen || self.cuts.contains_key(&pair(conn.parent, conn.child))
+    }
+
+    /// What a node sends and takes goes on, or not.
     fn refresh(&mut self, node: Node, now: Nanos) {
-        let end = &self.ends[node];
-        for id in end.sending.union(&end.receiving).copied().collect::<Vec<_>>() {
-            self.schedule(id, now);
+        for id in self.conns_of(node) {
+            if self.conns[&id].sending.as_ref().is_some_and(|sending| sending.left > 0) {
+                self.active(id, true, now);
+                self.schedule(id, now);
+            }
         }
     }
 
     fn schedule(&mut self, id: u64, now: Nanos) {
-        let Some(conn) = self.conns.get(&id) else { return };
-        let rate = self.rate(conn);
+        let rate = self.fair.rate(id);
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        let Some(sending) = &mut conn.sending else { return };
+        let Some(sending) = conn.sending.as_mut().filter(|sending| sending.left > 0) else { return };
         if sending.rate == rate && rate > 0 {
             return;
         }
@@ -228,18 +219,9 @@ impl Network {
         }
     }
 
-    fn rate(&self, conn: &Conn) -> u64 {
-        let (from, to) = (&self.ends[conn.parent], &self.ends[conn.child]);
-        if from.is_frozen || to.is_frozen || self.cuts.contains_key(&pair(conn.parent, conn.child)) {
-            return 0;
-        }
-        let share = |rate: u64, among: usize| rate / among.max(1) as u64;
-        share(from.up, from.sending.len()).min(share(to.down, to.receiving.len())).max(1)
-    }
-
     /// A node that is frozen sends and takes nothing.
     pub fn freeze(&mut self, node: Node, is_frozen: bool, now: Nanos) {
-        self.ends[node].is_frozen = is_frozen;
+        self.frozen[node] = is_frozen;
         self.refresh(node, now);
     }
 

@@ -2,18 +2,18 @@
 
 use super::*;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::simulate) enum FromPeer {
     Opened,
     Index,
     Block(BlockId, Bytes),
-    Corrupt(BlockId),
+    Corrupt(BlockId, Bytes),
     NotServed(BlockId, NotServed),
     Waits,
     Closed(String),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::simulate) enum Event {
     /// What the manager says on that session.
     Manager {

@@ -203,7 +203,7 @@ impl Agent {
         self.say(ToManager::Ended { start: start.clone(), reason, report }, now, effects);
     }
 
-    pub(super) fn report(&self, start: &StartId, now: Instant) -> StartReport {
+    pub(in crate::simulate) fn report(&self, start: &StartId, now: Instant) -> StartReport {
         let Some(ordered) = self.ordered.get(start) else { return StartReport::default() };
         let steps_us = ordered.core.steps().iter().map(|(step, at)| (*step, micros(*at))).collect();
         ordered.before.start_report(steps_us, &self.counters(&ordered.order.place.tree, now))

@@ -257,7 +257,7 @@ impl Agent {
             FromPeer::Block(block, stored) => {
                 block_transfer::Event::Arrived { upstream, blocks: vec![(block, stored)] }
             }
-            FromPeer::Corrupt(block) => block_transfer::Event::Corrupt { upstream, block },
+            FromPeer::Corrupt(block, _) => block_transfer::Event::Corrupt { upstream, block },
             FromPeer::NotServed(block, reason) => {
                 block_transfer::Event::NotServed { upstream, block, reason }
             }

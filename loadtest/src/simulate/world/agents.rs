@@ -1,6 +1,8 @@
 //! What agents hear, and what their effects make happen.
 
 use super::{survey::range_of, *};
+use crate::simulate::figure::Sources;
+use faasnet_actors::wire::control::StartReport;
 
 impl World {
     pub(super) fn deliver(&mut self, host: Node, life: u32, from: Node, event: Box<agent::Event>) {
@@ -12,7 +14,9 @@ impl World {
         if let Some(until) = held.max((target.paused_until > self.now).then_some(target.paused_until)) {
             return self.at(until, Happening::ToHost { host, life, from, event });
         }
-        self.agent(host, *event);
+        if let Some(event) = self.arrived(host, life, *event) {
+            self.agent(host, event);
+        }
     }
 
     pub(super) fn agent(&mut self, host: Node, event: agent::Event) {
@@ -55,7 +59,11 @@ impl World {
             }
             agent::Event::Manager { message: ToAgent::Start(order), .. } => {
                 let place = order.place.clone();
+                self.book.ordered.entry(order.start.clone()).or_insert((host, self.now));
                 self.placed(host, &place);
+            }
+            agent::Event::Probed { start, is_ready: true } => {
+                self.book.answered.entry(start.clone()).or_insert(self.now);
             }
             _ => {}
         }
@@ -128,7 +136,11 @@ impl World {
             }
             agent::Effect::Keep { tree, block, stored } => {
                 self.invariant_5(host, &tree, block, &stored);
-                self.locally(host, self.model.disk, agent::Event::Kept { tree, block });
+                let cost = self.keep_work();
+                let event = Box::new(agent::Event::Kept { tree, block });
+                let kept = Happening::ToHost { host, life, from: host, event };
+                let then = Happening::Waits { length: self.model.disk, then: Box::new(kept) };
+                self.work(host, cost, then);
             }
             agent::Effect::Check { tree, block } => {
                 self.locally(host, self.model.disk, agent::Event::Checked { tree, block });
@@ -141,8 +153,11 @@ impl World {
                 if record {
                     self.hosts[host].holder.recordings.insert(tree.clone(), Vec::new());
                 }
-                let length = self.spread(&self.model.mount.clone());
-                self.after(length, Happening::MountEnds { host, life, tree });
+                let length = self.spread(&self.model.mount.clone())
+                    + self.draw(|costs| &costs.container.mount_wait_ms);
+                let cost = self.draw(|costs| &costs.container.mount_ms);
+                let then = Box::new(Happening::MountEnds { host, life, tree });
+                self.work(host, cost, Happening::Waits { length, then });
             }
             agent::Effect::EndRecording { tree } => {
                 if let Some(blocks) = self.hosts[host].holder.recordings.remove(&tree) {
@@ -161,7 +176,11 @@ impl World {
             agent::Effect::Probe { start } => {
                 let container = self.hosts[host].holder.containers.get(&start);
                 let is_ready = container.is_some_and(|container| container.is_ready);
-                self.locally(host, self.model.probe, agent::Event::Probed { start, is_ready });
+                let cost = self.draw(|costs| &costs.container.probe_ms);
+                let event = Box::new(agent::Event::Probed { start, is_ready });
+                let probed = Happening::ToHost { host, life, from: host, event };
+                let then = Happening::Waits { length: self.model.probe, then: Box::new(probed) };
+                self.work(host, cost, then);
             }
             agent::Effect::ProbeAgain { start } => {
                 let interval = nanos(self.limits.probe_interval);
@@ -184,5 +203,24 @@ impl World {
         if !is_right {
             self.violation = Some(Violation::new(5, format!("vm-{host:05} keeps a damaged {block:?}")));
         }
+    }
+
+    /// What an agent says of a start on it.
+    pub(in crate::simulate) fn report(&self, host: Node, start: &StartId) -> StartReport {
+        let agent = self.hosts[host].agent.as_ref();
+        agent.map(|agent| agent.report(start, self.instant())).unwrap_or_default()
+    }
+
+    /// Bytes that all VMs have got, by where from.
+    pub(in crate::simulate) fn moved(&self) -> Sources {
+        let mut all = Sources::default();
+        let trees = self.hosts.iter().flat_map(|host| &host.agent).flat_map(|agent| agent.trees.values());
+        for transfer in trees.filter_map(|known| known.transfer.as_ref()) {
+            let Sources { origin, parent, ancestor } = transfer.core.bytes().into();
+            all.origin += origin;
+            all.parent += parent;
+            all.ancestor += ancestor;
+        }
+        all
     }
 }

@@ -7,11 +7,16 @@ impl World {
         let Some(agent) = &self.hosts[host].agent else { return };
         let Some(ordered) = agent.ordered.get(&start) else { return };
         let tree = ordered.order.place.tree.clone();
-        let container = Container { tree, is_running: false, read: 0, waits: None, is_ready: false };
+        let reads = image(&self.images, &tree).map_or(0, |image| image.reads.len());
+        let application = self.draw(|costs| &costs.container.application_ms);
+        let think = application / (reads as u64 + 1);
+        let container = Container { tree, think, is_running: false, read: 0, waits: None, is_ready: false };
         self.hosts[host].holder.containers.insert(start.clone(), container);
-        let length = self.spread(&self.model.run.clone());
+        let length = self.spread(&self.model.run.clone()) + self.draw(|costs| &costs.container.run_wait_ms);
+        let cost = self.draw(|costs| &costs.container.run_ms);
         let life = self.hosts[host].life;
-        self.after(length, Happening::RunEnds { host, life, start });
+        let then = Box::new(Happening::RunEnds { host, life, start });
+        self.work(host, cost, Happening::Waits { length, then });
     }
 
     pub(super) fn run_ends(&mut self, host: Node, life: u32, start: &StartId) {
@@ -70,7 +75,9 @@ impl World {
         if let Some(container) = self.hosts[host].holder.containers.get_mut(start) {
             container.read += 1;
             container.waits = None;
-            self.after(self.model.think, Happening::Reads { host, life, start: start.clone() });
+            let cost = container.think;
+            let then = Box::new(Happening::Reads { host, life, start: start.clone() });
+            self.work(host, cost, Happening::Waits { length: self.model.think, then });
         }
     }
 

@@ -41,7 +41,7 @@ impl World {
         if let Input::Heard { vm, message, .. } = &*input {
             self.hears(from, &vm.clone(), &message.clone());
         }
-        self.tell_manager(*input);
+        self.queue_for_manager(life, from, input);
     }
 
     pub(super) fn hears(&mut self, from: Node, vm: &VmId, message: &ToManager) {
@@ -69,7 +69,8 @@ impl World {
         match output {
             Output::Send { vm, link, message } => {
                 let Some(&host) = self.numbers.get(&vm) else { return };
-                self.manager_busy = self.manager_busy.max(self.now) + self.model.order_cost;
+                self.manager_busy =
+                    self.manager_busy.max(self.now) + self.draw(|costs| &costs.manager.order_ms);
                 let at = self.manager_busy + self.latency(node, host);
                 let life = self.hosts[host].life;
                 let event = Box::new(agent::Event::Manager { link, message });
@@ -80,7 +81,10 @@ impl World {
                     self.send_to_host(node, host, agent::Event::ManagerClosed { link });
                 }
             }
-            Output::Commit => self.manager_later(self.model.commit, Input::Committed),
+            Output::Commit => {
+                let cost = self.draw(|costs| &costs.manager.commit_ms);
+                self.manager_later(self.model.commit + cost, Input::Committed);
+            }
             Output::Convert { source } => {
                 // Functions of the model have no code.
                 let Source::Image(name) = &source else { return };

@@ -17,7 +17,7 @@ impl World {
         let life = target.life;
         let row = Row { table: Table::Vms, key: target.id.as_str().to_owned(), value: Vec::new() };
         self.rows.apply(vec![Write::Put(row)]);
-        let address = ([10, 0, (host / 250) as u8, (host % 250) as u8], 7000).into();
+        let address = ([10, (host >> 16) as u8, (host >> 8) as u8, host as u8], 7000).into();
         let conns = ((host as u64) << 40) + (u64::from(life) << 24);
         let mut agent = Agent::new(
             target.id.clone(),
@@ -50,6 +50,11 @@ impl World {
         target.life += 1;
         target.is_silent = is_silent;
         target.holder = Holder::default();
+        self.inboxes.retain(|(of, ..), _| *of != host);
+        if matches!(self.model.cores, Cores::Each(_)) {
+            self.cpus[host].clear(self.now);
+        }
+        let target = &mut self.hosts[host];
         let (life, vm) = (target.life, target.id.clone());
         self.book.host_ended(host);
         self.network.freeze(host, true, self.now);
@@ -133,6 +138,8 @@ impl World {
         manager.crash(self.rng.random(), &mut self.rows);
         self.manager_life += 1;
         self.manager_busy = 0;
+        self.manager_queue.clear();
+        self.manager_works = false;
         self.book.manager_died();
         let node = self.manager_node();
         for host in 0..self.hosts.len() {

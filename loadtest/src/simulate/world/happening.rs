@@ -27,6 +27,34 @@ pub(in crate::simulate) enum Happening {
         message: ToParent,
         is_up: bool,
     },
+    /// A step of opening a connection with TLS: see `World::handshake`.
+    Handshake {
+        conn: u64,
+        step: u8,
+    },
+    /// A frame is encrypted and goes to its connection.
+    Send {
+        conn: u64,
+        frame: Box<Frame>,
+    },
+    /// The first that waits there is decrypted and checked.
+    Read {
+        inbox: Inbox,
+        life: u32,
+    },
+    /// A job of these cores may be done.
+    Worked {
+        cpu: usize,
+        version: u32,
+    },
+    /// Time passes after work that was done.
+    Waits {
+        length: Nanos,
+        then: Box<Happening>,
+    },
+    ManagerFree {
+        life: u32,
+    },
     Sent(Sent),
     AgentTick {
         host: Node,
@@ -88,3 +116,7 @@ pub(in crate::simulate) enum Happening {
     },
     OriginBack,
 }
+
+/// What one connection brings to a VM, one thing after the other: the VM, whether it is from the manager, and which
+/// connection it is.
+pub(in crate::simulate) type Inbox = (Node, bool, u64);

@@ -3,20 +3,24 @@
 mod agents;
 mod containers;
 mod control;
+mod costs;
 mod faults;
 mod happening;
 mod peers;
 mod survey;
 
 pub(super) use happening::Happening;
+use happening::Inbox;
 
 use crate::simulate::{
     agent::{self, Agent, FromPeer, image},
     book::Book,
+    costs::Costs,
+    cpu::Cpu,
     host::{Container, Holder, Host},
     invariants::{self, Depth, Violation},
     manager::{Input, Manager, Output, Rows, SCHEDULER_TICK},
-    model::{Hot, Image, MILLISECOND, Model, Spread, WorldLimits, nanos, rng},
+    model::{Cores, Hot, Image, MILLISECOND, Model, Spread, WorldLimits, nanos, rng},
     network::{Conn, Frame, Network, Node, Sent},
     queue::{Nanos, Queue},
 };
@@ -61,6 +65,7 @@ pub(super) struct Watch {
 pub struct World {
     pub(super) model: Model,
     pub(super) limits: Arc<WorldLimits>,
+    costs: Arc<Costs>,
     pub(super) images: Arc<Vec<Image>>,
     base: Instant,
     pub(super) now: Nanos,
@@ -69,7 +74,14 @@ pub struct World {
     pub(super) seed: u64,
     pub(super) manager: Option<Manager>,
     manager_life: u32,
+    /// What the manager has not come to yet, and whether it works on something.
+    manager_queue: VecDeque<(u32, Node, Box<Input>)>,
+    manager_works: bool,
+    /// When the manager is done with what it does now.
     manager_busy: Nanos,
+    cpus: Vec<Cpu<Happening>>,
+    inboxes: BTreeMap<Inbox, VecDeque<agent::Event>>,
+    origin_free: Nanos,
     term: u64,
     pub(super) rows: Rows,
     pub(super) hosts: Vec<Host>,
@@ -95,9 +107,11 @@ impl World {
         let mut rng = rng(seed);
         let images = model.images.iter().enumerate();
         let mut images: Vec<Image> =
-            images.map(|(number, image)| Image::new(number, image, &mut rng)).collect();
+            images.map(|(number, image)| Image::new(number, image, model.stand_ins, &mut rng)).collect();
         let packed = model.images.iter().enumerate();
-        images.extend(packed.map(|(number, image)| Image::packed(number, image)).collect::<Vec<_>>());
+        images.extend(
+            packed.map(|(number, image)| Image::packed(number, image, model.stand_ins)).collect::<Vec<_>>(),
+        );
         let host = |number: usize, rng: &mut StdRng| {
             let id: VmId = format!("vm-{number:05}").parse().expect("a label");
             Host::new(id, rng.random_range(0..=model.latency / 2))
@@ -107,9 +121,11 @@ impl World {
         let ends = (0..model.vms).map(|_| (model.uplink, model.downlink));
         let network = Network::new(ends.chain([(model.origin_rate, 1), (1, 1)]));
         let limits = Arc::new(model.limits.clone());
+        let costs = Arc::new(model.costs.clone());
         let mut world = Self {
             model,
             limits,
+            costs,
             images: Arc::new(images),
             base: Instant::now(),
             now: 0,
@@ -118,7 +134,12 @@ impl World {
             seed,
             manager: None,
             manager_life: 0,
+            manager_queue: VecDeque::new(),
+            manager_works: false,
             manager_busy: 0,
+            cpus: Vec::new(),
+            inboxes: BTreeMap::new(),
+            origin_free: 0,
             term: 0,
             rows: Rows::default(),
             hosts,
@@ -134,6 +155,10 @@ impl World {
             has_changed: false,
             violation: None,
             is_over: false,
+        };
+        world.cpus = match world.model.cores {
+            Cores::Each(cores) => (0..world.hosts.len()).map(|_| Cpu::new(cores)).collect(),
+            Cores::Shared(cores) => vec![Cpu::new(cores)],
         };
         world.start_manager();
         world.deploy();
@@ -170,7 +195,7 @@ impl World {
                 code: None,
                 command: None,
             };
-            let (tenant, name) = names(function.tenant, function.name);
+            let (tenant, name) = names(&function.tenant, &function.name);
             let ticket = self.ticket();
             let event = scheduler::Event::Put { ticket, key: (tenant, name), spec: Box::new(spec) };
             self.ask(event);
@@ -191,7 +216,7 @@ impl World {
     /// Asks for starts of a function by its number.
     pub(super) fn start(&mut self, function: usize, count: u32) {
         let function = &self.model.functions[function];
-        let key = names(function.tenant, function.name);
+        let key = names(&function.tenant, &function.name);
         let ticket = self.ticket();
         self.book.asked(ticket, key.clone(), self.now);
         self.ask(scheduler::Event::Start { ticket, key, count });
@@ -200,7 +225,7 @@ impl World {
     /// Asks that so many VMs hold what starts of a function read, or all of its image.
     pub(super) fn preheat(&mut self, function: usize, vms: u32, what: Warmth) {
         let function = &self.model.functions[function];
-        let key = names(function.tenant, function.name);
+        let key = names(&function.tenant, &function.name);
         let spec = PreheatSpec { vms: Some(vms), names: Vec::new(), what };
         let ticket = self.ticket();
         self.ask(scheduler::Event::Preheat { ticket, key, spec });
@@ -283,6 +308,12 @@ impl World {
             Happening::Arrives { conn } => self.arrives(conn),
             Happening::DialOver { conn } => self.dial_over(conn),
             Happening::OriginAnswers { conn, message, is_up } => self.origin_answers(conn, message, is_up),
+            Happening::Handshake { conn, step } => self.handshake(conn, step),
+            Happening::Send { conn, frame } => self.network.send(conn, *frame, self.now),
+            Happening::Read { inbox, life } => self.read_inbox(inbox, life),
+            Happening::Worked { cpu, version } => self.worked(cpu, version),
+            Happening::Waits { length, then } => self.after(length, *then),
+            Happening::ManagerFree { life } => self.manager_free(life),
             Happening::Sent(sent) => {
                 if let Some(frame) = self.network.sent(sent, self.now) {
                     self.frame_left(sent.conn, frame);

@@ -1,6 +1,7 @@
 //! Connections between VMs, and to the origin.
 
 use super::*;
+use crate::simulate::{costs::Quantiles, model::SECOND};
 
 impl World {
     pub(super) fn dial(&mut self, child: Node, conn: u64, tree: TreeId, upstream: Upstream) {
@@ -15,10 +16,13 @@ impl World {
         if parent == self.origin() {
             opened.is_open = true;
             self.network.open(conn, opened);
-            return self.tell_child_at_once(conn, FromPeer::Opened);
+            if self.costs.agent.handshake_client_ms == Quantiles::None {
+                return self.tell_child_at_once(conn, FromPeer::Opened);
+            }
+            return self.after(4 * self.latency(child, parent), Happening::Handshake { conn, step: 2 });
         }
         self.network.open(conn, opened);
-        self.after(5 * self.latency(child, parent), Happening::Arrives { conn });
+        self.after(3 * self.latency(child, parent), Happening::Handshake { conn, step: 0 });
         self.after(nanos(self.limits.connect), Happening::DialOver { conn });
     }
 
@@ -111,7 +115,11 @@ impl World {
             };
             self.book.read_origin(&tree, child, bytes);
         }
-        let delay = if is_up { self.model.origin_latency } else { ORIGIN_GIVES_UP };
+        let mut delay = if is_up { self.model.origin_latency } else { ORIGIN_GIVES_UP };
+        if let Some(each) = SECOND.checked_div(self.model.origin_requests) {
+            self.origin_free = self.origin_free.max(self.now) + each;
+            delay += self.origin_free - self.now - each;
+        }
         self.after(delay, Happening::OriginAnswers { conn, message, is_up });
     }
 
@@ -166,13 +174,19 @@ impl World {
                 body = damaged.into();
             }
         }
-        self.network.send(conn, Frame::new(urgency, message, body, bytes), self.now);
+        let cost = if body.is_empty() { 0 } else { self.send_work(bytes) };
+        let frame = Frame::new(urgency, message, body, bytes);
+        if cost == 0 {
+            return self.network.send(conn, frame, self.now);
+        }
+        self.work(parent, cost, Happening::Send { conn, frame: Box::new(frame) });
     }
 
     /// A frame was sent completely; it is there after the latency, and is checked.
-    pub(super) fn frame_left(&mut self, conn: u64, Frame { message, body, urgency, .. }: Frame) {
+    pub(super) fn frame_left(&mut self, conn: u64, Frame { message, body, urgency, bytes }: Frame) {
         let Some(known) = self.network.conns.get(&conn) else { return };
         let (tree, parent) = (known.tree.clone(), known.parent);
+        self.book.went(parent, known.child, bytes, self.now);
         if matches!(message, FromParent::Block { .. }) && parent < self.hosts.len() {
             self.locally(parent, 0, agent::Event::ChildSent { conn, tree: tree.clone(), urgency });
         }
@@ -181,7 +195,7 @@ impl World {
             FromParent::Index => FromPeer::Index,
             FromParent::Block { block } => match image(&self.images, tree) {
                 Some(image) if image.verify(block, &body) => FromPeer::Block(block, body),
-                _ => FromPeer::Corrupt(block),
+                _ => FromPeer::Corrupt(block, body),
             },
             FromParent::NotServed { block, reason } => FromPeer::NotServed(block, reason),
             FromParent::Waiting { .. } => FromPeer::Waits,

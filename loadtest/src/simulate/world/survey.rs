@@ -85,7 +85,7 @@ impl World {
             if hot == Hot::Unknown {
                 continue;
             }
-            let (tenant, _) = names(function.tenant, function.name);
+            let (tenant, _) = names(&function.tenant, &function.name);
             let image = &self.images[function.image];
             let key = (tenant.clone(), image.description.source);
             let (id, source) = (image.description.id, format!("image:{}", function.image));
