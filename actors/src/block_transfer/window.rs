@@ -2,10 +2,12 @@
 //!
 //! As in BBR (Cardwell et al., 2016) rate and delay are measured apart, because they cannot be seen at the same
 //! time: the rate while much is asked for (the highest of the last rounds), the delay while little is (the
-//! shortest answer of the last seconds; when there was none for so long, little is asked for until there is one).
+//! shortest answer of the last seconds; when there was none for so long, little is asked for until there is one,
+//! unless the window is at its least and needs no delay).
 //! Half of the window is on its way, and half waits at the upstream, so that its line does not fall idle. Too
 //! much costs little, since what waits there is only numbers and is overtaken by demands; too little costs speed.
 
+use crate::image::BLOCK_BYTES;
 use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
@@ -61,14 +63,21 @@ impl Window {
         Some(GAIN * u64::try_from(carried).unwrap_or(u64::MAX / GAIN))
     }
 
-    fn is_probing(&self, now: Instant) -> bool {
+    fn is_delay_old(&self, now: Instant) -> bool {
         self.delay.is_some_and(|(_, at)| now.duration_since(at) >= DELAY_LIFE)
+    }
+
+    /// Asking for little costs nothing on a line of one's own. It does where requests side by side share a line
+    /// with those of others, at the origin: while this VM asks for little, the others get its share.
+    fn is_probing(&self, blocks_min: usize, now: Instant) -> bool {
+        let least = blocks_min as u64 * u64::from(BLOCK_BYTES);
+        self.is_delay_old(now) && self.target().is_some_and(|target| target > least)
     }
 
     /// Whether another block may be asked for. `blocks_min` may be in flight, but for a moment in which the
     /// delay is measured.
     pub fn has_room(&self, blocks_min: usize, now: Instant) -> bool {
-        if self.is_probing(now) {
+        if self.is_probing(blocks_min, now) {
             return self.in_flight_blocks < probes(blocks_min);
         }
         self.in_flight_blocks < blocks_min
@@ -102,7 +111,7 @@ impl Window {
         self.rated(u64::try_from(rate).unwrap_or(u64::MAX), asked.is_idle);
         let delay = now.duration_since(asked.at);
         let is_shorter = self.delay.is_none_or(|(shortest, _)| delay <= shortest);
-        if is_shorter || (asked.is_probe && self.is_probing(now)) {
+        if is_shorter || (asked.is_probe && self.is_delay_old(now)) {
             self.delay = Some((delay, now));
         }
     }
@@ -131,7 +140,6 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::{super::fixtures::ms, *};
-    use crate::image::BLOCK_BYTES;
     use std::collections::BTreeMap;
 
     const MIN: usize = 8;
@@ -148,20 +156,29 @@ mod tests {
         in_flight: BTreeMap<(Instant, u64), Asked>,
         asked: u64,
         most: usize,
+        fewest: usize,
     }
 
     impl Pipe {
         fn new(bytes_per_second: u64, delay: Duration) -> Self {
             let now = Instant::now();
-            let in_flight = BTreeMap::new();
-            let window = Window::default();
-            Self { window, now, bytes_per_second, delay, line_free_at: now, in_flight, asked: 0, most: 0 }
+            Self {
+                window: Window::default(),
+                now,
+                bytes_per_second,
+                delay,
+                line_free_at: now,
+                in_flight: BTreeMap::new(),
+                asked: 0,
+                most: 0,
+                fewest: 0,
+            }
         }
 
         /// Asks for as much as the window allows for so long; returns bytes a second.
         fn run(&mut self, length: Duration) -> f64 {
             let (begin, before) = (self.now, self.window.delivered);
-            self.most = 0;
+            (self.most, self.fewest) = (0, MAX);
             while self.now < begin + length {
                 while self.in_flight.len() < MAX && self.window.has_room(MIN, self.now) {
                     let asked = self.window.ask(BLOCK, MIN, self.now);
@@ -171,6 +188,7 @@ mod tests {
                     self.in_flight.insert((self.line_free_at + self.delay / 2, self.asked), asked);
                 }
                 self.most = self.most.max(self.in_flight.len());
+                self.fewest = self.fewest.min(self.in_flight.len());
                 let ((at, _), asked) = self.in_flight.pop_first().expect("some are always in flight");
                 self.now = at;
                 self.window.arrived(&asked, at);
@@ -225,6 +243,15 @@ mod tests {
         pipe.run(ms(5000));
         let rate = pipe.run(ms(5000));
         assert!(rate > 0.95 * 125e6, "{rate}");
+    }
+
+    #[test]
+    fn a_window_at_its_least_is_not_emptied() {
+        let mut pipe = Pipe::new(6_250_000, Duration::from_millis(1)); // 50 Mbit/s
+        for _ in 0..30 {
+            pipe.run(ms(1000));
+            assert!(pipe.fewest + 1 >= MIN, "{} blocks in flight", pipe.fewest);
+        }
     }
 
     #[test]

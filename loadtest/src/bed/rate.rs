@@ -4,6 +4,9 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
+/// The largest segment that TCP leaves to be cut by the interface, with the headers of its frames.
+const SEGMENT_BYTES: u64 = 68 * 1024;
+
 /// Bits per second of a link, each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rate(u64);
@@ -22,15 +25,18 @@ impl Rate {
     }
 
     /// What may pass at once after a pause. Four milliseconds, the timer tick of a 250 Hz kernel, because
-    /// a busy machine serves the bucket no more often; at low rates ten full frames.
+    /// a busy machine serves the bucket no more often; at low rates ten full frames. Between them one segment as
+    /// TCP hands it down, if that takes no more than 20 ms: the bucket cuts larger ones into frames, and each of
+    /// those wakes its receiver.
     pub fn burst_bytes(self) -> u64 {
-        (self.bytes_per_s() / 250).max(10 * 1514)
+        let segment = SEGMENT_BYTES.min(self.bytes_per_s() / 50);
+        (self.bytes_per_s() / 250).max(segment).max(10 * 1514)
     }
 
-    /// What waits before packets are dropped: 50 ms, the buffer of a usual switch port; at low rates one
-    /// segment as TCP hands it down (64 KiB), without which nothing large would pass.
+    /// What waits before packets are dropped: 50 ms, the buffer of a usual switch port; at low rates two
+    /// segments as TCP hands them down, without which nothing large would pass.
     pub fn queue_bytes(self) -> u64 {
-        self.burst_bytes() + (self.bytes_per_s() / 20).max(128 * 1024)
+        self.burst_bytes() + (self.bytes_per_s() / 20).max(2 * SEGMENT_BYTES)
     }
 }
 

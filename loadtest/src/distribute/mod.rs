@@ -40,7 +40,7 @@ const READY: Duration = Duration::from_secs(300);
 /// What one machine runs: more VMs than that take all of its memory.
 const VMS_MAX: usize = 64;
 /// All links together, and one alone: what costs less than half of two cores (measured, and printed).
-const RATE_OF_ALL: Rate = Rate::mbit(1600);
+const RATE_OF_ALL: Rate = Rate::mbit(500);
 const RATE_MAX: Rate = Rate::mbit(200);
 
 #[derive(Debug, Args)]
