@@ -6,6 +6,7 @@ mod holder_link;
 mod life;
 mod listener;
 mod manager_link;
+mod origin_reader;
 mod prober;
 mod renewal;
 mod upstream;
@@ -213,6 +214,7 @@ fn upstream_limits(settings: &Settings) -> upstream::UpstreamLimits {
         handshake: millis(settings.agent.handshake_ms),
         // A block is asked for, hurried and, after a new place, asked for again.
         commands_max: 4 * transfer.in_flight_blocks_max,
+        origin_requests_max: settings.origin.requests_max,
     }
 }
 

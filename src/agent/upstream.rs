@@ -3,6 +3,7 @@
 //! Each is a task of its own. What arrives is verified here, before any actor sees it, and handed on
 //! in batches: crossing to the actors' thread costs more than looking at the next frame.
 
+use super::origin_reader::read_origin;
 use crate::net::{
     Purpose,
     framed::{self, FrameReader, ReadError},
@@ -18,11 +19,10 @@ use faasnet_actors::{
         PROTOCOL_VERSION,
         control::Upstream,
         frame::FrameLimits,
-        peer::{FromParent, NotServed, ToParent},
+        peer::{FromParent, ToParent},
     },
-    world::{Origin, OriginError, Part},
+    world::Origin,
 };
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use sha2::{Digest as _, Sha256};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -36,10 +36,6 @@ const BATCH_BLOCKS_MAX: usize = 8;
 /// Pause between two words that a parent waits, or is sending: a transfer looks at silent upstreams that often.
 const WAITS_PAUSE: Duration = Duration::from_millis(50);
 
-/// Most stored bytes read from the origin by one request. A request costs the registry of this release's tests 4 ms of
-/// CPU, because it reads 4 MiB ahead for each, however little is asked for.
-const RANGE_BYTES_MAX: u64 = 4 << 20;
-
 /// The bounds of connections to upstreams.
 #[derive(Debug, Clone, Copy)]
 pub struct UpstreamLimits {
@@ -47,6 +43,8 @@ pub struct UpstreamLimits {
     pub handshake: Duration,
     /// Commands that may wait for a connection.
     pub commands_max: usize,
+    /// Ranges of one image read from the origin at a time, and as many again for what reads wait for.
+    pub origin_requests_max: usize,
 }
 
 pub struct Dialling {
@@ -63,7 +61,10 @@ impl Upstreams for Dialling {
         let task = match target.upstream.clone() {
             Upstream::Origin => {
                 let origin = Arc::clone(&self.origin);
-                tokio::spawn(async move { read_origin(&*origin, &target, orders, &reporter).await })
+                let requests_max = limits.origin_requests_max;
+                tokio::spawn(async move {
+                    read_origin(&*origin, &target, orders, &reporter, requests_max).await;
+                })
             }
             Upstream::Vm { vm, address } => {
                 let dialer = self.dialer.borrow().clone();
@@ -78,14 +79,14 @@ impl Upstreams for Dialling {
     }
 }
 
-struct Reporter {
+pub(super) struct Reporter {
     upstream: Upstream,
     link: u64,
     events: Recipient<FromUpstream>,
 }
 
 impl Reporter {
-    fn tell(&self, event: UpstreamEvent) {
+    pub(super) fn tell(&self, event: UpstreamEvent) {
         self.events.do_send(FromUpstream { upstream: self.upstream.clone(), link: self.link, event });
     }
 }
@@ -223,12 +224,12 @@ fn receive<R: tokio::io::AsyncRead + Unpin>(
     Ok(())
 }
 
-fn verified(index: Option<&Arc<Index>>, block: BlockId, stored: Bytes) -> Result<Bytes, ()> {
+pub(super) fn verified(index: Option<&Arc<Index>>, block: BlockId, stored: Bytes) -> Result<Bytes, ()> {
     index.filter(|index| index.verify(block, &stored)).map(|_| stored).ok_or(())
 }
 
 /// The index, if the bytes have the digest that the manager named and describe that very image.
-fn checked_index(image: &BlockImage, encoded: &[u8]) -> Option<Index> {
+pub(super) fn checked_index(image: &BlockImage, encoded: &[u8]) -> Option<Index> {
     if <[u8; 32]>::from(Sha256::digest(encoded)) != *image.index_digest.as_bytes() {
         return None;
     }
@@ -237,121 +238,6 @@ fn checked_index(image: &BlockImage, encoded: &[u8]) -> Option<Index> {
 }
 
 /// Blocks in a row and the bytes of the blob that hold them.
-type RangeRead = BoxFuture<'static, (Vec<BlockId>, Result<Bytes, OriginError>)>;
-
-/// Answers the commands that a parent would from the origin, until nobody asks any more.
-async fn read_origin(
-    origin: &dyn Origin,
-    target: &UpstreamTarget,
-    mut orders: mpsc::Receiver<ToParent>,
-    reporter: &Reporter,
-) {
-    reporter.tell(UpstreamEvent::Opened);
-    let mut reads: FuturesUnordered<RangeRead> = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some((blocks, read)) = reads.next(), if !reads.is_empty() => {
-                if let Err(error) = deliver(&blocks, read, target, reporter) {
-                    return reporter.tell(UpstreamEvent::Closed { reason: error.to_string() });
-                }
-            }
-            order = orders.recv() => match order {
-                None => return,
-                Some(ToParent::WantIndex { .. }) => {
-                    let range = 0..target.image.index_bytes;
-                    if let Err(reason) = deliver_index(origin.read(&target.image, Part::Index, range).await, target, reporter) {
-                        return reporter.tell(UpstreamEvent::Closed { reason });
-                    }
-                }
-                Some(ToParent::Want { blocks, .. }) => {
-                    for blocks in adjacent(target.index.get(), blocks) {
-                        let range = blocks_range(target, &blocks);
-                        let reading = origin.read(&target.image, Part::Blob, range);
-                        reads.push(Box::pin(async move { (blocks, reading.await) }));
-                    }
-                }
-                Some(ToParent::Hurry { .. } | ToParent::Corrupt { .. } | ToParent::Open { .. }) => {}
-            },
-        }
-    }
-}
-
-fn deliver_index(
-    read: Result<Bytes, OriginError>,
-    target: &UpstreamTarget,
-    reporter: &Reporter,
-) -> Result<(), String> {
-    let encoded = read.map_err(|error| error.to_string())?;
-    let index = checked_index(&target.image, &encoded)
-        .ok_or_else(|| "the index at the origin is not the one that was published".to_owned())?;
-    reporter.tell(UpstreamEvent::Index { index: Arc::new(index), encoded });
-    Ok(())
-}
-
-/// Groups blocks that follow each other, so that one request reads them.
-fn adjacent(index: Option<&Arc<Index>>, mut blocks: Vec<BlockId>) -> Vec<Vec<BlockId>> {
-    blocks.sort();
-    let stored = |block: &BlockId| {
-        let entry = index.and_then(|index| index.entry(*block));
-        entry.map_or(0, |entry| u64::from(entry.stored_bytes))
-    };
-    let mut groups: Vec<Vec<BlockId>> = Vec::new();
-    for block in blocks {
-        match groups.last_mut() {
-            Some(group)
-                if group.last().is_some_and(|last| last.0 + 1 == block.0)
-                    && group.iter().map(stored).sum::<u64>() + stored(&block) <= RANGE_BYTES_MAX =>
-            {
-                group.push(block);
-            }
-            _ => groups.push(vec![block]),
-        }
-    }
-    groups
-}
-
-fn blocks_range(target: &UpstreamTarget, blocks: &[BlockId]) -> std::ops::Range<u64> {
-    let entry = |block: Option<&BlockId>| target.index.get().and_then(|index| index.entry(*block?));
-    match (entry(blocks.first()), entry(blocks.last())) {
-        (Some(first), Some(last)) => first.offset..last.offset + u64::from(last.stored_bytes),
-        _ => 0..0,
-    }
-}
-
-fn deliver(
-    blocks: &[BlockId],
-    read: Result<Bytes, OriginError>,
-    target: &UpstreamTarget,
-    reporter: &Reporter,
-) -> Result<(), OriginError> {
-    let mut bytes = match read {
-        Ok(bytes) => bytes,
-        Err(error) if error.is_retryable() => {
-            tracing::warn!(%error, tree = %target.tree, "the origin did not give a range");
-            for &block in blocks {
-                reporter.tell(UpstreamEvent::NotServed { block, reason: NotServed::NoSource });
-            }
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
-    let mut batch = Vec::new();
-    for &block in blocks {
-        let length =
-            target.index.get().and_then(|index| index.entry(block)).map_or(0, |entry| entry.stored_bytes);
-        let stored = bytes.split_to((length as usize).min(bytes.len()));
-        match verified(target.index.get(), block, stored) {
-            Ok(stored) => batch.push((block, stored)),
-            Err(()) => reporter.tell(UpstreamEvent::Corrupt(block)),
-        }
-    }
-    if !batch.is_empty() {
-        reporter.tell(UpstreamEvent::Blocks(batch));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,8 +252,9 @@ mod tests {
         image::{BLOCK_BYTES, BlockEntry, Codec, ImageLocation, RuntimeConfig},
         wire::{
             control::Capability,
-            peer::{Reach, Urgency},
+            peer::{NotServed, Reach, Urgency},
         },
+        world::{OriginError, Part},
     };
     use futures::future::BoxFuture;
     use std::time::SystemTime;
@@ -377,6 +264,7 @@ mod tests {
         frame: FrameLimits { header_bytes_max: 4096, body_bytes_max: 1 << 20 },
         handshake: Duration::from_secs(10),
         commands_max: 16,
+        origin_requests_max: 4,
     };
 
     /// Passes on what the connection tells the transfer.
@@ -570,16 +458,5 @@ mod tests {
         };
         let events = hear(Some(index()), want(1), parent, 3).await;
         assert!(matches!(&events[2], UpstreamEvent::Closed { reason } if reason.contains("not asked")));
-    }
-
-    #[test]
-    fn blocks_in_a_row_are_read_by_one_request() {
-        let index = Arc::new(index());
-        let blocks = [2, 0, 1].map(BlockId).to_vec();
-        assert_eq!(adjacent(Some(&index), blocks), [vec![BlockId(0), BlockId(1), BlockId(2)]]);
-        assert_eq!(
-            adjacent(Some(&index), vec![BlockId(2), BlockId(0)]),
-            [vec![BlockId(0)], vec![BlockId(2)]]
-        );
     }
 }

@@ -293,6 +293,7 @@ pub struct CodeSettings {
 pub struct OriginSettings {
     pub connect_ms: u64,
     pub read_ms: u64,
+    pub requests_max: usize,
     pub attempts_max: u32,
     pub retry_min_ms: u64,
     pub retry_max_ms: u64,
@@ -507,6 +508,7 @@ impl Settings {
                 "use a power of two from 4096 to 1048576",
             ),
             ("image.zstd_level", (1..=19).contains(&self.image.zstd_level), "use 1 to 19"),
+            ("origin.requests_max", (1..=64).contains(&self.origin.requests_max), "use 1 to 64"),
             ("origin.attempts_max", self.origin.attempts_max >= 1, "use at least 1"),
         ];
         match rules.into_iter().find(|(_, holds, _)| !holds) {

@@ -62,14 +62,14 @@ fn a_read_of_what_was_asked_for_ahead_makes_the_question_urgent_once() {
 }
 
 #[test]
-fn the_origin_is_not_asked_again_for_what_becomes_urgent() {
+fn the_origin_is_told_what_becomes_urgent_and_not_asked_again() {
     let mut asker = Asker::new(LIMITS, vec![Upstream::Origin]);
     asker.apply(Event::Opened { upstream: Upstream::Origin });
     asker.apply(ahead(&[6, 2]));
     asks(&mut asker);
     asker.effects.clear();
     asker.apply(Event::Demanded { blocks: vec![BlockId(2)] });
-    assert_eq!(asker.effects, []);
+    assert_eq!(asker.effects, [Effect::Hurry { upstream: Upstream::Origin, blocks: vec![BlockId(2)] }]);
 }
 
 #[test]

@@ -136,7 +136,7 @@ impl TransferCore {
         let mut hurried: BTreeMap<&Upstream, Vec<BlockId>> = BTreeMap::new();
         for block in std::mem::take(&mut self.hurried) {
             let asked = self.wanted.get(&block).and_then(|want| want.asked.as_ref());
-            if let Some(upstream @ Upstream::Vm { .. }) = asked {
+            if let Some(upstream) = asked {
                 hurried.entry(upstream).or_default().push(block);
             }
         }

@@ -139,7 +139,7 @@ pub enum Effect {
         path: Vec<VmId>,
         reach: Reach,
     },
-    /// Reads wait now for what this upstream VM was asked for ahead.
+    /// Reads wait now for what this upstream was asked for ahead.
     Hurry {
         upstream: Upstream,
         blocks: Vec<BlockId>,
