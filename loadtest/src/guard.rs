@@ -16,6 +16,7 @@ use tokio::{
 /// Runs this program again with these arguments. When that process ends, or this one is asked to end,
 /// everything that it has started ends, and its beds and its temporary files go.
 pub fn guard(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    bed::hint_at_left_over_beds();
     let scratch = tempfile::Builder::new().prefix("faasnet-loadtest-").tempdir()?;
     let mut command = Command::new(std::env::current_exe()?);
     // A group of its own: Ctrl-C reaches this process only, and the group can be killed as a whole.

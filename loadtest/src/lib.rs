@@ -4,6 +4,7 @@ pub mod bed;
 pub mod chaos;
 pub mod compare;
 pub mod distribute;
+pub mod drive;
 mod guard;
 pub mod hotset;
 pub mod load;

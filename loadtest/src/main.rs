@@ -2,8 +2,8 @@
 
 use clap::{Parser, Subcommand};
 use faasnet_loadtest::{
-    bed::cli::BedVerb, chaos::Chaos, compare::Compare, distribute::Distribute, hotset::HotSet,
-    overload::Overload, simulate::cli::SimulateVerb, warm::WarmWorker,
+    bed::cli::BedVerb, chaos::Chaos, compare::Compare, distribute::Distribute, drive::DriveVerb,
+    hotset::HotSet, overload::Overload, simulate::cli::SimulateVerb, warm::WarmWorker,
 };
 
 #[derive(Parser)]
@@ -25,6 +25,9 @@ enum Verb {
     HotSet(HotSet),
     /// Bursts and whole images on N VMs with shaped links: the last one ready, beside the least that it can take
     Distribute(Distribute),
+    /// Open-loop load on a running system: a burst, a steady rate, a step, a ramp, or a trace
+    #[command(subcommand)]
+    Drive(DriveVerb),
     /// Kill, stop and cut off parts of a cluster in the middle of a burst, and look at what was promised
     Chaos(Chaos),
     /// Many times what a function can serve, beside another tenant: what is answered, how fast, and what it takes
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Verb::Compare(compare) => compare.run(),
         Verb::HotSet(hotset) => hotset.run(),
         Verb::Distribute(distribute) => distribute.run(),
+        Verb::Drive(verb) => verb.run(),
         Verb::Chaos(chaos) => chaos.run(),
         Verb::Overload(overload) => overload.run(),
         Verb::Simulate(verb) => verb.run(),

@@ -5,7 +5,7 @@
 //! answered how, how fast, what waits, and the manager's memory: before, during and after.
 
 use crate::{
-    load::{self, Phase, Sample, Summary, Target},
+    load::{Limits, Load, Piece, Rates, Sample, Summary, Target},
     rig::{Cluster, ClusterSpec, Image, Variant},
 };
 use anyhow::{Context, ensure};
@@ -127,25 +127,23 @@ pub fn measure(program: &Path, cache: &Path, plan: Plan) -> anyhow::Result<Repor
     deploy(&cluster, TENANT, &reference, plan.instances, plan.concurrency)?;
     deploy(&cluster, NEIGHBOUR, &reference, 1, 4)?;
 
-    let target = |tenant: &str| Target {
-        address: cluster.api.address,
-        token: cluster.api.token.clone(),
-        tenant: tenant.to_owned(),
-        path: format!("/fn/{FUNCTION}/sleep?ms={}", plan.service.as_millis()),
-        deadline: DEADLINE,
-        in_flight_max: 4000,
+    let load = |tenant: &str, rates: Rates| {
+        let path = format!("/fn/{FUNCTION}/sleep?ms={}", plan.service.as_millis());
+        let target = Target::get(path, &cluster.api.token, tenant);
+        let limits = Limits { deadline: DEADLINE, in_flight_max: 4000 };
+        Load::of_one(cluster.api.address, target, &rates, limits)
     };
     let capacity = f64::from(plan.instances * plan.concurrency) / plan.service.as_secs_f64();
     let offered = capacity * plan.factor;
     let phases = |calm: f64, overload: f64| {
-        [(calm, plan.calm), (overload, plan.overload), (calm, plan.calm)]
-            .map(|(rate, duration)| Phase { rate, duration })
+        let phases = [(calm, plan.calm), (overload, plan.overload), (calm, plan.calm)];
+        Rates(phases.map(|(rate, length)| Piece { from: rate, to: rate, length }).to_vec())
     };
     let (own, others) = (phases(capacity * CALM, offered), phases(NEIGHBOUR_RATE, NEIGHBOUR_RATE));
+    let (own, others) = (load(TENANT, own), load(NEIGHBOUR, others));
     let send = || -> anyhow::Result<_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (loaded, neighbour) = (target(TENANT), target(NEIGHBOUR));
-        Ok(runtime.block_on(async { tokio::join!(load::run(&loaded, &own), load::run(&neighbour, &others)) }))
+        Ok(runtime.block_on(async { tokio::join!(own.send(), others.send()) }))
     };
     let before = cluster.manager_rss_bytes()?;
     let is_over = AtomicBool::new(false);
@@ -159,8 +157,10 @@ pub fn measure(program: &Path, cache: &Path, plan: Plan) -> anyhow::Result<Repor
     let (loaded, neighbour) = sent??;
     let (peak, waiting_peak) = watched?;
     let manager_rss_bytes = Rss { before, peak, after: cluster.manager_rss_bytes()? };
+    let ends = [plan.calm, plan.calm + plan.overload];
+    let phase_of = |sample: &Sample| ends.partition_point(|end| *end <= sample.intended);
     let by_phase = |samples: &[Sample]| {
-        let of = |phase| Summary::of(samples.iter().filter(move |sample| sample.phase == phase));
+        let of = |phase| Summary::of(samples.iter().filter(move |sample| phase_of(sample) == phase));
         (0..PHASES.len()).map(of).collect::<Vec<_>>()
     };
     let loaded_by_phase = by_phase(&loaded);

@@ -130,7 +130,7 @@ fn a_bed_whose_maker_is_gone_is_taken_down_by_name() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let id = run(&["up", "--hosts", "2", "--rate", "1gbit"]).trim().to_owned();
+    let id = run(&["up", "--vms", "2", "--rate", "1gbit", "--network-only"]).trim().to_owned();
     assert!(run(&["status"]).contains(&id));
     assert!(run(&["exec", &id, "vm-2", "ip", "-br", "address"]).contains("10.77.0.2/16"));
     let mut inside = Command::new(program)

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use faasnet_loadtest::{
-    load::{self, Phase, Target},
+    load::{Limits, Load, Piece, Rates, Target},
     rig::{Api, wait_until},
 };
 use serde_json::Value;
@@ -35,21 +35,17 @@ fn no_request_and_no_read_fails_while_an_agent_is_replaced_three_times() {
         .into_values()
         .filter(|entry| entry.bytes > 0 && is_of_image(&entry.path))
         .collect();
-    let target = Target {
-        address: cluster.api.address,
-        token: cluster.api.token.clone(),
-        tenant: "default".to_owned(),
-        path: "/fn/python/sleep?ms=50".to_owned(),
-        deadline: Duration::from_secs(60),
-        in_flight_max: 1000,
-    };
+    let target = Target::get("/fn/python/sleep?ms=50", &cluster.api.token, "default");
+    let rates = Rates(vec![Piece { from: RATE, to: RATE, length: LOAD }]);
+    let limits = Limits { deadline: Duration::from_secs(60), in_flight_max: 1000 };
+    let load = Load::of_one(cluster.api.address, target, &rates, limits);
     let bed = cluster.bed.state().clone();
     let read = AtomicUsize::new(0);
     let samples = std::thread::scope(|scope| {
         let loading = scope.spawn(|| {
             let send = || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(load::run(&target, &[Phase { rate: RATE, duration: LOAD }]))
+                runtime.block_on(load.send())
             };
             bed.inside("manager", send).unwrap()
         });

@@ -10,6 +10,7 @@ mod burst;
 mod chaos;
 mod code;
 mod corruption;
+mod drive;
 mod hot_set;
 mod listing;
 mod manager_restart;

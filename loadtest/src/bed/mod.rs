@@ -15,11 +15,12 @@ mod state;
 mod tools;
 
 pub use rate::Rate;
-pub use state::{BedState, list, load, made_by, remove};
+pub use state::{BedState, hint_at_left_over_beds, list, load, made_by, remove, take_down};
 
 use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use std::{net::Ipv4Addr, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, process::Command};
 use tools::{ip, ip_batch, tc};
 
 /// Hosts of one bed: what one bridge holds without its forwarding table mattering.
@@ -74,15 +75,17 @@ impl Bed {
     /// Makes the namespaces, links and qdiscs. Needs root.
     pub fn up(spec: BedSpec) -> anyhow::Result<Self> {
         check(&spec)?;
+        need_root()?;
         let bed = Self { state: BedState::claim(spec)?, keep: false };
-        bed.build().context("make the namespaces of the test bed (as root?)")?;
+        bed.build().context("make the namespaces of the test bed")?;
         Ok(bed)
     }
 
-    /// Leaves the bed standing when this value goes; [`remove`] takes it down later.
-    pub fn keep(mut self) -> BedState {
+    /// Leaves the bed standing when this value goes; [`take_down`] removes it later, with that folder.
+    pub fn keep(&mut self, folder: Option<PathBuf>) -> anyhow::Result<BedState> {
+        self.state.note_kept(folder)?;
         self.keep = true;
-        self.state.clone()
+        Ok(self.state.clone())
     }
 
     pub fn state(&self) -> &BedState {
@@ -186,6 +189,22 @@ impl BedState {
         Ok(Counters { sent_bytes: bytes("tx")?, received_bytes: bytes("rx")? })
     }
 
+    /// The same of all hosts in one look, as the bridge's ports count it.
+    pub fn all_counters(&self) -> anyhow::Result<BTreeMap<String, Counters>> {
+        let text = ip(&["-n", &self.switch(), "-s", "-j", "link", "show", "type", "veth"])?;
+        let links: Vec<serde_json::Value> = serde_json::from_str(&text).context("read what ip printed")?;
+        let bytes = |link: &serde_json::Value, direction: &str| {
+            link.pointer(&format!("/stats64/{direction}/bytes")).and_then(|value| value.as_u64())
+        };
+        let of_host = |(place, host): (usize, &HostSpec)| {
+            let link = links.iter().find(|link| link["ifname"] == port(place).as_str())?;
+            // What the port receives the host has sent.
+            let counters = Counters { sent_bytes: bytes(link, "rx")?, received_bytes: bytes(link, "tx")? };
+            Some((host.name.clone(), counters))
+        };
+        Ok(self.spec.hosts.iter().enumerate().filter_map(of_host).collect())
+    }
+
     /// Pulls, plugs or reshapes the host's link.
     pub fn set_link(&self, host: &str, change: LinkChange) -> anyhow::Result<()> {
         let (switch, port) = (self.switch(), port(self.place(host)?));
@@ -221,6 +240,24 @@ impl BedState {
         state::kill_inside(&self.namespace(host)?)
     }
 
+    /// Stops every process on the host where it is, or lets them go on: a VM that hangs.
+    pub fn signal_processes(&self, host: &str, signal: Signal) -> anyhow::Result<usize> {
+        let pids = state::processes(&self.namespace(host)?)?;
+        let reached = pids.iter().filter(|pid| kill_process(**pid, signal).is_ok());
+        Ok(reached.count())
+    }
+
+    /// kill -9 of the host's agent alone; its holder and containers go on.
+    pub fn kill_agent(&self, host: &str) -> anyhow::Result<()> {
+        let is_agent = |pid: &Pid| {
+            let arguments = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_pid())).unwrap_or_default();
+            arguments.split(|byte| *byte == 0).nth(1) == Some(b"agent")
+        };
+        let pids = state::processes(&self.namespace(host)?)?;
+        let agent = pids.into_iter().find(is_agent).with_context(|| format!("no agent runs on {host}"))?;
+        kill_process(agent, Signal::KILL).context("kill the agent")
+    }
+
     /// The same rate on both ends: each end shapes what it sends.
     fn shape(&self, host: &str, rate: Rate) -> anyhow::Result<()> {
         let port = port(self.place(host)?);
@@ -250,6 +287,12 @@ impl BedState {
     fn namespace_file(&self, host: &str) -> anyhow::Result<PathBuf> {
         Ok(PathBuf::from("/run/netns").join(self.namespace(host)?))
     }
+}
+
+/// Namespaces and qdiscs are root's.
+pub fn need_root() -> anyhow::Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "a test bed needs root: run this with sudo");
+    Ok(())
 }
 
 fn check(spec: &BedSpec) -> anyhow::Result<()> {

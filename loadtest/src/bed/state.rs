@@ -29,6 +29,12 @@ pub struct BedState {
     /// The process that made the bed.
     pub owner_pid: u32,
     pub spec: BedSpec,
+    /// It stands until somebody takes it down; otherwise it ends with the process that made it.
+    #[serde(default)]
+    pub is_kept: bool,
+    /// Data and logs of the processes that were started in it; goes with a bed that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
 }
 
 impl BedState {
@@ -46,7 +52,7 @@ impl BedState {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(error).context("create the state file of the test bed"),
             };
-            let state = Self { id, owner_pid, spec };
+            let state = Self { id, owner_pid, spec, is_kept: false, folder: None };
             file.write_all(&serde_json::to_vec(&state)?).context("write the state file of the test bed")?;
             return Ok(state);
         }
@@ -55,6 +61,18 @@ impl BedState {
 
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Notes that the bed stands on its own, and the folder that goes with it.
+    pub(super) fn note_kept(&mut self, folder: Option<PathBuf>) -> anyhow::Result<()> {
+        (self.is_kept, self.folder) = (true, folder);
+        fs::write(file_of(&self.id), serde_json::to_vec(self)?)
+            .context("write the state file of the test bed")
+    }
+
+    /// Its maker is gone and did not mean it to stay.
+    pub fn is_left_over(&self) -> bool {
+        !self.is_kept && !Path::new("/proc").join(self.owner_pid.to_string()).exists()
     }
 
     /// The namespace of the bridge; the names of the hosts' namespaces begin with it.
@@ -92,6 +110,26 @@ pub fn made_by(pid: u32) -> anyhow::Result<Vec<String>> {
 
 fn prefix_of(owner_pid: u32) -> String {
     format!("{owner_pid:x}x")
+}
+
+/// Names what is left of test beds whose makers are gone, with what to do about it.
+pub fn hint_at_left_over_beds() {
+    let left_over = |id: &String| load(id).map_or(true, |state| state.is_left_over());
+    for id in list().unwrap_or_default().iter().filter(|id| left_over(id)) {
+        eprintln!("an old test bed is lying about; `faasnet-loadtest bed down {id}` removes it");
+    }
+}
+
+/// As [`remove`], and the folder of a bed that was kept.
+pub fn take_down(id: &str) -> anyhow::Result<()> {
+    let folder = load(id).ok().and_then(|state| state.folder);
+    remove(id)?;
+    match folder.map(fs::remove_dir_all) {
+        Some(Err(error)) if error.kind() != ErrorKind::NotFound => {
+            Err(error).context("remove the bed's folder")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Ends the processes in the bed's namespaces, and removes these and the state file. A bed that is half
@@ -165,7 +203,7 @@ fn remove_group(group: &Path) {
 }
 
 /// Process ids in that namespace of this machine.
-fn processes(namespace: &str) -> anyhow::Result<Vec<Pid>> {
+pub(super) fn processes(namespace: &str) -> anyhow::Result<Vec<Pid>> {
     let text = ip(&["netns", "pids", namespace])?;
     Ok(text.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)).collect())
 }

@@ -13,6 +13,8 @@ use std::{net::SocketAddr, time::Duration};
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Names the instance that a request through the gateway is for.
 const START_HEADER: &str = "faasnet-start";
+/// Names the tenant that a request is for.
+const TENANT_HEADER: &str = "faasnet-tenant";
 
 /// Where the API is, and the token of its administrator.
 #[derive(Debug, Clone)]
@@ -45,6 +47,18 @@ impl Api {
     pub fn call(&self, method: &str, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Answer> {
         self.exchange(Request::builder().method(method).uri(path), body.into())
             .with_context(|| format!("{method} {path} on {}", self.address))
+    }
+
+    /// The same for a tenant, with a token that is good for it.
+    pub fn call_of(
+        &self,
+        tenant: &str,
+        method: &str,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> anyhow::Result<Answer> {
+        let request = Request::builder().method(method).uri(path).header(TENANT_HEADER, tenant);
+        self.exchange(request, body.into()).with_context(|| format!("{method} {path} on {}", self.address))
     }
 
     /// A GET through the gateway, answered by the instance of this start.

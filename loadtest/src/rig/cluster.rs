@@ -1,7 +1,7 @@
 //! A registry, a manager and agents as real processes, each on a host of its own of a bed.
 
 use super::{Api, Registry, process::Service, run, wait_until};
-use crate::bed::{Bed, BedSpec, HostSpec, LinkChange, Rate};
+use crate::bed::{Bed, BedSpec, BedState, HostSpec, LinkChange, Rate};
 use anyhow::{Context, bail};
 use faasnet_actors::model::{VmState, VmView};
 use serde_json::Value;
@@ -15,10 +15,13 @@ use std::{
 };
 use tempfile::TempDir;
 
-const REGISTRY: &str = "registry";
-const MANAGER: &str = "manager";
+/// Hosts of every cluster, beside its VMs.
+pub const REGISTRY: &str = "registry";
+pub const MANAGER: &str = "manager";
 /// Where block images are published.
 pub const BLOCK_IMAGES: &str = "block-images";
+/// Where a manager leaves it in its data folder.
+const ADMIN_TOKEN: &str = "admin.token";
 const API_PORT: u16 = 7070;
 const CONTROL_PORT: u16 = 7071;
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -43,6 +46,16 @@ impl ClusterSpec {
     pub fn new(program: impl Into<PathBuf>, vms: usize) -> Self {
         Self { program: program.into(), vms, rate: None, settings: BTreeMap::new() }
     }
+}
+
+/// A client of the API of a cluster that runs on a bed, with its administrator's token.
+pub fn api_of(bed: &BedState) -> anyhow::Result<Api> {
+    let folder =
+        bed.folder.as_ref().context("no cluster runs on this bed: it was made with --network-only")?;
+    let path = folder.join(MANAGER).join(ADMIN_TOKEN);
+    let token = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let address = SocketAddr::from((bed.address(MANAGER)?, API_PORT));
+    Ok(Api { address, token: token.trim().to_owned(), from: Some((bed.clone(), MANAGER.to_owned())) })
 }
 
 /// A running cluster. Dropping it stops everything; the folder with data and logs stays when a test
@@ -83,13 +96,25 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Leaves everything running when this value goes; `bed down` ends it, and removes data and logs.
+    pub fn keep(mut self) -> anyhow::Result<BedState> {
+        let folder = self.folder().to_path_buf();
+        let state = self.bed.keep(Some(folder))?;
+        if let Some(folder) = self.folder.take() {
+            let _noted_in_the_state = folder.keep();
+        }
+        // Nothing of it is dropped: its processes go on.
+        std::mem::forget(self);
+        Ok(state)
+    }
+
     /// Starts the manager, again if it was stopped, and waits until it is ready.
     pub fn start_manager(&mut self) -> anyhow::Result<()> {
         let data = self.data(MANAGER);
         let mut command = self.command(MANAGER)?;
         let service = Service::start(MANAGER, command.arg("manager").arg("--data").arg(&data), &self.logs())?;
         let service = self.manager.insert(service);
-        let (api, token_file) = (self.api.clone(), data.join("admin.token"));
+        let (api, token_file) = (self.api.clone(), data.join(ADMIN_TOKEN));
         wait_until("the manager to be ready", START_DEADLINE, || {
             if let Some(status) = service.ended()? {
                 bail!("it ended with {status}: {}", tail(&service.log));

@@ -29,7 +29,7 @@ const SERVER: &str = include_str!("server.py");
 const BALLAST_BYTES: u64 = 128 << 20;
 const PAGE_BYTES: u64 = 4096;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Variant {
     /// About 50 MB: the interpreter and its library.
     Minimal,
