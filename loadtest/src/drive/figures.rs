@@ -27,7 +27,6 @@ pub struct Bin {
     pub other: usize,
     /// Of the requests that were to be sent in it and were served.
     pub p50_ms: f64,
-    pub p99_ms: f64,
     pub max_ms: f64,
 }
 
@@ -76,8 +75,8 @@ pub fn over_time(samples: &[Sample], bin_s: f64) -> Vec<Bin> {
     }
     for (bin, latencies) in latencies {
         let latencies: Latencies = latencies.into_iter().collect();
-        let [p50, p99, max] = [50.0, 99.0, 100.0].map(|percent| latencies.percentile_ms(percent));
-        (bins[bin].p50_ms, bins[bin].p99_ms, bins[bin].max_ms) = (p50, p99, max);
+        let [p50, max] = [50.0, 100.0].map(|percent| latencies.percentile_ms(percent));
+        (bins[bin].p50_ms, bins[bin].max_ms) = (p50, max);
     }
     bins
 }

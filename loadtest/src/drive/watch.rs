@@ -140,13 +140,14 @@ impl<'a> Watcher<'a> {
     }
 
     fn look(&mut self) -> anyhow::Result<Look> {
-        let (mut tree_height, mut members) = (0, 0);
+        let (mut tree_height, mut members) = (0, BTreeSet::new());
         let links = self.bed.map(BedState::all_counters).transpose()?.unwrap_or_default();
         for function in self.functions.iter().take(WATCHED_MAX) {
             // A function without a tree is no failure.
             if let Ok(tree) = function.get::<TreeView>("/tree") {
                 tree_height = tree_height.max(tree.height);
-                members += tree.members.len();
+                // Functions of one image share its tree.
+                members.extend(tree.members.into_iter().map(|member| member.vm));
             }
             let (starts, _) = function.starts()?;
             let now = self.begin.elapsed().as_secs_f64();
@@ -161,7 +162,13 @@ impl<'a> Watcher<'a> {
             (vm.id.to_string(), bytes.fold(BytesBySource::default(), BytesBySource::plus))
         });
         let received = received.collect();
-        Ok(Look { at_s: self.begin.elapsed().as_secs_f64(), tree_height, members, received, links })
+        Ok(Look {
+            at_s: self.begin.elapsed().as_secs_f64(),
+            tree_height,
+            members: members.len(),
+            received,
+            links,
+        })
     }
 
     /// Waits until every start has settled, or until the deadline, and gives all that was seen.

@@ -101,7 +101,14 @@ impl Axis {
                 let step = (decades / TICKS).ceil().max(1.0);
                 let whole = multiples(&(range.start.floor()..range.end), step);
                 let ticks = whole.iter().flat_map(|decade| factors.iter().map(move |f| decade + f.log10()));
-                ticks.filter(|tick| range.start <= *tick && *tick <= range.end).collect()
+                let ticks: Vec<f64> = ticks.filter(|tick| range.contains(tick)).collect();
+                if ticks.len() > 1 {
+                    return ticks;
+                }
+                // Too short for decades: as on a linear axis.
+                let [least, most] = [range.start, range.end].map(|place| 10f64.powf(place));
+                let ticks = multiples(&(least..most), nice_step((most - least) / TICKS));
+                ticks.into_iter().map(f64::log10).collect()
             }
             Scale::Names(names) => {
                 let step = (names.len() as f64 / (3.0 * TICKS)).ceil().max(1.0) as usize;
@@ -165,6 +172,10 @@ mod tests {
     fn a_logarithmic_axis_has_decades_and_leaves_out_what_it_cannot_show() {
         assert_eq!(texts(&Axis::log("s"), &[0.0, -1.0, 0.5, 7.0]), ["0.5", "1", "2", "5"]);
         assert_eq!(texts(&Axis::log("s"), &[1.0, 1e5]), ["1", "10", "100", "1000", "10000", "100000"]);
+        assert_eq!(
+            texts(&Axis::log("s"), &[2650.0, 2700.0]),
+            ["2400", "2500", "2600", "2700", "2800", "2900", "3000"]
+        );
         assert_eq!(Axis::log("s").place(0.0), None);
     }
 

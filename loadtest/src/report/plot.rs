@@ -155,8 +155,8 @@ impl Plot {
         let root = SVGBackend::with_string(text, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
             .margin(10)
-            .x_label_area_size(44)
-            .y_label_area_size(72)
+            .x_label_area_size(52)
+            .y_label_area_size(84)
             .build_cartesian_2d(
                 Span { range: across, ticks: columns },
                 Span { range: up.clone(), ticks: rows },
@@ -167,8 +167,8 @@ impl Plot {
             .bold_line_style(INK.mix(0.15))
             .light_line_style(INK.mix(0.0))
             .axis_style(INK.mix(0.6))
-            .label_style(style(13))
-            .axis_desc_style(style(14))
+            .label_style(style(16))
+            .axis_desc_style(style(17))
             .x_desc(&self.x.label)
             .y_desc(&self.y.label)
             .x_label_formatter(&|place| self.x.text(*place))
