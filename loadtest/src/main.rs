@@ -27,7 +27,7 @@ enum Verb {
     Distribute(Distribute),
     /// Open-loop load on a running system: a burst, a steady rate, a step, a ramp, or a trace
     #[command(subcommand)]
-    Drive(DriveVerb),
+    Drive(Box<DriveVerb>),
     /// Kill, stop and cut off parts of a cluster in the middle of a burst, and look at what was promised
     Chaos(Chaos),
     /// Many times what a function can serve, beside another tenant: what is answered, how fast, and what it takes

@@ -4,6 +4,7 @@ use crate::{
     bed::BedState,
     rig::{Api, process::Service, run, wait_until},
 };
+use anyhow::Context;
 use faasnet_actors::support::millis;
 use serde::Serialize;
 use std::{
@@ -13,6 +14,7 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
+use tempfile::TempDir;
 
 /// A port of the VM's own loopback; nothing else runs there during this measurement.
 const PORT: u16 = 8081;
@@ -30,24 +32,37 @@ pub struct Containerd {
 
 /// Pulls the image onto a host of the bed and runs it until it answers.
 pub fn pull_and_run(bed: &BedState, host: &str, reference: &str, env: &str) -> anyhow::Result<Containerd> {
-    let folder = tempfile::tempdir()?;
-    let daemon = Daemon::start(bed, host, folder.path())?;
+    let mut measured = burst(bed, &[host.to_owned()], reference, env)?;
+    measured.pop().context("one host, one measurement")
+}
+
+/// The same on several hosts at once.
+pub fn burst(
+    bed: &BedState,
+    hosts: &[String],
+    reference: &str,
+    env: &str,
+) -> anyhow::Result<Vec<Containerd>> {
+    let folders: Vec<TempDir> = hosts.iter().map(|_| tempfile::tempdir()).collect::<Result<_, _>>()?;
+    let daemons = hosts.iter().zip(&folders).map(|(host, folder)| Daemon::start(bed, host, folder.path()));
+    let daemons: Vec<Daemon<'_>> = daemons.collect::<Result<_, _>>()?;
+    std::thread::scope(|scope| {
+        let one = |daemon| move || daemon_pulls_and_runs(daemon, reference, env);
+        let threads: Vec<_> = daemons.iter().map(|daemon| scope.spawn(one(daemon))).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.map(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
+fn daemon_pulls_and_runs(daemon: &Daemon<'_>, reference: &str, env: &str) -> anyhow::Result<Containerd> {
+    let (bed, host) = (daemon.bed, daemon.host);
     let received = bed.counters(host)?.received_bytes;
     let begin = Instant::now();
     run(daemon.ctr()?.args(["image", "pull", "--plain-http", reference]))?;
     let pull_ms = millis(begin.elapsed());
     let port = format!("PORT={PORT}");
-    run(daemon.ctr()?.args([
-        "run",
-        "-d",
-        "--net-host",
-        "--env",
-        &port,
-        "--env",
-        env,
-        reference,
-        &daemon.container,
-    ]))?;
+    let options = ["run", "-d", "--net-host", "--env", &port, "--env", env];
+    run(daemon.ctr()?.args(options).args([reference, &daemon.container]))?;
     let from = Some((bed.clone(), host.to_owned()));
     let server = Api { address: SocketAddr::from(([127, 0, 0, 1], PORT)), token: String::new(), from };
     wait_until("the container to answer", Duration::from_secs(120), || {
@@ -81,7 +96,7 @@ impl<'a> Daemon<'a> {
         let mut command = bed.command(host, "unshare")?;
         command.args(["--mount", "--propagation", "private", "containerd", "--config"]).arg(&config);
         let service = Service::start("containerd", &mut command, folder)?;
-        let container = format!("compared-{}", bed.id());
+        let container = format!("compared-{}-{host}", bed.id());
         let mut daemon = Self { bed, host, socket, container, service };
         wait_until("containerd to listen", Duration::from_secs(30), || {
             if let Some(status) = daemon.service.ended()? {

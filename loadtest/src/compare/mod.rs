@@ -1,15 +1,19 @@
 //! `faasnet-loadtest compare`: one VM that has nothing, from the call to the first answer, beside
 //! `ctr image pull` and `ctr run` of the same image from the same registry over the same link.
 //!
+//! With several VMs: a burst onto all of them, also by lazy reads straight from the registry (`burst`).
+//!
 //! Both sides find the registry's files in its page cache and nothing on the VM. The conversion happens
 //! once per image, when a function is deployed; it is timed on its own.
 
+mod burst;
 mod containerd;
 
 pub use containerd::{Containerd, pull_and_run};
 
 use crate::{
     bed::Rate,
+    guard::guard,
     rig::{Cluster, ClusterSpec, Image, Variant},
 };
 use anyhow::{Context, ensure};
@@ -46,9 +50,18 @@ pub struct Compare {
     /// Rate of the VM's and the registry's link; without it as fast as the machine
     #[arg(long)]
     rate: Option<Rate>,
+    /// A burst onto so many VMs, also by lazy reads straight from the registry, instead of one VM
+    #[arg(long, value_parser = clap::value_parser!(u16).range(2..=32))]
+    vms: Option<u16>,
+    /// Folder of the report of a burst
+    #[arg(long, default_value = "target/report")]
+    out: PathBuf,
     /// A JSON object for each application instead of lines for people
     #[arg(long)]
     json: bool,
+    /// Not in a process of its own, which takes the test bed down whatever ends this one
+    #[arg(long, hide = true)]
+    unguarded: bool,
 }
 
 /// What one run measured.
@@ -80,6 +93,15 @@ impl Compare {
         let program = self.program.canonicalize().with_context(|| {
             format!("there is no {}; run cargo build --release first", self.program.display())
         })?;
+        if !self.unguarded {
+            return guard(std::env::args_os().skip(1).chain(["--unguarded".into()]));
+        }
+        if let Some(vms) = self.vms {
+            let image = Image::cached(&self.cache, Variant::Minimal)?;
+            let burst = burst::measure(&program, &image, self.rate, vms.into())?;
+            println!("{burst}\n{}", burst.page().write(&self.out, "compare", &burst)?);
+            return Ok(ExitCode::SUCCESS);
+        }
         let image = Image::cached(&self.cache, Variant::Scientific)?;
         for (app, env) in APPS {
             let report = measure(&program, &image, self.rate, app, env)?;
