@@ -432,7 +432,7 @@ impl Agent {
             self.place(place.tree.clone(), record, ctx);
         }
         let record = InstanceRecord { order, port, is_ready: false };
-        self.save_instance(&start, Some(record.clone()), ctx);
+        ctx.spawn(self.save_instance(&start, Some(record.clone())).into_actor(self));
         let asking = self.done_for(&record.order);
         self.ordered.insert(start.clone(), Ordered { record, before: TransferReport::default() });
         let asked = start.clone();
@@ -484,14 +484,19 @@ impl Agent {
         }
     }
 
-    fn save_instance(&self, start: &StartId, record: Option<InstanceRecord>, ctx: &mut Context<Self>) {
+    /// Writes are begun in the order of calls, and whether anybody waits for them or not.
+    fn save_instance(
+        &self,
+        start: &StartId,
+        record: Option<InstanceRecord>,
+    ) -> impl Future<Output = ()> + use<> {
         let saving = self.world.disk.save_instance(start, record);
         let start = start.clone();
-        ctx.spawn(saving.into_actor(self).map(move |saved, _, _| {
-            if let Err(error) = saved {
+        async move {
+            if let Err(error) = saving.await {
                 tracing::error!(%start, %error, "the record of an instance was not kept");
             }
-        }));
+        }
     }
 
     fn leave(&mut self, tree: &TreeId, ctx: &mut Context<Self>) {
@@ -602,15 +607,13 @@ impl Agent {
         };
         let (order, before) = (ordered.record.order.clone(), ordered.before.clone());
         ordered.record.is_ready = news == InstanceNews::Ready;
-        if news == InstanceNews::Ready {
-            let record = ordered.record.clone();
-            self.save_instance(&start, Some(record), ctx);
-        }
+        let record = (news == InstanceNews::Ready).then(|| ordered.record.clone());
         if matches!(news, InstanceNews::Ended(_)) {
             self.ordered.remove(&start);
             self.instances.remove(&start);
-            self.save_instance(&start, None, ctx);
         }
+        // Written before it is told: a process that comes after this one says the same.
+        let saving = self.save_instance(&start, record);
         self.end_recording(&start, &order.place.tree, &news);
         let answer = self.done_for(&order);
         for tree in order.trees() {
@@ -629,6 +632,7 @@ impl Agent {
             if let Some(previous) = previous {
                 let _told = previous.await;
             }
+            saving.await;
             answer.await
         };
         ctx.spawn(asking.into_actor(self).map(move |after, agent, _| {
