@@ -3,7 +3,7 @@
 //! Memory grows with the number of entries (some 200 bytes and the name each), never with data.
 
 use crate::image::tar::Time;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The number of an inode within its tree; the root is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,12 +70,21 @@ pub struct Inode {
 #[derive(Debug)]
 pub struct Tree {
     inodes: Vec<Option<Inode>>,
+    hidden: Hidden,
+}
+
+/// The layer in which something was hidden last, and directories below which nothing older than it is left. This
+/// stays true: of a layer that is being applied nothing goes but what the same layer replaces.
+#[derive(Debug, Default)]
+struct Hidden {
+    layer: u16,
+    directories: BTreeSet<InodeId>,
 }
 
 impl Tree {
     /// A root directory and nothing in it.
     pub fn new() -> Self {
-        Self { inodes: vec![Some(implied_directory())] }
+        Self { inodes: vec![Some(implied_directory())], hidden: Hidden::default() }
     }
 
     pub fn inode(&self, id: InodeId) -> &Inode {
@@ -138,9 +147,13 @@ impl Tree {
     }
 
     /// Takes away everything below a directory that is older than the layer. Older directories stay if
-    /// something of the layer is in them.
+    /// something of the layer is in them. However often a layer asks for it, each directory is looked at once.
     pub fn hide_below(&mut self, top: InodeId, layer: u16) {
-        for directory in self.directories_below(top).into_iter().rev() {
+        if self.hidden.layer != layer {
+            self.hidden = Hidden { layer, directories: BTreeSet::new() };
+        }
+        let unhidden = self.unhidden_below(top);
+        for &directory in unhidden.iter().rev() {
             let children = std::mem::take(self.children_mut(directory));
             let is_kept = |child: &Child| {
                 child.layer == layer || self.children(child.inode).is_some_and(|below| !below.is_empty())
@@ -152,15 +165,27 @@ impl Tree {
                 self.drop_name(child.inode);
             }
         }
+        self.hidden.directories.extend(unhidden);
     }
 
     /// A directory and all below it, each after the one it lies in.
     pub fn directories_below(&self, top: InodeId) -> Vec<InodeId> {
-        let mut found = vec![top];
+        self.directories(top, |_| true)
+    }
+
+    /// Those that the present layer has not hidden yet.
+    fn unhidden_below(&self, top: InodeId) -> Vec<InodeId> {
+        self.directories(top, |id| !self.hidden.directories.contains(&id))
+    }
+
+    /// As far down as they are wanted.
+    fn directories(&self, top: InodeId, is_wanted: impl Fn(InodeId) -> bool) -> Vec<InodeId> {
+        let is_wanted = |id: &InodeId| self.children(*id).is_some() && is_wanted(*id);
+        let mut found: Vec<InodeId> = Some(top).into_iter().filter(is_wanted).collect();
         let mut next = 0;
         while let Some(directory) = found.get(next).copied() {
             let children = self.children(directory).into_iter().flat_map(BTreeMap::values);
-            found.extend(children.map(|child| child.inode).filter(|id| self.children(*id).is_some()));
+            found.extend(children.map(|child| child.inode).filter(is_wanted));
             next += 1;
         }
         found
@@ -200,4 +225,44 @@ impl Default for Tree {
 pub fn implied_directory() -> Inode {
     let attributes = Attributes { mode: 0o755, ..Attributes::default() };
     Inode { attributes, kind: Kind::Directory(Children::new()), names: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> Inode {
+        let data = DataPlace { layer: 0, entry: 0 };
+        Inode { kind: Kind::File { size: 0, data, content: None }, ..implied_directory() }
+    }
+
+    #[test]
+    fn a_layer_that_hides_the_same_again_and_again_looks_at_each_directory_once() {
+        let mut tree = Tree::new();
+        let mut chain = vec![ROOT];
+        for depth in 0..1000 {
+            let directory = tree.add(chain[depth], b"d", 0, implied_directory());
+            tree.add(directory, b"old", 0, file());
+            chain.push(directory);
+        }
+        let deepest = chain[1000];
+        tree.add(deepest, b"new", 1, file());
+        let mut looked_at = 0;
+        // From the deepest up, which finds all that is below each time, and again.
+        for directory in chain.iter().rev().chain(&chain) {
+            looked_at += tree.unhidden_below(*directory).len();
+            tree.hide_below(*directory, 1);
+        }
+        assert_eq!(looked_at, chain.len());
+        assert_eq!(tree.directories_below(ROOT).len(), chain.len(), "something new is below each of them");
+        assert!(chain.iter().all(|directory| tree.child(*directory, b"old").is_none()));
+        assert!(tree.child(deepest, b"new").is_some());
+
+        // What the layer adds meanwhile is looked at once more, what is older for the next layer again.
+        let added = tree.add(deepest, b"added", 1, implied_directory());
+        assert_eq!(tree.unhidden_below(ROOT), []);
+        assert_eq!(tree.unhidden_below(added), [added]);
+        tree.hide_below(ROOT, 2);
+        assert_eq!(tree.directories_below(ROOT), [ROOT]);
+    }
 }
