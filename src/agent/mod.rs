@@ -6,6 +6,7 @@ mod holder_link;
 mod life;
 mod listener;
 mod manager_link;
+mod named_index;
 mod origin_reader;
 mod prober;
 mod renewal;

@@ -5,7 +5,10 @@
 //! request. So a few are made at a time, what is read now before what is read ahead, and what waits meanwhile joins
 //! the request for its neighbours.
 
-use super::upstream::{Reporter, checked_index, verified};
+use super::{
+    named_index::named_index,
+    upstream::{Reporter, verified},
+};
 use bytes::Bytes;
 use faasnet_actors::{
     agent::world::{UpstreamEvent, UpstreamTarget},
@@ -136,8 +139,7 @@ fn deliver_index(
     reporter: &Reporter,
 ) -> Result<(), String> {
     let encoded = read.map_err(|error| error.to_string())?;
-    let index = checked_index(&target.image, &encoded)
-        .ok_or_else(|| "the index at the origin is not the one that was published".to_owned())?;
+    let index = named_index(&target.image, &encoded).map_err(|error| format!("the origin: {error}"))?;
     reporter.tell(UpstreamEvent::Index { index: Arc::new(index), encoded });
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Each is a task of its own. What arrives is verified here, before any actor sees it, and handed on
 //! in batches: crossing to the actors' thread costs more than looking at the next frame.
 
-use super::origin_reader::read_origin;
+use super::{named_index::named_index, origin_reader::read_origin};
 use crate::net::{
     Purpose,
     framed::{self, FrameReader, ReadError},
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use faasnet_actors::{
     agent::world::{FromUpstream, TaskLink, UpstreamEvent, UpstreamTarget, Upstreams},
     id::{BlockId, VmId},
-    image::{BlockImage, Index},
+    image::Index,
     wire::{
         PROTOCOL_VERSION,
         control::Upstream,
@@ -23,7 +23,6 @@ use faasnet_actors::{
     },
     world::Origin,
 };
-use sha2::{Digest as _, Sha256};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
@@ -198,7 +197,7 @@ fn receive<R: tokio::io::AsyncRead + Unpin>(
                 Err(()) => reporter.tell(UpstreamEvent::Corrupt(block)),
             },
             FromParent::Index => {
-                let index = checked_index(&target.image, &body).ok_or("its index has another digest")?;
+                let index = named_index(&target.image, &body).map_err(|error| error.to_string())?;
                 reporter.tell(UpstreamEvent::Index { index: Arc::new(index), encoded: body });
             }
             FromParent::NotServed { block, reason } => {
@@ -228,16 +227,6 @@ pub(super) fn verified(index: Option<&Arc<Index>>, block: BlockId, stored: Bytes
     index.filter(|index| index.verify(block, &stored)).map(|_| stored).ok_or(())
 }
 
-/// The index, if the bytes have the digest that the manager named and describe that very image.
-pub(super) fn checked_index(image: &BlockImage, encoded: &[u8]) -> Option<Index> {
-    if <[u8; 32]>::from(Sha256::digest(encoded)) != *image.index_digest.as_bytes() {
-        return None;
-    }
-    let index = Index::decode(encoded).ok()?;
-    (index.plain_bytes() == image.plain_bytes && index.blob_bytes() == image.blob_bytes).then_some(index)
-}
-
-/// Blocks in a row and the bytes of the blob that hold them.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,7 +238,7 @@ mod tests {
     use faasnet_actors::{
         agent::world::IndexCell,
         id::{Digest, TreeId},
-        image::{BLOCK_BYTES, BlockEntry, Codec, ImageLocation, RuntimeConfig},
+        image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, ImageLocation, RuntimeConfig},
         wire::{
             control::Capability,
             peer::{NotServed, Reach, Urgency},
@@ -257,6 +246,7 @@ mod tests {
         world::{OriginError, Part},
     };
     use futures::future::BoxFuture;
+    use sha2::{Digest as _, Sha256};
     use std::time::SystemTime;
     use tokio::net::TcpListener;
 

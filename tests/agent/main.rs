@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used)] // A test that panics has failed, as it should.
 
+mod away;
 mod cache;
 mod child;
 mod hostile;
+mod lying;
 mod parent;
+mod readonly;
 mod replace;
 mod serving;
 mod tampered;
@@ -20,7 +23,7 @@ use faasnet_actors::{
     id::BlockId,
     wire::{
         PROTOCOL_VERSION,
-        control::{EndReason, ToAgent, Upstream},
+        control::{EndReason, ToAgent, ToManager, Upstream},
         frame::FrameLimits,
         holder::Exit,
         peer::{FromParent, Reach, Refusal, ToParent, Urgency},

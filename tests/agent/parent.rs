@@ -35,6 +35,12 @@ enum Lie {
     Corrupt,
     /// Each block is sent twice, the second time unasked.
     Replayed,
+    /// Good blocks, but others than were asked for, and such as there are none.
+    Unasked,
+    /// Blocks of an image that was built before, under the numbers that were asked for.
+    Old,
+    /// The connection ends in the middle of a frame.
+    HalfAFrame,
     /// A well-formed index of something else.
     OtherIndex,
     /// Half of the index.
@@ -43,7 +49,7 @@ enum Lie {
     Refuses,
 }
 
-const LIES: [Lie; 13] = [
+const LIES: [Lie; 16] = [
     Lie::Silent,
     Lie::Stalls,
     Lie::WaitsForEver,
@@ -54,6 +60,9 @@ const LIES: [Lie; 13] = [
     Lie::Oversized,
     Lie::Corrupt,
     Lie::Replayed,
+    Lie::Unasked,
+    Lie::Old,
+    Lie::HalfAFrame,
     Lie::OtherIndex,
     Lie::HalfAnIndex,
     Lie::Refuses,
@@ -64,16 +73,19 @@ struct Stored {
     encoded: Bytes,
     index: Index,
     blob: Vec<u8>,
+    /// Good blocks of an image built before, each of which has the number of one of these.
+    old: Option<Box<Stored>>,
 }
 
 impl Stored {
-    fn of(world: &World, image: &BlockImage) -> Self {
+    fn of(world: &World, image: &BlockImage, old: Option<&BlockImage>) -> Self {
         let read = |digest: faasnet_actors::id::Digest| {
             std::fs::read(world.folder.path().join("origin/blobs/sha256").join(digest.hex())).unwrap()
         };
         let encoded = read(image.index_digest);
         let index = Index::decode(&encoded).unwrap();
-        Self { encoded: encoded.into(), index, blob: read(image.blob_digest) }
+        let old = old.map(|old| Box::new(Self::of(world, old, None)));
+        Self { encoded: encoded.into(), index, blob: read(image.blob_digest), old }
     }
 
     fn block(&self, block: BlockId) -> &[u8] {
@@ -174,6 +186,27 @@ async fn lie_about(
         Lie::Oversized => bytes.resize(bytes.len() + (1 << 20), 0),
         Lie::Corrupt => bytes[block.0 as usize % 100] ^= 1,
         Lie::Replayed => framed::write(out, &header, &bytes).await?,
+        Lie::Unasked => {
+            let count = stored.index.block_count();
+            let other = BlockId((block.0 + count / 2) % count);
+            let numbers =
+                if block.0.is_multiple_of(2) { [other, BlockId(count)] } else { [BlockId(u32::MAX), other] };
+            for block in numbers {
+                let bytes = stored.index.entry(block).map_or(&bytes[..], |_| stored.block(block));
+                framed::write(out, &FromParent::Block { block }, bytes).await?;
+            }
+            return Ok(());
+        }
+        Lie::Old => {
+            let old = stored.old.as_ref().expect("made with one");
+            bytes = old.block(BlockId(block.0 % old.index.block_count())).to_vec();
+        }
+        Lie::HalfAFrame => {
+            out.write_all(&encode_head(&header, bytes.len()).unwrap()).await?;
+            out.write_all(&bytes[..bytes.len() / 2]).await?;
+            out.flush().await?;
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
         Lie::Refuses => {
             let reasons = [NotServed::Loop, NotServed::NotHeld, NotServed::NoSource, NotServed::Busy];
             let reason = reasons[block.0 as usize % reasons.len()];
@@ -188,7 +221,8 @@ async fn whatever_a_parent_says_the_child_reads_the_right_bytes_from_elsewhere()
     let world = World::new().await;
     let big = noise(30, 5 << 20);
     let image = world.image("web", &website(&big), SERVE);
-    let stored = Arc::new(Stored::of(&world, &image));
+    let old = world.image("old", &website(&noise(31, 5 << 20)), SERVE);
+    let stored = Arc::new(Stored::of(&world, &image, Some(&old)));
     let limits = [("FAASNET__TRANSFER__STALL_MS", "200"), ("FAASNET__HOLDER__READ_DEADLINE_MS", "8000")];
     for (number, lie) in (1..).zip(LIES) {
         let vm = format!("vm-{}", 10 + number);

@@ -71,3 +71,39 @@ async fn an_agent_with_two_children_stays_small_however_slowly_they_read() {
     let growth = last.iter().max().unwrap().saturating_sub(*first.iter().max().unwrap());
     assert!(growth < 16 << 20, "it grows: {} MiB", growth >> 20);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_asks_for_one_block_ten_thousand_times_holds_up_nobody() {
+    const TIMES: usize = 10_000;
+    let world = World::new().await;
+    let image = world.image("web", &website(&noise(23, 16 << 20)), SERVE);
+    let agent = Agent::start(&world, "vm-1", &[]);
+    let mut session = world.session("vm-1").await;
+    session.orders.send(world.order("s1", &image, "vm-1", &session, vec![Upstream::Origin])).unwrap();
+    session.ready("s1").await;
+    let mut other = Asking::open(&world, "vm-8", &image, &session).await.unwrap();
+    let mut greedy = Asking::open(&world, "vm-9", &image, &session).await.unwrap();
+    let (block, last) = (BlockId(1), BlockId(other.index.block_count() - 1));
+    let before = agent.resident_bytes().1;
+    // None of the answers is read, and they would be gigabytes.
+    for _ in 0..TIMES {
+        patiently(greedy.ask(vec![block], Urgency::Demand)).await.unwrap();
+    }
+    assert_eq!(other.take_all(32).await.unwrap(), image.blob_bytes);
+    let grown = agent.resident_bytes().1.saturating_sub(before);
+    assert!(grown < 32 << 20, "{} MiB", grown >> 20);
+    let until_next = async |greedy: &mut Asking| {
+        greedy.ask(vec![last], Urgency::Demand).await.unwrap();
+        let mut answers = 0;
+        while greedy.next_block().await.unwrap().0 != last {
+            answers += 1;
+        }
+        answers
+    };
+    // It gets on when it reads at last. While an answer waits to be sent, another question for it is the same one.
+    let answers = until_next(&mut greedy).await;
+    assert!((1..=TIMES).contains(&answers), "{answers} times the same block");
+    greedy.ask(vec![block; TIMES], Urgency::Demand).await.unwrap();
+    let answers = until_next(&mut greedy).await;
+    assert!((1..=16).contains(&answers), "{answers} times the same block for one question");
+}

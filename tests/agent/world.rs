@@ -395,6 +395,62 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A file system that can be made to find a fault in itself, which makes it read-only for all who have it open.
+pub struct FaultyDisk {
+    device: PathBuf,
+    folder: PathBuf,
+}
+
+impl FaultyDisk {
+    pub fn at(scratch: &Path, folder: PathBuf) -> Self {
+        let device = scratch.join("disk");
+        fs::create_dir_all(&folder).unwrap();
+        fs::File::create(&device).unwrap().set_len(256 << 20).unwrap();
+        done(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&device));
+        let disk = Self { device, folder };
+        disk.mount();
+        disk
+    }
+
+    fn mount(&self) {
+        let options = ["-o", "loop,errors=remount-ro"];
+        done(Command::new("mount").args(options).arg(&self.device).arg(&self.folder));
+    }
+
+    pub fn fail(&self) {
+        let source = Command::new("findmnt").args(["-no", "SOURCE"]).arg(&self.folder).output().unwrap();
+        let device = String::from_utf8(source.stdout).unwrap();
+        let device = Path::new(device.trim()).file_name().unwrap();
+        let trigger = Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error");
+        fs::write(trigger, "1").unwrap();
+        assert!(fs::write(self.folder.join("written"), "").is_err(), "the disk is writable still");
+    }
+
+    /// Checks it and mounts it writable. Nobody may use it meanwhile.
+    pub fn repair(&mut self) {
+        done(Command::new("umount").arg(&self.folder));
+        // Another name space may have it mounted still, read-only as it is: that one does not see this copy.
+        let copy = self.device.with_extension("repaired");
+        done(Command::new("cp").arg("--sparse=always").arg(&self.device).arg(&copy));
+        self.device = copy;
+        // 1: it has repaired something, the note of the fault at least.
+        let checked = Command::new("e2fsck").args(["-fy"]).arg(&self.device).output().unwrap();
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked:?}");
+        self.mount();
+    }
+}
+
+impl Drop for FaultyDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
+    }
+}
+
+fn done(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
 /// A real agent, with its real holder. Dropping it ends both.
 pub struct Agent {
     pub name: String,

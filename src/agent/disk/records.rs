@@ -2,6 +2,7 @@
 //! because one that is read with another port, path or limit than was written would be followed.
 
 use super::{Cache, failed, make_way, remove};
+use crate::agent::named_index::named_index;
 use faasnet_actors::{
     agent::world::{ColdImage, DiskError, InstanceRecord, Records, TreeRecord},
     block_store::disk_bytes,
@@ -10,7 +11,6 @@ use faasnet_actors::{
 };
 use rustix::fs::OFlags;
 use serde::{Serialize, de::DeserializeOwned};
-use sha2::{Digest as _, Sha256};
 use std::{
     collections::VecDeque,
     fs::{self, File},
@@ -118,8 +118,7 @@ fn cold_image(folder: &Path, is_its: impl Fn(&TreeRecord) -> bool) -> Option<(Sy
 /// The index, if it is the one that the manager has named.
 pub(super) fn read_index(folder: &Path, image: &BlockImage) -> Option<Index> {
     let encoded = read_at_most(&folder.join("index"), image.index_bytes).ok()?;
-    let is_right = <[u8; 32]>::from(Sha256::digest(&encoded)) == *image.index_digest.as_bytes();
-    is_right.then(|| Index::decode(&encoded).ok()).flatten()
+    named_index(image, &encoded).ok()
 }
 
 fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
