@@ -40,6 +40,8 @@ pub(super) struct Book {
     /// Bytes into and out of each VM in intervals, from the first moment on.
     traffic: Traffic,
     traffic_from: Option<Nanos>,
+    /// Images that were removed from caches.
+    pub evictions: u32,
     pub reads_failed: u32,
     /// Reads that had to wait for a block.
     pub stalls: u32,
@@ -136,6 +138,14 @@ impl Book {
 
     pub fn read_origin(&mut self, tree: &TreeId, host: Node, bytes: u64) {
         *self.origin_bytes.entry(tree.clone()).or_default().entry(host).or_default() += bytes;
+    }
+
+    /// What a VM may ask the origin for again, because it could not keep so much of it.
+    pub fn may_read_again(&mut self, tree: &TreeId, host: Node, bytes: u64) {
+        let read = self.origin_bytes.get_mut(tree).and_then(|by_host| by_host.get_mut(&host));
+        if let Some(read) = read {
+            *read = read.saturating_sub(bytes);
+        }
     }
 
     pub fn origin_bytes_of(&self, tree: &TreeId) -> u64 {

@@ -7,7 +7,10 @@ use super::{
     queue::Nanos,
     world::{Watch, World},
 };
-use faasnet_actors::wire::control::{Mode, Warmth};
+use faasnet_actors::{
+    id::StartId,
+    wire::control::{Mode, Warmth},
+};
 use rand::{RngExt, rngs::StdRng};
 use serde::Serialize;
 use std::{
@@ -156,6 +159,9 @@ fn model() -> Model {
     limits.transfer.children_max = 6;
     limits.transfer.read_deadline = millis(6000);
     limits.memory_cache_bytes = 200_000;
+    // The larger image and a part of the smaller one.
+    limits.disk.bytes_max = 18_000_000;
+    limits.disk.wait_max = millis(2000);
     model
 }
 
@@ -205,6 +211,7 @@ impl History {
             starts: world.book.acknowledged.len(),
             ready: world.book.ready.len(),
             reads_failed: world.book.reads_failed,
+            evictions: world.book.evictions,
         })
     }
 
@@ -238,6 +245,7 @@ pub struct Outcome {
     pub starts: usize,
     pub ready: usize,
     pub reads_failed: u32,
+    pub evictions: u32,
 }
 
 fn action(rng: &mut StdRng) -> Action {
@@ -289,7 +297,14 @@ impl World {
     fn stop(&mut self, number: usize) {
         let starts = &self.book.acknowledged;
         let chosen = number.checked_rem(starts.len()).and_then(|number| starts.iter().nth(number));
-        let Some((start, ((tenant, _), _))) = chosen else { return };
+        if let Some(start) = chosen.map(|(start, _)| start.clone()) {
+            self.end(&start);
+        }
+    }
+
+    /// A client ends an instance.
+    pub(super) fn end(&mut self, start: &StartId) {
+        let Some(((tenant, _), _)) = self.book.acknowledged.get(start) else { return };
         let (start, tenant, ticket) = (start.clone(), tenant.clone(), self.ticket());
         self.ask(faasnet_actors::scheduler::Event::Stop { ticket, tenant, start });
     }

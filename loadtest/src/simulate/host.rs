@@ -25,6 +25,8 @@ pub(super) struct Host {
     /// What survives a life.
     pub cached: BTreeMap<TreeId, Cached>,
     pub places: BTreeMap<TreeId, TreeRecord>,
+    /// Trees that were left and whose images are kept, the last one at the end.
+    pub left: Vec<TreeId>,
     pub instances: BTreeMap<StartId, InstanceRecord>,
     pub holder: Holder,
 }
@@ -64,6 +66,7 @@ impl Host {
             is_faulty: false,
             cached: BTreeMap::new(),
             places: BTreeMap::new(),
+            left: Vec::new(),
             instances: BTreeMap::new(),
             holder: Holder::default(),
         }

@@ -5,6 +5,7 @@
 //! demand is sent. The cores assert the first half of 7 (present and in flight) by themselves.
 
 use super::{
+    agent::Cached,
     book::{Departure, Parents},
     manager::parents,
     model::{SECOND, nanos},
@@ -12,12 +13,15 @@ use super::{
 };
 use faasnet::settings::Topology;
 use faasnet_actors::{
+    block_store::disk_bytes,
     id::{TenantId, TreeId, VmId},
+    image::Index,
     model::{StartState, TreeView, VmState},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 /// An invariant that does not hold.
@@ -63,6 +67,7 @@ pub(super) fn check_all(world: &mut World) -> Result<(), Violation> {
     origin_is_read_by_few(world)?;
     reads_end_in_time(world)?;
     vms_are_not_overfull(world)?;
+    caches_are_within_their_limit(world)?;
     acknowledged_is_durable(world)
 }
 
@@ -190,6 +195,23 @@ fn vms_are_not_overfull(world: &World) -> Result<(), Violation> {
         let memory: u64 = orders().map(|order| order.memory_bytes).sum();
         let has = world.model.memory_bytes;
         ensure(memory <= has, 8, || format!("instances of {} take {memory} of {has} bytes", host.id))?;
+    }
+    Ok(())
+}
+
+/// Invariant 12: no more is on a disk than its cache may take. That nothing goes which is needed is checked where it
+/// goes.
+fn caches_are_within_their_limit(world: &World) -> Result<(), Violation> {
+    let most = world.limits.disk.bytes_max;
+    for host in &world.hosts {
+        let of_image = |(tree, cached): (&TreeId, &Cached)| {
+            let index = super::agent::image(&world.images, tree).map(|image| &image.index);
+            let bytes =
+                |index: &Arc<Index>| cached.blocks.iter().map(|block| disk_bytes(index, *block)).sum();
+            index.map_or(0, bytes)
+        };
+        let used: u64 = host.cached.iter().map(of_image).sum();
+        ensure(used <= most, 12, || format!("{} has {used} bytes on a disk of {most}", host.id))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing here decides what a core decides. An event heap in virtual nanoseconds delivers events to
 //! `SchedulerCore`, `ProfilesCore`, `TreeCore`, `VmCore`, `SessionCore`, `TransferCore`, `InstanceCore` and
-//! `MemoryCore`, and makes of their effects what the world would. All randomness comes from the seed and all maps are ordered:
+//! `MemoryCore` and `RoomCore`, and makes of their effects what the world would. All randomness comes from the seed and all maps are ordered:
 //! a seed is a history, on every machine.
 //!
 //! The model:
@@ -29,7 +29,7 @@
 //!   What its disk holds outlives a crash; its containers do not.
 //! - **The manager** may die, with all but the rows of its metadata store.
 //!
-//! - **The cache** of a VM never fills, and an image goes with its tree.
+//! - **The cache** of a VM has a limit; which images go is decided by `RoomCore`, with the manager's advice.
 //! - **Figures** (`figure`, `cases`): blocks of large images are stand-ins that share their bytes; lengths are right.
 //!
 //! Not in the model: capabilities, the page cache and memory of VMs, losses of packets, the mailboxes of actors (each core sees its messages

@@ -4,6 +4,7 @@ use super::{costs::Costs, queue::Nanos};
 use bytes::Bytes;
 use faasnet::settings::{Settings, TreeSettings};
 use faasnet_actors::{
+    block_store::RoomLimits,
     block_transfer::TransferLimits,
     function_tree::TreeLimits,
     id::{BlockId, Digest},
@@ -93,6 +94,7 @@ pub struct WorldLimits {
     pub orders_queued_max: usize,
     pub instances_max: usize,
     pub memory_cache_bytes: u64,
+    pub disk: RoomLimits,
     pub probe_interval: Duration,
     pub connect: Duration,
     pub handshake: Duration,
@@ -120,6 +122,7 @@ impl Default for WorldLimits {
             orders_queued_max: manager.orders_queued_max,
             instances_max: agent.instances_max,
             memory_cache_bytes: agent.memory_cache_bytes,
+            disk: agent.disk,
             probe_interval: agent.instance.probe_interval,
             connect: Duration::from_millis(settings.agent.connect_ms),
             handshake: Duration::from_millis(settings.agent.handshake_ms),

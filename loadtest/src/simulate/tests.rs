@@ -46,6 +46,39 @@ fn held(world: &World, image: usize) -> Vec<Vec<BlockId>> {
 }
 
 #[test]
+fn a_full_cache_gives_up_what_no_instance_needs_and_keeps_to_its_limit() {
+    let image = ImageModel {
+        blocks: 20,
+        stored_bytes: 50_000,
+        metadata_blocks: 2,
+        reads: Reads::Sequential(18),
+        hot: Hot::Unknown,
+        packed_blocks: 18,
+    };
+    let function = |number: usize| FunctionModel {
+        name: format!("function-{number}"),
+        image: number,
+        ..FunctionModel::default()
+    };
+    let functions = (0..3).map(function).collect();
+    let mut model = Model { vms: 1, images: vec![image; 3], functions, ..Model::default() };
+    // Two of the three images.
+    model.limits.disk.bytes_max = 2 * 20 * (50_000 + (512 << 10)) + 100_000;
+    let mut world = World::new(model, 1, Watch { depth: Depth::Full, prints: false });
+    world.boot(0);
+    world.run_until(world.now + SECOND, |_| false);
+    for function in 0..3 {
+        world.start(function, 1);
+        world.run_until(world.now + 5 * SECOND, |world| world.book.ready.len() > function);
+        assert_eq!((world.violation.take(), world.book.ready.len()), (None, function + 1));
+        let newest = world.book.ready.iter().max_by_key(|(_, at)| **at).map(|(start, _)| start.clone());
+        world.end(&newest.expect("one is ready"));
+        world.run_until(world.now + SECOND, |_| false);
+    }
+    assert_eq!(world.book.evictions, 1, "the third needs the room of one");
+}
+
+#[test]
 fn what_the_first_start_reads_is_fetched_ahead_for_the_next() {
     let mut world = world(Hot::Unknown);
     start(&mut world, 1);

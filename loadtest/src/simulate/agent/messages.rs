@@ -210,6 +210,15 @@ pub(in crate::simulate) enum Effect {
         tree: TreeId,
         record: Box<TreeRecord>,
     },
+    /// A block had no room on the disk, and may be asked for again.
+    NotKept {
+        tree: TreeId,
+        bytes: u64,
+    },
+    /// The tree was left: its image is cold. A later `SavePlace` ends that.
+    SaveLeft {
+        tree: TreeId,
+    },
     SaveInstance {
         start: StartId,
         record: Option<Box<InstanceRecord>>,

@@ -2,6 +2,7 @@
 //!
 //! This stands for the shells of `faasnet_actors::agent`: no decision of a core is made here.
 
+mod cache;
 mod messages;
 mod starts;
 mod transfers;
@@ -16,22 +17,23 @@ use faasnet_actors::{
         world::{InstanceRecord, TreeRecord},
     },
     agent_session::{self, SessionCore},
-    block_store::MemoryCore,
+    block_store::{MemoryCore, RoomCore, RoomEffect, RoomEvent, Standing, Ticket, disk_bytes},
     block_transfer::{self, ChildId, FromImage, ImageEvent, TransferCore, TransferReport, Wish},
-    id::{BlockId, StartId, TreeId, VmId},
+    id::{BlockId, StartId, TenantId, TreeId, VmId},
     instance::{self, InstanceCore, Wants},
     support::{micros, millis},
     wire::{
         PROTOCOL_VERSION,
         control::{
-            EndReason, HeldTree, Hello, Place, PreheatOrder, RunningInstance, StartOrder, StartReport, Step,
-            ToAgent, ToManager, Upstream, Warmth,
+            ColdTree, EndReason, HeldTree, Hello, Place, PreheatOrder, RunningInstance, StartOrder,
+            StartReport, Step, ToAgent, ToManager, Upstream, Warmth,
         },
         holder::{Exit, PlainRange},
         peer::{FromParent, NotServed, Refusal, ToParent, Urgency},
     },
 };
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
@@ -45,7 +47,6 @@ const CPU_MILLIS: u32 = 1_000_000;
 pub(super) struct Tree {
     pub record: TreeRecord,
     is_left: bool,
-    is_opening: bool,
     pub is_mounted: bool,
     pub transfer: Option<Transfer>,
     /// What the last start that came with such was told to fetch ahead.
@@ -89,9 +90,18 @@ pub(super) struct Agent {
     session: SessionCore,
     link: u64,
     pub trees: BTreeMap<TreeId, Tree>,
+    /// Images of trees that this VM has left, with a number that says which was left later.
+    cold: BTreeMap<TreeId, (u64, ColdTree)>,
+    said_cold: Vec<ColdTree>,
+    left: u64,
+    opening: BTreeSet<TreeId>,
     removing: BTreeSet<TreeId>,
     pub ordered: BTreeMap<StartId, Ordered>,
     store: MemoryCore,
+    room: RoomCore,
+    tickets: u64,
+    /// Blocks that wait for room.
+    writes: BTreeMap<Ticket, (TreeId, BlockId, Bytes)>,
     told: Told,
     /// Children of trees that are not here yet.
     early: Vec<(u64, TreeId, VmId)>,
@@ -112,6 +122,7 @@ impl Agent {
         let session = SessionCore::new(now, limits.reconnect_min, limits.reconnect_max);
         let told = Told::new(2 * limits.instances_max);
         let store = MemoryCore::new(limits.memory_cache_bytes);
+        let room = RoomCore::new(limits.disk);
         Self {
             vm,
             address,
@@ -121,9 +132,16 @@ impl Agent {
             session,
             link: conns,
             trees: BTreeMap::new(),
+            cold: BTreeMap::new(),
+            said_cold: Vec::new(),
+            left: 0,
+            opening: BTreeSet::new(),
             removing: BTreeSet::new(),
             ordered: BTreeMap::new(),
             store,
+            room,
+            tickets: 0,
+            writes: BTreeMap::new(),
             told,
             early: Vec::new(),
             conns_made: conns,
@@ -134,12 +152,17 @@ impl Agent {
     pub fn restore(
         &mut self,
         trees: &BTreeMap<TreeId, TreeRecord>,
+        cold: &[(TreeId, Cached)],
         instances: &BTreeMap<StartId, InstanceRecord>,
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        for (tree, record) in trees {
-            self.trees.insert(tree.clone(), Tree::new(record.clone()));
+        self.trees = trees.iter().map(|(tree, record)| (tree.clone(), Tree::new(record.clone()))).collect();
+        self.restore_cold(cold, now, effects);
+        if let Some((_, first)) = instances.first_key_value() {
+            self.purge_foreign(&first.order.place.tree.tenant, effects);
+        }
+        for tree in trees.keys() {
             self.open(tree, effects);
         }
         for (start, InstanceRecord { order, is_ready, .. }) in instances {
@@ -171,10 +194,7 @@ impl Agent {
             }
             Event::Manager { .. } | Event::ManagerClosed { .. } => {}
             Event::CacheOpened { tree } => self.cache_opened(&tree, effects),
-            Event::CacheRemoved { tree } => {
-                self.removing.remove(&tree);
-                self.open(&tree, effects);
-            }
+            Event::CacheRemoved { tree } => self.removed(tree, now, effects),
             Event::Upstream { tree, upstream, conn, said } => {
                 self.upstream(&tree, upstream, conn, said, now, effects);
             }
@@ -232,6 +252,7 @@ impl Agent {
 
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.session(agent_session::Event::Tick, now, effects);
+        self.room(RoomEvent::Tick, now, effects);
         let moving = self.trees.iter().filter(|(_, tree)| tree.transfer.is_some());
         for tree in moving.map(|(tree, _)| tree.clone()).collect::<Vec<_>>() {
             self.transfer(&tree, block_transfer::Event::Tick, now, effects);
@@ -249,11 +270,17 @@ impl Agent {
             let message = match effect {
                 agent_session::Effect::Connect => {
                     self.link += 1;
+                    self.said_cold.clear();
                     effects.push(Effect::DialManager { link: self.link, hello: self.hello(now) });
                     continue;
                 }
                 agent_session::Effect::Send(message) => message,
-                agent_session::Effect::Heartbeat => ToManager::Heartbeat { held: self.held(now) },
+                agent_session::Effect::Heartbeat => {
+                    let (link, held) = (self.link, self.held(now));
+                    effects.push(Effect::Say { link, message: ToManager::Heartbeat { held } });
+                    self.say_cold(effects);
+                    continue;
+                }
                 agent_session::Effect::Leave => unreachable!("agents are not replaced here"),
             };
             effects.push(Effect::Say { link: self.link, message });
@@ -331,11 +358,10 @@ impl Agent {
             ToAgent::Leave { tree, epoch } => {
                 let is_newer = |known: &Tree| epoch >= known.record.place.epoch;
                 if self.trees.get(&tree).is_some_and(is_newer) {
-                    self.leave(&tree, effects);
+                    self.leave(&tree, now, effects);
                 }
             }
-            // Never asked for: caches never fill.
-            ToAgent::GiveUp { .. } => {}
+            ToAgent::GiveUp { trees } => self.room(RoomEvent::Advised { trees }, now, effects),
             ToAgent::Origin { tree, answer } => {
                 self.transfer(&tree, block_transfer::Event::OriginAnswered { answer }, now, effects);
             }
@@ -352,7 +378,6 @@ impl Tree {
         Self {
             record,
             is_left: false,
-            is_opening: false,
             is_mounted: false,
             transfer: None,
             hot: Vec::new(),

@@ -25,7 +25,7 @@ impl Agent {
             let ended = ToManager::Ended { start, reason, report: StartReport::default() };
             return self.say(ended, now, effects);
         }
-        self.leave_others(&tree, effects);
+        self.leave_others(&tree, now, effects);
         let record = TreeRecord { image: order.image.clone(), place: order.place.clone() };
         let known = self.trees.entry(tree.clone()).or_insert_with(|| Tree::new(record.clone()));
         known.starts(&order);
@@ -38,7 +38,7 @@ impl Agent {
         let before = self.counters(&tree, now);
         self.ordered.insert(start.clone(), Ordered { order, core, is_ready: false, before });
         self.attach(&tree, &start, now, effects);
-        self.wish(&tree, now, effects);
+        self.settle(&tree, now, effects);
     }
 
     /// Takes a place in a tree for blocks that later starts will read. Refused orders are not answered.
@@ -50,7 +50,7 @@ impl Agent {
         if is_old || self.ordered.values().any(is_others) {
             return;
         }
-        self.leave_others(&tree, effects);
+        self.leave_others(&tree, now, effects);
         let record = TreeRecord { image, place };
         let known = self.trees.entry(tree.clone()).or_insert_with(|| Tree::new(record.clone()));
         let what = known.preheat.map_or(what, |(_, before)| what.max(before));
@@ -60,15 +60,7 @@ impl Agent {
         }
         self.tell_ahead(&tree, now, effects);
         self.place(&tree, record, now, effects);
-        self.wish(&tree, now, effects);
-    }
-
-    /// Leaves the trees of other tenants.
-    fn leave_others(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {
-        let foreign = self.trees.keys().filter(|known| known.tenant != tree.tenant);
-        for known in foreign.cloned().collect::<Vec<_>>() {
-            self.leave(&known, effects);
-        }
+        self.settle(&tree, now, effects);
     }
 
     /// Tells the transfer what is known of the starts on the image.
@@ -100,16 +92,6 @@ impl Agent {
         if let Some(start) = recording.unwrap_or_default().pop_first().filter(|_| !ranges.is_empty()) {
             self.say(ToManager::Recorded { start, image: tree.image, ranges }, now, effects);
         }
-    }
-
-    /// Tells a transfer how much of its image the instances want; the strictest of them decides.
-    pub(super) fn wish(&mut self, tree: &TreeId, now: Instant, effects: &mut Vec<Effect>) {
-        let of_tree = self.ordered.values().filter(|ordered| ordered.order.place.tree == *tree);
-        let wishes = of_tree.map(|ordered| Wish::of(ordered.order.mode, ordered.is_ready));
-        let preheat = self.trees.get(tree).and_then(|known| known.preheat);
-        let to_preheat = preheat.map(|(_, what)| Wish::to_preheat(what));
-        let wish = wishes.max().max(to_preheat).unwrap_or_default();
-        self.transfer(tree, block_transfer::Event::Wished { wish }, now, effects);
     }
 
     pub(super) fn counters(&self, tree: &TreeId, now: Instant) -> TransferReport {
@@ -173,7 +155,7 @@ impl Agent {
                         let record = Some(Box::new(InstanceRecord { order, port: 0, is_ready: true }));
                         effects.push(Effect::SaveInstance { start: start.clone(), record });
                         self.end_recording(start, &tree, effects);
-                        self.wish(&tree, now, effects);
+                        self.settle(&tree, now, effects);
                     }
                     self.say(ToManager::Ready { start: start.clone(), report }, now, effects);
                 }
@@ -196,9 +178,9 @@ impl Agent {
         if let Some(known) = self.trees.get_mut(&tree) {
             known.recording.remove(start);
         }
-        self.wish(&tree, now, effects);
+        self.settle(&tree, now, effects);
         if self.trees.get(&tree).is_some_and(|known| known.is_left) {
-            self.leave(&tree, effects);
+            self.leave(&tree, now, effects);
         }
         self.say(ToManager::Ended { start: start.clone(), reason, report }, now, effects);
     }

@@ -17,27 +17,14 @@ impl Agent {
             Some(known) => (known.record, known.is_left) = (record.clone(), false),
             None => drop(self.trees.insert(tree.clone(), Tree::new(record.clone()))),
         }
+        self.cold.remove(tree);
+        self.settle(tree, now, effects);
         effects.push(Effect::SavePlace { tree: tree.clone(), record: Box::new(record) });
         if self.trees[tree].transfer.is_some() {
             let placed = placed(place);
             self.transfer(tree, placed, now, effects);
         } else {
             self.open(tree, effects);
-        }
-    }
-
-    pub(super) fn open(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {
-        let Some(known) = self.trees.get_mut(tree) else { return };
-        if known.transfer.is_none() && !self.removing.contains(tree) && !known.is_opening {
-            known.is_opening = true;
-            effects.push(Effect::OpenCache { tree: tree.clone() });
-        }
-    }
-
-    pub(super) fn cache_opened(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {
-        match self.trees.get_mut(tree) {
-            Some(known) => known.is_opening = false,
-            None => self.remove(tree, effects),
         }
     }
 
@@ -51,7 +38,8 @@ impl Agent {
     ) {
         let Some(image) = image(&self.images, tree) else { return };
         let Some(known) = self.trees.get_mut(tree).filter(|known| known.transfer.is_none()) else { return };
-        let index = cached.has_index.then(|| Arc::clone(&image.index));
+        let own_index = Arc::clone(&image.index);
+        let index = cached.has_index.then(|| Arc::clone(&own_index));
         let steps = index.iter().map(|_| Step::Index).collect();
         let (own, limits) = (self.vm.clone(), self.limits.transfer);
         let core =
@@ -71,35 +59,9 @@ impl Agent {
         for start in followers.map(|(start, _)| start.clone()).collect::<Vec<_>>() {
             self.attach(tree, &start, now, effects);
         }
-        self.wish(tree, now, effects);
-    }
-
-    pub(super) fn leave(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {
-        if self.ordered.values().any(|ordered| ordered.order.place.tree == *tree) {
-            // The instances need its blocks still.
-            if let Some(known) = self.trees.get_mut(tree) {
-                known.is_left = true;
-            }
-            return;
-        }
-        let Some(known) = self.trees.remove(tree) else { return };
-        if let Some(transfer) = known.transfer {
-            effects.extend(transfer.links.into_values().map(|conn| Effect::HangUp { conn }));
-            effects.extend(transfer.children.into_iter().map(|ChildId(conn)| Effect::DropChild { conn }));
-        }
-        if known.is_mounted {
-            effects.push(Effect::Unmount { tree: tree.clone() });
-        }
-        if !known.is_opening {
-            self.remove(tree, effects);
-        }
-    }
-
-    /// Empties the place of a tree in the cache. It is not opened anew before that is done.
-    pub(super) fn remove(&mut self, tree: &TreeId, effects: &mut Vec<Effect>) {
-        if self.removing.insert(tree.clone()) {
-            effects.push(Effect::RemoveCache { tree: tree.clone() });
-        }
+        let bytes = cached.blocks.iter().map(|block| disk_bytes(&own_index, *block)).sum();
+        self.room(RoomEvent::Found { tree: tree.clone(), bytes }, now, effects);
+        self.settle(tree, now, effects);
     }
 
     pub(super) fn transfer(
@@ -156,8 +118,7 @@ impl Agent {
                 self.tell_followers(tree, &ImageEvent::Trouble(trouble), now, effects);
             }
             Done::Keep { block, stored } => {
-                self.store.remember(tree, block, stored.clone());
-                effects.push(Effect::Keep { tree: tree.clone(), block, stored });
+                self.keep(tree, block, stored, now, effects);
             }
             Done::Check { block } => effects.push(Effect::Check { tree: tree.clone(), block }),
             Done::Serve { child, block, urgency, stored } => {

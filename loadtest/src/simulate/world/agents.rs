@@ -130,7 +130,9 @@ impl World {
             }
             agent::Effect::RemoveCache { tree } => {
                 self.hosts[host].cached.remove(&tree);
+                self.cache_goes(host, &tree);
                 self.hosts[host].places.remove(&tree);
+                self.hosts[host].left.retain(|left| *left != tree);
                 self.book.forget(host, &tree);
                 self.locally(host, self.model.disk, agent::Event::CacheRemoved { tree });
             }
@@ -187,7 +189,16 @@ impl World {
                 self.locally(host, interval, agent::Event::InstanceTick { start });
             }
             agent::Effect::SavePlace { tree, record } => {
+                self.hosts[host].left.retain(|left| *left != tree);
                 self.hosts[host].places.insert(tree, *record);
+            }
+            agent::Effect::NotKept { tree, bytes } => self.book.may_read_again(&tree, host, bytes),
+            agent::Effect::SaveLeft { tree } => {
+                let target = &mut self.hosts[host];
+                target.places.remove(&tree);
+                target.left.retain(|left| *left != tree);
+                target.left.push(tree.clone());
+                self.book.forget(host, &tree);
             }
             agent::Effect::SaveInstance { start, record } => {
                 match record {
@@ -202,6 +213,17 @@ impl World {
         let is_right = image(&self.images, tree).is_some_and(|image| image.verify(block, stored));
         if !is_right {
             self.violation = Some(Violation::new(5, format!("vm-{host:05} keeps a damaged {block:?}")));
+        }
+    }
+
+    /// Nothing goes from a cache that an instance needs.
+    fn cache_goes(&mut self, host: Node, tree: &TreeId) {
+        self.book.evictions += 1;
+        self.book.may_read_again(tree, host, u64::MAX);
+        let containers = &self.hosts[host].holder.containers;
+        if containers.values().any(|container| container.tree == *tree) {
+            let text = format!("vm-{host:05} removes {tree}, which a container reads");
+            self.violation = Some(Violation::new(12, text));
         }
     }
 

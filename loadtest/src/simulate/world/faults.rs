@@ -29,7 +29,9 @@ impl World {
             now,
         );
         let mut effects = Vec::new();
-        agent.restore(&target.places, &target.instances, now, &mut effects);
+        let cold = |tree: &TreeId| Some((tree.clone(), target.cached.get(tree)?.clone()));
+        let cold: Vec<_> = target.left.iter().filter_map(cold).collect();
+        agent.restore(&target.places, &cold, &target.instances, now, &mut effects);
         target.agent = Some(agent);
         self.network.freeze(host, false, self.now);
         self.note(|| format!("vm-{host:05}  boots"));
