@@ -160,7 +160,8 @@ impl Cluster {
         let mut command = self.command(host)?;
         let manager = SocketAddr::from((self.bed.address(MANAGER)?, CONTROL_PORT));
         command.args(["agent", "--name", name, "--manager", &manager.to_string()]);
-        command.args(["--join-token", join_token]);
+        // Not as an argument, which everyone on the machine can read.
+        command.env("FAASNET_JOIN_TOKEN", join_token);
         Ok(command)
     }
 
