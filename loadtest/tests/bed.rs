@@ -131,8 +131,10 @@ fn a_bed_whose_maker_is_gone_is_taken_down_by_name() {
         String::from_utf8(output.stdout).unwrap()
     };
     let id = run(&["up", "--vms", "2", "--rate", "1gbit", "--network-only"]).trim().to_owned();
-    assert!(run(&["status"]).contains(&id));
+    assert!(run(&["status"]).contains(&format!("{id}: 2 hosts, stands until `bed down`")));
     assert!(run(&["exec", &id, "vm-2", "ip", "-br", "address"]).contains("10.77.0.2/16"));
+    run(&["shape", &id, "vm-1", "10mbit"]);
+    assert!(run(&["exec", &id, "vm-1", "tc", "qdisc", "show", "dev", "eth0"]).contains("rate 10Mbit"));
     let mut inside = Command::new(program)
         .args(["bed", "exec", &id, "vm-1", "sh", "-c", "echo ready; exec sleep 1000"])
         .stdout(Stdio::piped())
@@ -143,6 +145,53 @@ fn a_bed_whose_maker_is_gone_is_taken_down_by_name() {
     run(&["down", &id]);
     assert!(!inside.wait().unwrap().success(), "it was killed");
     assert_gone(&id);
+}
+
+#[test]
+fn what_runs_on_a_host_is_paused_and_killed_by_hand_and_who_is_not_root_is_told() {
+    let bed = bed(&[("a", None)]);
+    let program = env!("CARGO_BIN_EXE_faasnet-loadtest");
+    let verb = |arguments: &[&str]| {
+        let output = Command::new(program).arg("bed").args(arguments).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (is_fine, said) = verb(&["pause", bed.id(), "a"]);
+    assert!(!is_fine && said.contains("nothing runs on a"), "{said}");
+    let mut command = bed.command("a", "sh").unwrap();
+    let mut child =
+        command.args(["-c", "echo ready; exec sleep 1000"]).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    assert!(verb(&["pause", bed.id(), "a"]).0);
+    faasnet_loadtest::rig::wait_until("the process to stop", Duration::from_secs(20), || {
+        Ok(state().contains(") T ").then_some(()))
+    })
+    .unwrap();
+    assert!(verb(&["resume", bed.id(), "a"]).0);
+    let (is_fine, said) = verb(&["kill", bed.id(), "a", "--agent"]);
+    assert!(!is_fine && said.contains("no agent runs on a"), "{said}");
+    assert!(verb(&["kill", bed.id(), "a"]).0);
+    assert!(!child.wait().unwrap().success(), "it was killed");
+
+    // Another user cannot read the folders of this build: the program is copied to where it can.
+    let folder = tempfile::tempdir().unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    let copy = folder.path().join("faasnet-loadtest");
+    std::fs::copy(program, &copy).unwrap();
+    let mut command = Command::new(&copy);
+    std::os::unix::process::CommandExt::uid(&mut command, 65534);
+    let output = command.args(["bed", "up", "--network-only"]).current_dir("/").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("needs root"), "{said}");
+}
+
+#[test]
+fn a_bed_that_is_not_there_is_said_so() {
+    let program = env!("CARGO_BIN_EXE_faasnet-loadtest");
+    let output = Command::new(program).args(["bed", "down", "nonesuch"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("there is no test bed nonesuch"), "{said}");
 }
 
 #[test]

@@ -136,7 +136,7 @@ impl Burst {
         ]);
         for way in &self.ways {
             let at = |place: usize| way.ready_ms.get(place).copied().unwrap_or_default() / 1000.0;
-            let (half, last) = (at(way.ready_ms.len() / 2), way.last_ms() / 1000.0);
+            let (half, last) = (at(way.ready_ms.len().saturating_sub(1) / 2), way.last_ms() / 1000.0);
             let registry = way.registry_bytes as f64 / MB;
             let figures = [at(0), half, last].map(|seconds| format!("{seconds:.2}")).into_iter();
             let others = [format!("{registry:.1}"), format!("{:.2}", way.ratio)];
