@@ -25,7 +25,7 @@ fn no_request_and_no_read_fails_while_an_agent_is_replaced_three_times() {
     cluster.cli(&[&arguments[..], &["--concurrency", "64"]].concat()).unwrap();
     let start = start_ready(&cluster, "python", 1).remove(0);
     let hello: Value = serde_json::from_str(&invoke(&cluster, "python", "/", &start)).unwrap();
-    let process = container_process(&cluster, text(&start, "id"));
+    let process = container_process(&cluster, &start);
 
     let port = u16::try_from(number(&hello, "/port")).unwrap();
     let from = Some((cluster.bed.state().clone(), "vm-1".to_owned()));
@@ -75,16 +75,7 @@ fn no_request_and_no_read_fails_while_an_agent_is_replaced_three_times() {
     let longest = samples.iter().map(|sample| sample.latency).max().unwrap();
     eprintln!("{} requests, {REPLACES} replacements, longest answer {longest:?}", samples.len());
     // The same process, with all that it had.
-    assert_eq!(container_process(&cluster, text(&start, "id")), process);
+    assert_eq!(container_process(&cluster, &start), process);
     assert_eq!(serde_json::from_str::<Value>(&invoke(&cluster, "python", "/", &start)).unwrap(), hello);
     assert_eq!(cluster.vms().unwrap()["vm-1"]["state"], "up");
-}
-
-/// What the kernel knows of the container's first process.
-fn container_process(cluster: &faasnet_loadtest::rig::Cluster, start: &str) -> String {
-    let state = cluster.data("vm-1").join("runc").join(start).join("state.json");
-    let state: Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
-    let pid = number(&state, "/init_process_pid");
-    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
-    format!("{pid} since {}", number(&state, "/init_process_start"))
 }

@@ -11,6 +11,7 @@ mod chaos;
 mod code;
 mod corruption;
 mod drive;
+mod eviction;
 mod hot_set;
 mod listing;
 mod manager_restart;

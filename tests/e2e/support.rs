@@ -86,6 +86,15 @@ pub fn resting_vms(cluster: &Cluster) -> BTreeMap<String, Value> {
     .unwrap()
 }
 
+/// What the kernel knows of the first process of a start's container.
+pub fn container_process(cluster: &Cluster, start: &Value) -> String {
+    let state = cluster.data(text(start, "vm")).join("runc").join(text(start, "id")).join("state.json");
+    let state: Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    let pid = number(&state, "/init_process_pid");
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    format!("{pid} since {}", number(&state, "/init_process_start"))
+}
+
 /// The image's tree as umoci unpacks it.
 pub fn reference_listing(image: &Image) -> BTreeMap<String, Entry> {
     let folder = tempfile::tempdir_in(cache()).unwrap();
