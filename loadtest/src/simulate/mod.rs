@@ -60,5 +60,8 @@ pub use cases::{Case, ScenarioFile};
 pub use costs::{AgentCosts, ContainerCosts, Costs, ManagerCosts, Quantiles};
 pub use history::{Action, Failure, History, Outcome};
 pub use invariants::Violation;
-pub use model::{Cores, FunctionModel, Hot, ImageModel, Model, Reads, WorldLimits};
+pub use model::{
+    Cores, FunctionModel, GIGABIT, Hot, ImageModel, MILLISECOND, Model, Reads, SECOND, Spread, WorldLimits,
+};
+pub use queue::{Nanos, Queue};
 pub use scenario::{Report, Scenario};

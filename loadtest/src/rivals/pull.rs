@@ -1,0 +1,138 @@
+//! The whole image from the registry, as `docker pull` does it, then the container.
+//!
+//! Three layers at a time are downloaded, and unpacked one after the other in their order. Starts on one VM share a pull.
+
+use super::fleet::{Fleet, Rival, Setup, Started};
+use crate::simulate::Nanos;
+
+/// Docker's default for concurrent downloads of one pull.
+const DOWNLOADS_MAX: u32 = 3;
+
+enum Event {
+    /// The registry begins to send a layer.
+    Sends {
+        vm: usize,
+        layer: u32,
+    },
+    Downloaded {
+        vm: usize,
+        layer: u32,
+    },
+    Unpacked {
+        vm: usize,
+    },
+    Ran {
+        start: usize,
+    },
+}
+
+#[derive(Default)]
+struct Puller {
+    is_begun: bool,
+    asked: u32,
+    downloaded: Vec<bool>,
+    unpacked: u32,
+    is_unpacking: bool,
+    waiting: Vec<usize>,
+}
+
+pub struct Pull {
+    fleet: Fleet<Event>,
+    pullers: Vec<Puller>,
+}
+
+impl Pull {
+    pub fn new(setup: Setup) -> Self {
+        let pullers = (0..setup.vms).map(|_| Puller::default()).collect();
+        Self { fleet: Fleet::new(setup), pullers }
+    }
+
+    fn layers(&self) -> u32 {
+        self.fleet.setup.image.layers.max(1)
+    }
+
+    fn layer_bytes(&self) -> f64 {
+        self.fleet.setup.image.bytes / f64::from(self.layers())
+    }
+
+    fn ask(&mut self, vm: usize) {
+        let layer = self.pullers[vm].asked;
+        if layer < self.layers() {
+            self.pullers[vm].asked += 1;
+            let delay = self.fleet.registry_delay();
+            self.fleet.after(delay, Event::Sends { vm, layer });
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Sends { vm, layer } => {
+                let uses = self.fleet.from_registry(self.fleet.vms[vm]);
+                let bytes = self.layer_bytes();
+                self.fleet.transfer(uses, bytes, Event::Downloaded { vm, layer });
+            }
+            Event::Downloaded { vm, layer } => {
+                self.pullers[vm].downloaded[layer as usize] = true;
+                self.ask(vm);
+                self.unpack(vm);
+            }
+            Event::Unpacked { vm } => {
+                self.pullers[vm].unpacked += 1;
+                self.pullers[vm].is_unpacking = false;
+                self.unpack(vm);
+            }
+            Event::Ran { start } => self.fleet.starts[start].ready_at = Some(self.fleet.now),
+        }
+    }
+
+    fn unpack(&mut self, vm: usize) {
+        let layers = self.layers();
+        let puller = &mut self.pullers[vm];
+        if puller.unpacked == layers {
+            for start in std::mem::take(&mut puller.waiting) {
+                self.run(vm, start);
+            }
+        } else if !puller.is_unpacking && puller.downloaded[puller.unpacked as usize] {
+            puller.is_unpacking = true;
+            let (uses, bytes) = (vec![self.fleet.vms[vm].unpack], self.layer_bytes());
+            self.fleet.transfer(uses, bytes, Event::Unpacked { vm });
+        }
+    }
+
+    fn run(&mut self, vm: usize, start: usize) {
+        self.fleet.starts[start].pulled_at = Some(self.fleet.now);
+        self.fleet.run(vm, Event::Ran { start });
+    }
+}
+
+impl Rival for Pull {
+    fn start(&mut self, vm: usize) -> usize {
+        let start = self.fleet.asked(vm);
+        let layers = self.layers();
+        let puller = &mut self.pullers[vm];
+        if puller.unpacked == layers {
+            self.run(vm, start);
+            return start;
+        }
+        puller.waiting.push(start);
+        if !std::mem::replace(&mut puller.is_begun, true) {
+            puller.downloaded = vec![false; layers as usize];
+            (0..DOWNLOADS_MAX).for_each(|_| self.ask(vm));
+        }
+        start
+    }
+
+    fn run_until(&mut self, end: Nanos) {
+        while let Some(event) = self.fleet.next(end) {
+            self.happen(event);
+        }
+    }
+
+    fn starts(&self) -> &[Started] {
+        &self.fleet.starts
+    }
+
+    fn registry_bytes(&self) -> f64 {
+        self.fleet.flows.used(self.fleet.registry)
+    }
+}
