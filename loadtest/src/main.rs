@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use faasnet_loadtest::{
     bed::cli::BedVerb, chaos::Chaos, compare::Compare, distribute::Distribute, drive::DriveVerb,
-    hotset::HotSet, overload::Overload, simulate::cli::SimulateVerb, warm::WarmWorker,
+    hotset::HotSet, overload::Overload, paper::Paper, simulate::cli::SimulateVerb, warm::WarmWorker,
 };
 
 #[derive(Parser)]
@@ -35,6 +35,7 @@ enum Verb {
     /// The cores of manager and agents on virtual time
     #[command(subcommand)]
     Simulate(SimulateVerb),
+    Paper(Paper),
     /// Runs one container from a local overlay; the other verbs start it
     #[command(hide = true)]
     WarmWorker(WarmWorker),
@@ -50,6 +51,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Verb::Chaos(chaos) => chaos.run(),
         Verb::Overload(overload) => overload.run(),
         Verb::Simulate(verb) => verb.run(),
+        Verb::Paper(paper) => paper.run(),
         Verb::WarmWorker(worker) => worker.run(),
     }
 }

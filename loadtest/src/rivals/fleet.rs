@@ -80,6 +80,7 @@ pub trait Rival {
     fn start(&mut self, vm: usize) -> usize;
     /// Lets everything happen until that moment.
     fn run_until(&mut self, end: Nanos);
+    fn now(&self) -> Nanos;
     fn starts(&self) -> &[Started];
     /// Bytes that left the registry.
     fn registry_bytes(&self) -> f64;
@@ -189,7 +190,7 @@ impl<E> Fleet<E> {
     }
 
     /// What the registry sends to a VM.
-    pub fn from_registry(&self, to: Vm) -> Vec<Resource> {
+    pub fn registry_to(&self, to: Vm) -> Vec<Resource> {
         vec![self.registry, to.stream, to.down]
     }
 

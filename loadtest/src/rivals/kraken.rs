@@ -246,6 +246,10 @@ impl Rival for Kraken {
         }
     }
 
+    fn now(&self) -> Nanos {
+        self.fleet.now
+    }
+
     fn starts(&self) -> &[Started] {
         &self.fleet.starts
     }

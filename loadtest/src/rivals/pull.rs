@@ -67,7 +67,7 @@ impl Pull {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Sends { vm, layer } => {
-                let uses = self.fleet.from_registry(self.fleet.vms[vm]);
+                let uses = self.fleet.registry_to(self.fleet.vms[vm]);
                 let bytes = self.layer_bytes();
                 self.fleet.transfer(uses, bytes, Event::Downloaded { vm, layer });
             }
@@ -126,6 +126,10 @@ impl Rival for Pull {
         while let Some(event) = self.fleet.next(end) {
             self.happen(event);
         }
+    }
+
+    fn now(&self) -> Nanos {
+        self.fleet.now
     }
 
     fn starts(&self) -> &[Started] {

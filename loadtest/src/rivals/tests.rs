@@ -94,6 +94,23 @@ fn the_root_of_a_tree_lets_one_vm_join_after_the_other() {
 }
 
 #[test]
+fn images_on_one_vm_share_its_link() {
+    let tree = Source::Tree { fan_out: 2, join: 0 };
+    let time = |images: usize| {
+        let mut tree = Tree::of_images(setup(1), tree, images);
+        (0..images).for_each(|image| {
+            tree.start_of(image, 0);
+        });
+        tree.run_until(100 * SECOND);
+        assert_about(tree.registry_bytes(), images as f64 * 10.0 * MEGABYTE);
+        tree.starts().iter().filter_map(|start| start.seconds()).fold(0.0, f64::max)
+    };
+    // Each block goes over the root's link, then over that of the VM.
+    assert_about(time(1), 0.2);
+    assert!((0.8..1.0).contains(&time(8)), "eight times the bytes over the same links: {}", time(8));
+}
+
+#[test]
 fn kraken_brings_an_image_to_many_in_little_more_than_to_one() {
     let one = last(&mut Kraken::new(setup(1), 1), 1, 1);
     assert_about(one, 1.0);

@@ -50,8 +50,10 @@ enum Event {
     },
 }
 
-/// A VM in the tree, or the root.
+/// A VM in the tree of an image, or the root.
 struct Place {
+    /// Its VM by its number, unless it is the root.
+    number: usize,
     vm: Vm,
     /// None for the root, and for VMs that read from the registry.
     parent: Option<usize>,
@@ -68,8 +70,9 @@ struct Place {
 }
 
 impl Place {
-    fn new(vm: Vm) -> Self {
+    fn new(number: usize, vm: Vm) -> Self {
         Self {
+            number,
             vm,
             parent: None,
             has_asked: false,
@@ -87,23 +90,34 @@ pub struct Tree {
     fleet: Fleet<Event>,
     source: Source,
     places: Vec<Place>,
-    /// Blocks that each start has read.
+    /// Where each start is, and the blocks that it has read.
+    at: Vec<usize>,
     read: Vec<u32>,
-    /// VMs in the order of joining, the root before them.
-    joined: Vec<usize>,
+    /// The places of each image in the order of joining, the root before them.
+    joined: Vec<Vec<usize>>,
     root_free_at: Nanos,
 }
 
 impl Tree {
     pub fn new(setup: Setup, source: Source) -> Self {
+        Self::of_images(setup, source, 1)
+    }
+
+    /// With so many images, all like the one of the setup.
+    pub fn of_images(setup: Setup, source: Source, images: usize) -> Self {
         let mut fleet = Fleet::new(setup);
-        let mut places: Vec<Place> = fleet.vms.iter().map(|vm| Place::new(*vm)).collect();
+        let vms = fleet.vms.clone();
+        let of_image = || vms.iter().enumerate().map(|(number, vm)| Place::new(number, *vm));
+        let mut places: Vec<Place> = (0..images).flat_map(|_| of_image()).collect();
         let mut joined = Vec::new();
         if let Source::Tree { .. } = source {
-            joined.push(places.len());
-            places.push(Place::new(fleet.extra_vm()));
+            let root = fleet.extra_vm();
+            for _ in 0..images {
+                joined.push(vec![places.len()]);
+                places.push(Place::new(vms.len(), root));
+            }
         }
-        Self { fleet, source, places, read: Vec::new(), joined, root_free_at: 0 }
+        Self { fleet, source, places, at: Vec::new(), read: Vec::new(), joined, root_free_at: 0 }
     }
 
     fn happen(&mut self, event: Event) {
@@ -118,7 +132,7 @@ impl Tree {
             Event::Ran { start } => self.go_on(start),
             Event::Asked { place, by } => self.asked(place, by),
             Event::Sends { place } => {
-                let uses = self.fleet.from_registry(self.places[place].vm);
+                let uses = self.fleet.registry_to(self.places[place].vm);
                 let bytes = self.fleet.setup.image.block_bytes;
                 self.fleet.transfer(uses, bytes, Event::Arrived { place });
             }
@@ -134,25 +148,58 @@ impl Tree {
         }
     }
 
+    /// Asks for a start of an image on that VM now; returns its number.
+    pub fn start_of(&mut self, image: usize, vm: usize) -> usize {
+        let start = self.fleet.asked(vm);
+        let place = image * self.fleet.vms.len() + vm;
+        self.at.push(place);
+        self.read.push(0);
+        if self.places[place].is_prepared {
+            self.run(place, start);
+            return start;
+        }
+        self.places[place].waiting.push(start);
+        if std::mem::replace(&mut self.places[place].has_asked, true) {
+            return start;
+        }
+        match self.source {
+            Source::Registry => {
+                // The manifest, which is small.
+                let delay = self.fleet.registry_delay();
+                self.fleet.after(delay, Event::Joined { place });
+            }
+            Source::Tree { fan_out, join } => {
+                let joined = &mut self.joined[image];
+                self.places[place].parent = Some(joined[(joined.len() - 1) / fan_out.max(1)]);
+                joined.push(place);
+                let latency = self.fleet.setup.latency;
+                self.root_free_at = self.root_free_at.max(self.fleet.now + latency) + join;
+                let delay = self.root_free_at + latency - self.fleet.now;
+                self.fleet.after(delay, Event::Joined { place });
+            }
+        }
+        start
+    }
+
     fn prepare(&mut self, place: usize) {
         let length = self.fleet.spread(&self.fleet.setup.local.prepare.clone());
-        self.fleet.work(place, length, Event::Prepared { place });
+        self.fleet.work(self.places[place].number, length, Event::Prepared { place });
     }
 
     fn run(&mut self, place: usize, start: usize) {
         self.fleet.starts[start].pulled_at = Some(self.fleet.now);
-        self.fleet.run(place, Event::Ran { start });
+        self.fleet.run(self.places[place].number, Event::Ran { start });
     }
 
     /// A container reads its next block, or is ready.
     fn go_on(&mut self, start: usize) {
-        let place = self.fleet.starts[start].vm;
+        let place = self.at[start];
         let block = self.read[start];
         if block == self.fleet.setup.image.read_blocks {
             self.fleet.starts[start].ready_at = Some(self.fleet.now);
         } else if block < self.places[place].has {
             let length = self.fleet.setup.local.read;
-            self.fleet.work(place, length, Event::Read { start });
+            self.fleet.work(self.places[place].number, length, Event::Read { start });
         } else {
             self.places[place].reading.push(start);
             self.fetch(place);
@@ -206,39 +253,17 @@ impl Tree {
 
 impl Rival for Tree {
     fn start(&mut self, vm: usize) -> usize {
-        let start = self.fleet.asked(vm);
-        self.read.push(0);
-        if self.places[vm].is_prepared {
-            self.run(vm, start);
-            return start;
-        }
-        self.places[vm].waiting.push(start);
-        if std::mem::replace(&mut self.places[vm].has_asked, true) {
-            return start;
-        }
-        match self.source {
-            Source::Registry => {
-                // The manifest, which is small.
-                let delay = self.fleet.registry_delay();
-                self.fleet.after(delay, Event::Joined { place: vm });
-            }
-            Source::Tree { fan_out, join } => {
-                let number = self.joined.len();
-                self.places[vm].parent = Some(self.joined[(number - 1) / fan_out.max(1)]);
-                self.joined.push(vm);
-                let latency = self.fleet.setup.latency;
-                self.root_free_at = self.root_free_at.max(self.fleet.now + latency) + join;
-                let delay = self.root_free_at + latency - self.fleet.now;
-                self.fleet.after(delay, Event::Joined { place: vm });
-            }
-        }
-        start
+        self.start_of(0, vm)
     }
 
     fn run_until(&mut self, end: Nanos) {
         while let Some(event) = self.fleet.next(end) {
             self.happen(event);
         }
+    }
+
+    fn now(&self) -> Nanos {
+        self.fleet.now
     }
 
     fn starts(&self) -> &[Started] {

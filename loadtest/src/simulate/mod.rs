@@ -39,6 +39,7 @@ mod agent;
 mod book;
 mod cases;
 pub mod cli;
+mod cluster;
 mod costs;
 mod cpu;
 pub mod fair;
@@ -57,6 +58,7 @@ mod tests;
 mod world;
 
 pub use cases::{Case, ScenarioFile};
+pub use cluster::Cluster;
 pub use costs::{AgentCosts, ContainerCosts, Costs, ManagerCosts, Quantiles};
 pub use history::{Action, Failure, History, Outcome};
 pub use invariants::Violation;

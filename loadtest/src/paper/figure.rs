@@ -1,0 +1,139 @@
+//! What one figure of the report holds.
+
+use crate::report::{Plot, Table};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// One figure of the paper, run again.
+pub struct Figure {
+    /// As files are called.
+    pub name: String,
+    pub title: String,
+    /// What was run, and how the paper was read.
+    pub texts: Vec<String>,
+    pub plots: Vec<Plot>,
+    pub tables: Vec<Table>,
+    pub compared: Vec<Compared>,
+    /// What else programs read of it.
+    pub values: Value,
+}
+
+impl Figure {
+    pub fn new(name: &str, title: &str) -> Self {
+        Self {
+            name: name.into(),
+            title: title.into(),
+            texts: Vec::new(),
+            plots: Vec::new(),
+            tables: Vec::new(),
+            compared: Vec::new(),
+            values: json!({}),
+        }
+    }
+
+    #[must_use]
+    pub fn text(mut self, text: impl Into<String>) -> Self {
+        self.texts.push(text.into());
+        self
+    }
+
+    #[must_use]
+    pub fn plot(mut self, plot: Plot) -> Self {
+        self.plots.push(plot);
+        self
+    }
+
+    #[must_use]
+    pub fn table(mut self, table: Table) -> Self {
+        self.tables.push(table);
+        self
+    }
+
+    #[must_use]
+    pub fn value(mut self, name: &str, value: impl Serialize) -> Self {
+        self.values[name] = json!(value);
+        self
+    }
+
+    /// All of it that programs read.
+    pub fn json(&self) -> Value {
+        json!({ "title": self.title, "texts": self.texts, "compared": self.compared, "values": self.values })
+    }
+
+    /// What came out beside the paper's points; nothing to compare is no table.
+    #[must_use]
+    pub fn compared(mut self, unit: &str, points: &[Compared]) -> Self {
+        if points.is_empty() {
+            return self;
+        }
+        let paper = format!("the paper, {unit}");
+        let here = format!("here, {unit}");
+        let mut table = Table::new(["", &paper, &here, "deviation"]);
+        for Compared { what, paper, here, .. } in points {
+            let deviation = format!("{:+.0} %", 100.0 * (here / paper - 1.0));
+            table.push([what.clone(), shown(*paper), shown(*here), deviation]);
+        }
+        self.compared.extend(points.iter().cloned());
+        self.table(table)
+    }
+}
+
+/// A number of the paper and ours.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Compared {
+    pub what: String,
+    pub paper: f64,
+    pub here: f64,
+    pub deviation_percent: f64,
+}
+
+impl Compared {
+    pub fn new(what: impl Into<String>, paper: f64, here: f64) -> Self {
+        Self { what: what.into(), paper, here, deviation_percent: 100.0 * (here / paper - 1.0) }
+    }
+}
+
+/// Three significant places for small numbers.
+pub fn shown(value: f64) -> String {
+    let places = if value.abs() >= 100.0 {
+        0
+    } else if value.abs() >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.places$}")
+}
+
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Of sorted values: that below or at which such a part of them is.
+pub fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let place = (part * sorted.len() as f64).ceil() as usize;
+    sorted.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+pub fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deviations_are_of_the_papers_value() {
+        let compared = Compared::new("", 4.0, 5.0);
+        assert!((compared.deviation_percent - 25.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn quantiles_are_values_that_are_there() {
+        let values = sorted([4.0, 1.0, 3.0, 2.0]);
+        assert_eq!([0.0, 0.5, 0.75, 1.0].map(|part| quantile(&values, part)), [1.0, 2.0, 3.0, 4.0]);
+    }
+}

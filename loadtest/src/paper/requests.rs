@@ -1,0 +1,164 @@
+//! Requests that arrive whatever happens, and instances that are started for them.
+//!
+//! A request goes to the oldest instance with a free place, or waits. An instance is started when more wait than those
+//! being started will take, and is given up after it was idle for a time. A VM whose instance is gone is not used again: its
+//! blocks would make the next start easy.
+
+use super::systems::{Running, seconds};
+use crate::simulate::{MILLISECOND, Nanos, SECOND};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+};
+
+/// How exactly it is seen when an instance is ready.
+const LOOK: Nanos = 10 * MILLISECOND;
+
+/// What is asked, and how it is served.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// When requests arrive, from the beginning of the test, in order.
+    pub arrivals: Vec<Nanos>,
+    /// How long an instance works on one.
+    pub service: Nanos,
+    /// Requests that one instance works on at once.
+    pub concurrency: u32,
+    pub idle: Nanos,
+    /// Instances that are there at the beginning.
+    pub warm: usize,
+}
+
+/// What came of it, in seconds.
+#[derive(Debug, Clone, Default)]
+pub struct Served {
+    /// When each request arrived, and how long its answer took.
+    pub responses: Vec<(f64, f64)>,
+    pub provisioned: Vec<f64>,
+}
+
+struct Instance {
+    running: u32,
+    idle_since: Nanos,
+    is_gone: bool,
+}
+
+/// Arrivals of a rate that is straight between its points, a second and requests in a second: evenly spaced.
+pub fn arrivals(rate: &[(f64, f64)]) -> Vec<Nanos> {
+    let Some((end, _)) = rate.last() else { return Vec::new() };
+    let mut arrivals = Vec::new();
+    let (mut owed, step) = (0.0, 0.01);
+    for number in 0..(end / step) as u64 {
+        let at = number as f64 * step;
+        owed += super::data::interpolate(rate, at) * step;
+        while owed >= 1.0 {
+            owed -= 1.0;
+            arrivals.push((at * SECOND as f64) as Nanos);
+        }
+    }
+    arrivals
+}
+
+struct Service<'a> {
+    load: &'a Load,
+    running: Running,
+    instances: Vec<Instance>,
+    waiting: VecDeque<Nanos>,
+    ends: BinaryHeap<Reverse<(Nanos, usize)>>,
+    starting: usize,
+    /// Of the test, at the beginning of the clock on which instances start. That clock stands while none does.
+    ahead: i64,
+    seen: Nanos,
+    served: Served,
+}
+
+/// Serves all requests.
+pub fn serve(load: &Load, running: Running) -> Served {
+    let warm = |_| Instance { running: 0, idle_since: 0, is_gone: false };
+    let seen = running.now();
+    let mut service = Service {
+        load,
+        running,
+        instances: (0..load.warm).map(warm).collect(),
+        waiting: VecDeque::new(),
+        ends: BinaryHeap::new(),
+        starting: 0,
+        ahead: 0,
+        seen,
+        served: Served::default(),
+    };
+    let mut arrivals = load.arrivals.iter().copied().peekable();
+    let mut now = 0;
+    loop {
+        let looks = (service.starting > 0).then_some(now + LOOK);
+        let ends = service.ends.peek().map(|Reverse((at, _))| *at);
+        let next = [arrivals.peek().copied(), looks, ends].into_iter().flatten().min();
+        let Some(next) = next else { return service.served };
+        now = next.max(now);
+        service.look(now);
+        while let Some(Reverse((at, instance))) = service.ends.peek().copied().filter(|end| end.0.0 <= now) {
+            service.ends.pop();
+            service.instances[instance].running -= 1;
+            service.instances[instance].idle_since = at;
+            service.serve(now);
+        }
+        while arrivals.next_if(|at| *at <= now).is_some() {
+            service.waiting.push_back(now);
+            service.give_up_idle(now);
+            service.serve(now);
+            service.start_more(now);
+        }
+    }
+}
+
+impl Service<'_> {
+    /// Lets starts go on, and takes in what is ready.
+    fn look(&mut self, now: Nanos) {
+        if self.starting == 0 {
+            return;
+        }
+        let clock = (now as i64 - self.ahead) as Nanos;
+        self.running.run_until(clock);
+        let seen = std::mem::replace(&mut self.seen, clock);
+        let new = self.running.ready().into_iter().filter(|(_, ready)| (seen + 1..=clock).contains(ready));
+        for (asked, ready) in new {
+            self.starting -= 1;
+            self.served.provisioned.push(seconds(ready - asked));
+            self.instances.push(Instance { running: 0, idle_since: now, is_gone: false });
+        }
+        self.serve(now);
+    }
+
+    fn serve(&mut self, now: Nanos) {
+        while let Some(&arrived) = self.waiting.front() {
+            let concurrency = self.load.concurrency;
+            let has_place = |instance: &Instance| !instance.is_gone && instance.running < concurrency;
+            let Some(place) = self.instances.iter().position(has_place) else { return };
+            self.waiting.pop_front();
+            self.instances[place].running += 1;
+            let end = now + self.load.service;
+            self.ends.push(Reverse((end, place)));
+            self.served.responses.push((seconds(arrived), seconds(end - arrived)));
+        }
+    }
+
+    fn start_more(&mut self, now: Nanos) {
+        let places = self.starting * self.load.concurrency as usize;
+        let missing = self.waiting.len().saturating_sub(places).div_ceil(self.load.concurrency as usize);
+        if missing == 0 {
+            return;
+        }
+        if self.starting == 0 {
+            self.seen = self.running.now();
+            self.ahead = now as i64 - self.seen as i64;
+        }
+        self.starting += missing;
+        self.running.start(missing);
+    }
+
+    fn give_up_idle(&mut self, now: Nanos) {
+        for instance in &mut self.instances {
+            let is_idle = instance.running == 0 && now.saturating_sub(instance.idle_since) > self.load.idle;
+            instance.is_gone |= is_idle;
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! A cluster in which nothing goes wrong, and of which only starts are asked.
+
+use super::{
+    invariants::Depth,
+    model::{Model, SECOND},
+    network::Node,
+    queue::Nanos,
+    world::{Watch, World},
+};
+use faasnet_actors::id::StartId;
+
+pub struct Cluster {
+    world: World,
+}
+
+/// In which all agents have found the manager.
+const BOOT: Nanos = 60 * SECOND;
+
+impl Cluster {
+    /// All VMs are up, and hold nothing.
+    pub fn new(model: Model, seed: u64) -> Self {
+        let vms = model.vms;
+        let mut world = World::new(model, seed, Watch { depth: Depth::Light, prints: false });
+        (0..vms).for_each(|vm| world.boot(vm));
+        world.run_until(BOOT, |world| {
+            let up = world.manager.iter().flat_map(|manager| manager.nodes.values());
+            up.filter(|node| node.is_up()).count() == vms
+        });
+        Self { world }
+    }
+
+    pub fn now(&self) -> Nanos {
+        self.world.now
+    }
+
+    /// Asks for that many starts of a function by its number.
+    pub fn start(&mut self, function: usize, count: u32) {
+        self.world.start(function, count);
+    }
+
+    pub fn run_until(&mut self, end: Nanos) {
+        self.world.run_until(end, |_| false);
+    }
+
+    /// Until so many starts were ever ready, or that moment.
+    pub fn run_until_ready(&mut self, starts: usize, end: Nanos) {
+        self.world.run_until(end, |world| world.book.ready.len() >= starts);
+    }
+
+    /// When each start that was ready was acknowledged, and was ready, in the order of their names.
+    pub fn ready(&self) -> Vec<(Nanos, Nanos)> {
+        let ready = self.world.book.ready.iter();
+        let times = |(start, at): (&StartId, &Nanos)| Some((self.world.book.acknowledged.get(start)?.1, *at));
+        ready.filter_map(times).collect()
+    }
+
+    /// Bytes of blocks that a VM has sent and received.
+    pub fn traffic(&self, vm: Node) -> (u64, u64) {
+        self.world.book.traffic.get(&vm).copied().unwrap_or_default()
+    }
+}
