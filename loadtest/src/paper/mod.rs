@@ -43,7 +43,7 @@ impl Paper {
         let begun = Instant::now();
         let progress = |what: &str| eprintln!("{:>6.1} s  {what}", begun.elapsed().as_secs_f64());
         let paper = Costs::paper();
-        let measured = costs::measured();
+        let measured = costs::measured()?;
         let run = |costs, is_paper| Run {
             costs,
             is_paper,

@@ -6,11 +6,14 @@
 
 use super::systems::{Running, seconds};
 use crate::simulate::{MILLISECOND, Nanos, SECOND};
+use anyhow::ensure;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
 };
 
+/// After the last request, until all must be answered.
+const PATIENCE: Nanos = 3600 * SECOND;
 /// How exactly it is seen when an instance is ready.
 const LOOK: Nanos = 10 * MILLISECOND;
 
@@ -72,7 +75,7 @@ struct Service<'a> {
 }
 
 /// Serves all requests.
-pub fn serve(load: &Load, running: Running) -> Served {
+pub fn serve(load: &Load, running: Running) -> anyhow::Result<Served> {
     let warm = |_| Instance { running: 0, idle_since: 0, is_gone: false };
     let seen = running.now();
     let mut service = Service {
@@ -88,12 +91,14 @@ pub fn serve(load: &Load, running: Running) -> Served {
     };
     let mut arrivals = load.arrivals.iter().copied().peekable();
     let mut now = 0;
+    let end = load.arrivals.last().map_or(0, |last| last + PATIENCE);
     loop {
         let looks = (service.starting > 0).then_some(now + LOOK);
         let ends = service.ends.peek().map(|Reverse((at, _))| *at);
         let next = [arrivals.peek().copied(), looks, ends].into_iter().flatten().min();
-        let Some(next) = next else { return service.served };
+        let Some(next) = next else { return Ok(service.served) };
         now = next.max(now);
+        ensure!(now < end, "{} instances were never ready", service.starting);
         service.look(now);
         while let Some(Reverse((at, instance))) = service.ends.peek().copied().filter(|end| end.0.0 <= now) {
             service.ends.pop();
@@ -160,5 +165,46 @@ impl Service<'_> {
             let is_idle = instance.running == 0 && now.saturating_sub(instance.idle_since) > self.load.idle;
             instance.is_gone |= is_idle;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paper::{costs::Costs, image::Image, systems::System};
+
+    fn load(arrivals: Vec<Nanos>, warm: usize) -> Load {
+        Load { arrivals, service: SECOND, concurrency: 2, idle: 60 * SECOND, warm }
+    }
+
+    fn running(costs: &Costs) -> Running {
+        Running::new(System::OnDemand, costs, &Image::code(0.1, 1.0), 4, 1, 1)
+    }
+
+    #[test]
+    fn as_many_requests_arrive_as_the_rate_says() {
+        let arrivals = arrivals(&[(0.0, 10.0), (10.0, 10.0), (20.0, 30.0)]);
+        assert!((295..=300).contains(&arrivals.len()), "{}", arrivals.len());
+        assert!(arrivals.is_sorted());
+    }
+
+    #[test]
+    fn a_warm_instance_answers_at_once_and_the_third_at_a_time_waits() {
+        let served = serve(&load(vec![0, 0, 60 * SECOND, 120 * SECOND], 1), running(&Costs::paper()))
+            .expect("all served");
+        let responses: Vec<f64> = served.responses.iter().map(|(_, response)| *response).collect();
+        assert_eq!(responses[..3], [1.0, 1.0, 1.0]);
+        assert!(served.provisioned.is_empty(), "it is idle for less than it may be");
+        let served = serve(&load(vec![0, 0, 0], 1), running(&Costs::paper())).expect("all served");
+        assert_eq!(served.provisioned.len(), 1, "one is started for the third");
+        let last = served.responses.last().map(|(_, response)| *response);
+        assert_eq!(last, Some(2.0), "the warm one is free before the new one is ready");
+    }
+
+    #[test]
+    fn an_instance_that_was_idle_for_long_is_started_anew() {
+        let served = serve(&load(vec![0, 100 * SECOND], 1), running(&Costs::paper())).expect("all served");
+        assert_eq!(served.provisioned.len(), 1);
+        assert!(served.responses[1].1 > 1.0 + served.provisioned[0] - 0.02, "{served:?}");
     }
 }

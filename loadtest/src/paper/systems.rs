@@ -3,7 +3,7 @@
 use super::{costs::Costs, image::Image};
 use crate::{
     rivals::{Kraken, Pull, Rival, Setup, Source, Tree},
-    simulate::{Cluster, FunctionModel, Hot, ImageModel, Model, Nanos, Reads, SECOND, WorldLimits},
+    simulate::{Cluster, Cores, FunctionModel, Hot, ImageModel, Model, Nanos, Reads, SECOND, WorldLimits},
 };
 use anyhow::ensure;
 use faasnet::settings::{Topology, TreeSettings};
@@ -191,12 +191,8 @@ pub fn model(system: System, costs: &Costs, images: &[&Image], vms: usize, per_v
             packed_blocks: image.packed_blocks,
         }
     };
-    const NAMES: [&str; 25] = [
-        "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t",
-        "u", "v", "w", "x", "y",
-    ];
-    let function = |(number, name): (usize, &&'static str)| FunctionModel {
-        name,
+    let function = |number: usize| FunctionModel {
+        name: format!("function-{number}"),
         image: number,
         memory_mib: MEMORY_MIB,
         ..FunctionModel::default()
@@ -211,19 +207,19 @@ pub fn model(system: System, costs: &Costs, images: &[&Image], vms: usize, per_v
         vms,
         memory_bytes: per_vm as u64 * (MEMORY_MIB << 20),
         images: images.iter().map(image_model).collect(),
-        functions: NAMES.iter().enumerate().take(images.len()).map(function).collect(),
+        functions: (0..images.len()).map(function).collect(),
         uplink: costs.link,
         downlink: costs.link,
-        latency: costs.latency_ns,
-        // The root's own link is the limit.
-        origin_rate: costs.link,
+        // A VM adds up to half as much again at either end.
+        latency: costs.latency_ns * 2 / 3,
+        origin_rate: costs.registry_rate as u64,
         origin_latency: costs.registry_latency_ns,
+        origin_requests: costs.registry_requests_per_second as u64,
         disk: costs.disk_ns,
-        mount: costs.prepare_ns.clone(),
-        run: costs.run_ns.clone(),
-        think: costs.read_ns,
-        order_cost: costs.order_ns,
+        costs: costs.ours.clone(),
+        cores: Cores::Each(costs.cores),
+        stand_ins: true,
         limits,
-        ..Model::default()
+        ..Model::without_times()
     }
 }

@@ -3,7 +3,6 @@
 use super::{
     invariants::Depth,
     model::{Model, SECOND},
-    network::Node,
     queue::Nanos,
     world::{Watch, World},
 };
@@ -42,20 +41,15 @@ impl Cluster {
         self.world.run_until(end, |_| false);
     }
 
-    /// Until so many starts were ever ready, or that moment.
+    /// Until the probes of so many starts were answered, or that moment.
     pub fn run_until_ready(&mut self, starts: usize, end: Nanos) {
-        self.world.run_until(end, |world| world.book.ready.len() >= starts);
+        self.world.run_until(end, |world| world.book.answered.len() >= starts);
     }
 
-    /// When each start that was ready was acknowledged, and was ready, in the order of their names.
+    /// When each start whose probe was answered was acknowledged, and when that was, in the order of their names.
     pub fn ready(&self) -> Vec<(Nanos, Nanos)> {
-        let ready = self.world.book.ready.iter();
+        let answered = self.world.book.answered.iter();
         let times = |(start, at): (&StartId, &Nanos)| Some((self.world.book.acknowledged.get(start)?.1, *at));
-        ready.filter_map(times).collect()
-    }
-
-    /// Bytes of blocks that a VM has sent and received.
-    pub fn traffic(&self, vm: Node) -> (u64, u64) {
-        self.world.book.traffic.get(&vm).copied().unwrap_or_default()
+        answered.filter_map(times).collect()
     }
 }

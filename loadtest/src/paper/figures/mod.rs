@@ -5,7 +5,7 @@ mod headline;
 mod packages;
 mod traces;
 
-use super::{costs::Costs, figure::Figure};
+use super::{costs::Costs, figure::Figure, image::Image};
 pub use headline::headline;
 
 /// How experiments are run.
@@ -23,6 +23,10 @@ pub struct Run<'a> {
 impl Run<'_> {
     fn tell(&self, what: &str) {
         (self.progress)(what);
+    }
+
+    fn image(&self, image: Image) -> Image {
+        if self.quick { image.with_fewer_reads() } else { image }
     }
 
     fn figure(&self, number: &str, title: &str) -> Figure {

@@ -21,7 +21,7 @@ const PATIENCE: Nanos = 600 * SECOND;
 
 /// Times of one start of each of eight functions, each with an image of its own.
 fn together(run: &Run, system: System, vms: usize, functions: usize, seed: u64) -> Vec<f64> {
-    let image = Image::placement();
+    let image = run.image(Image::placement());
     if system == System::Dadi {
         let mut tree = dadi(run.costs, &image, vms, functions, seed);
         (0..functions).for_each(|function| {

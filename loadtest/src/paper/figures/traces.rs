@@ -93,7 +93,7 @@ fn load(test: &Test) -> anyhow::Result<Load> {
 
 fn play(run: &Run, test: &Test) -> anyhow::Result<(Figure, Provisioned)> {
     let load = load(test)?;
-    let image = Image::pystan();
+    let image = run.image(Image::pystan());
     let (from, to) = test.drawn;
     let shown = |at: f64| (from..=to).contains(&at);
     let mut plot = Plot::new(
@@ -106,7 +106,7 @@ fn play(run: &Run, test: &Test) -> anyhow::Result<(Figure, Provisioned)> {
         run.tell(&format!("{system}, {} requests", load.arrivals.len()));
         // More VMs than instances are ever started; how many there are costs nothing.
         let running = Running::new(system, run.costs, &image, 200, PER_VM, run.seed);
-        let served = serve(&load, running);
+        let served = serve(&load, running)?;
         let longest = longest(&served, test.step);
         plot =
             plot.with(Series::line(system.to_string(), longest.iter().copied().filter(|(at, _)| shown(*at))));
