@@ -44,7 +44,12 @@ impl CacheFile {
         let path = &mount.plain_path;
         let file = File::open(path)
             .map_err(|error| format!("the cache file {} cannot be opened: {error}", path.display()))?;
-        Ok(Self { file, present: mount.present.iter().copied().map(AtomicU8::new).collect() })
+        // One bit for each block, whatever the agent sent: a block without one would never count as present here,
+        // and its reads would go between the desk and this file for ever.
+        let blocks = mount.plain_bytes.div_ceil(u64::from(BLOCK_BYTES));
+        let bytes = usize::try_from(blocks.div_ceil(8)).map_err(|_| "the image is too large".to_owned())?;
+        let present = mount.present.iter().copied().chain(std::iter::repeat(0)).take(bytes);
+        Ok(Self { file, present: present.map(AtomicU8::new).collect() })
     }
 
     pub fn set(&self, blocks: &[BlockId]) {
@@ -264,4 +269,29 @@ fn answer(cache: &CacheFile, read: PendingRead, desk: &SyncSender<Input>) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faasnet_actors::id::Digest;
+
+    #[test]
+    fn blocks_count_when_they_come_whatever_the_agent_knew_before() {
+        let cache = tempfile::NamedTempFile::new().unwrap();
+        for present in [vec![], vec![0b10], vec![0b10, 0, 0]] {
+            let mount = Mount {
+                image: Digest::from_bytes([7; 32]),
+                plain_path: cache.path().to_owned(),
+                plain_bytes: 10 * u64::from(BLOCK_BYTES),
+                present: present.clone(),
+                record: false,
+                packed: false,
+            };
+            let file = CacheFile::open(&mount).unwrap();
+            assert_eq!(file.has(1..=1), !present.is_empty());
+            file.set(&[BlockId(1), BlockId(9), BlockId(99)]);
+            assert!(file.has(1..=1) && file.has(9..=9) && !file.has(8..=9), "{present:?}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::{
     },
     block_store::{BlockStore, Distrust, Found, Keep, Load, Release, disk_bytes},
     id::{BlockId, StartId, TreeId, VmId},
-    image::BlockImage,
+    image::{BLOCK_BYTES, BlockImage},
     support::{Flow, Hop, Life, Observe, Snapshot, Stop, flow, millis},
     wire::{
         control::{Capability, Place, Step, Upstream},
@@ -332,8 +332,9 @@ impl BlockTransfer {
     }
 
     fn mount(&self) {
-        let blocks = self.core.index().map_or(0, |index| index.block_count());
-        let mut present = vec![0_u8; (blocks as usize).div_ceil(8)];
+        // Also without the index, which may be lost while the image is mounted.
+        let blocks = self.image.plain_bytes.div_ceil(u64::from(BLOCK_BYTES)) as usize;
+        let mut present = vec![0_u8; blocks.div_ceil(8)];
         for block in self.core.present() {
             present[block.0 as usize / 8] |= 1 << (block.0 % 8);
         }
