@@ -85,6 +85,10 @@ impl FromStr for Reference {
         if matches!(port, Some(Err(_) | Ok(0))) {
             return Err(refuse("use a port from 1 to 65535"));
         }
+        // The library takes a first word with capitals for a host, and then for a part of the name.
+        if parsed.repository().bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(refuse("use names in lower case; a registry has a point or a port in its name"));
+        }
         let repository =
             Repository { registry: parsed.registry().to_lowercase(), name: parsed.repository().to_owned() };
         Ok(Self { repository, tag: parsed.tag().map(str::to_owned), digest })
@@ -196,6 +200,7 @@ mod tests {
             "[::1]:5000/a",
             "a@sha256:12",
             "a%2f..",
+            "User/app",
             "a@md5:0123456789abcdef0123456789abcdef",
             &long,
             &digest,

@@ -105,9 +105,10 @@ fn images_on_one_vm_share_its_link() {
         assert_about(tree.registry_bytes(), images as f64 * 10.0 * MEGABYTE);
         tree.starts().iter().filter_map(|start| start.seconds()).fold(0.0, f64::max)
     };
-    // Each block goes over the root's link, then over that of the VM.
+    // Each block goes over the root's link, then over that of the VM. Images that begin together go on together, each
+    // at an eighth: one link waits while the other sends.
     assert_about(time(1), 0.2);
-    assert!((0.8..1.0).contains(&time(8)), "eight times the bytes over the same links: {}", time(8));
+    assert_about(time(8), 1.6);
 }
 
 #[test]
