@@ -180,7 +180,6 @@ impl Merger {
             self.tree.touch(directory, name, self.layer);
             return Ok(());
         }
-        self.tree.remove(directory, name);
         self.tree.link(directory, name, Child { inode: found.inode, layer: self.layer });
         Ok(())
     }

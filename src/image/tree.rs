@@ -126,10 +126,13 @@ impl Tree {
         id
     }
 
-    /// Gives an inode that has names already one more, which must be free.
+    /// Gives an inode that has names already one more. What has that name goes with everything below it, which may
+    /// be where the inode had its only name: therefore it goes last.
     pub fn link(&mut self, directory: InodeId, name: &[u8], child: Child) {
         self.inode_mut(child.inode).names += 1;
-        self.children_mut(directory).insert(name.into(), child);
+        if let Some(replaced) = self.children_mut(directory).insert(name.into(), child) {
+            self.drop_name(replaced.inode);
+        }
     }
 
     /// Takes away a name and everything below it.
@@ -234,6 +237,18 @@ mod tests {
     fn file() -> Inode {
         let data = DataPlace { layer: 0, entry: 0 };
         Inode { kind: Kind::File { size: 0, data, content: None }, ..implied_directory() }
+    }
+
+    #[test]
+    fn a_link_may_take_the_place_of_the_directory_that_its_target_lies_in() {
+        let mut tree = Tree::new();
+        let directory = tree.add(ROOT, b"d", 0, implied_directory());
+        let target = tree.add(directory, b"f", 0, file());
+        let other = tree.add(directory, b"other", 0, file());
+        tree.link(ROOT, b"d", Child { inode: target, layer: 1 });
+        assert_eq!(tree.child(ROOT, b"d").map(|child| child.inode), Some(target));
+        assert_eq!(tree.inode(target).names, 1);
+        assert!(tree.iter().all(|(id, _)| id != directory && id != other));
     }
 
     #[test]
