@@ -239,9 +239,10 @@ mod tests {
         let load = load(&listener, every(3_600_000, 3), limits(10));
         let (stopper, stop) = watch::channel(false);
         let waiter = std::thread::spawn(move || {
-            let (_stream, _) = listener.accept().unwrap();
+            let (stream, _) = listener.accept().unwrap();
             stopper.send(true).unwrap();
-            stopper
+            // Open until the end: a connection that ends is another outcome.
+            (stopper, stream)
         });
         let samples = run(&load, stop);
         drop(waiter.join().unwrap());
