@@ -106,8 +106,9 @@ impl std::fmt::Display for Failure {
 
 /// How long things go wrong.
 const TROUBLE: Nanos = 12 * SECOND;
-/// How long afterwards everything has time to come to rest: the longest deadline, and as much again.
-const REST: Duration = Duration::from_secs(60);
+/// How long afterwards everything has time to come to rest: the longest wait, which is the life of a
+/// complaint (only when it is over asks everybody his parent again), and as much again.
+const REST: Duration = Duration::from_secs(2 * 60);
 const VMS: usize = 10;
 
 /// A small world with short deadlines, in which rare things are frequent.
@@ -149,8 +150,6 @@ fn model() -> Model {
     limits.scheduler.functions_per_vm_max = 2;
     limits.scheduler.placement_deadline = millis(8000);
     limits.scheduler.ready_deadline = millis(15_000);
-    // Over before the end, when everybody asks his parent again.
-    limits.tree.complaint_life = millis(20_000);
     limits.orders_in_flight_max = 2;
     limits.orders_queued_max = 1;
     limits.transfer.in_flight_blocks_min = 4;
