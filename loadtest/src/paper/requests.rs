@@ -76,7 +76,9 @@ struct Service<'a> {
 
 /// Serves all requests.
 pub fn serve(load: &Load, running: Running) -> anyhow::Result<Served> {
-    let warm = |_| Instance { running: 0, idle_since: 0, is_gone: false };
+    // A test may be played from its middle: before its first request nothing was idle.
+    let begin = load.arrivals.first().copied().unwrap_or_default();
+    let warm = |_| Instance { running: 0, idle_since: begin, is_gone: false };
     let seen = running.now();
     let mut service = Service {
         load,
@@ -199,6 +201,12 @@ mod tests {
         assert_eq!(served.provisioned.len(), 1, "one is started for the third");
         let last = served.responses.last().map(|(_, response)| *response);
         assert_eq!(last, Some(2.0), "the warm one is free before the new one is ready");
+    }
+
+    #[test]
+    fn a_warm_instance_is_not_idle_before_the_first_request() {
+        let served = serve(&load(vec![100 * SECOND], 1), running(&Costs::paper())).expect("all served");
+        assert!(served.provisioned.is_empty(), "{served:?}");
     }
 
     #[test]
