@@ -1,8 +1,9 @@
 //! What one figure of the report holds.
 
-use crate::report::{Plot, Table};
+use crate::report::{Plot, Series, Table};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::fmt;
 
 /// One figure of the paper, run again.
 pub struct Figure {
@@ -91,6 +92,11 @@ impl Compared {
     pub fn new(what: impl Into<String>, paper: f64, here: f64) -> Self {
         Self { what: what.into(), paper, here, deviation_percent: 100.0 * (here / paper - 1.0) }
     }
+}
+
+/// The paper's points of what the plot has a series of that name for.
+pub fn from_paper(name: impl fmt::Display, points: impl IntoIterator<Item = (f64, f64)>) -> Series {
+    Series::points(format!("{name}, the paper"), points).like(name.to_string())
 }
 
 /// Three significant places for small numbers.

@@ -16,7 +16,7 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}
 figure{margin:1.5rem 0}figcaption{font-weight:600}
 svg{width:100%;height:auto}
 .legend{margin:.2rem 0;font-size:.9rem}.legend span{margin-right:1.2rem;white-space:nowrap}
-.legend i{display:inline-block;width:1.4rem;height:.2rem;vertical-align:middle;margin-right:.4rem}
+.legend i{display:inline-block;box-sizing:border-box;width:1.4rem;height:.2rem;vertical-align:middle;margin-right:.4rem}
 .legend i.points{width:.6rem;height:.6rem;border-radius:50%}.legend i.stack{width:.8rem;height:.8rem}
 .note{font-size:.9rem;opacity:.8;margin:.2rem 0}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}

@@ -47,11 +47,12 @@ pub struct Series {
     name: String,
     mark: Mark,
     points: Vec<(f64, f64)>,
+    like: Option<String>,
 }
 
 impl Series {
     pub fn new(name: impl Into<String>, mark: Mark, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
-        Self { name: name.into(), mark, points: points.into_iter().collect() }
+        Self { name: name.into(), mark, points: points.into_iter().collect(), like: None }
     }
 
     pub fn line(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
@@ -80,6 +81,12 @@ impl Series {
         let points = shown.map(|(place, value)| (*value, (place + 1) as f64 / count as f64));
         let first = values.first().map(|least| (*least, 0.0));
         Self::step(name, first.into_iter().chain(points))
+    }
+
+    /// In the colour of that series of the plot, which comes before it: the same thing from elsewhere. Its points are hollow.
+    #[must_use]
+    pub fn like(self, name: impl Into<String>) -> Self {
+        Self { like: Some(name.into()), ..self }
     }
 }
 
@@ -115,10 +122,11 @@ impl Plot {
             "<figure>\n<figcaption>{}</figcaption>\n<p class=\"legend\">",
             escaped(&self.title)
         ));
-        for (number, Series { name, mark, .. }) in self.series.iter().enumerate() {
-            let RGBColor(red, green, blue) = colour(number);
+        for (Series { name, mark, like, .. }, colour) in self.series.iter().zip(self.colours()) {
+            let RGBColor(red, green, blue) = colour;
             let class = format!("{mark:?}").to_lowercase();
-            let style = format!("background:rgb({red},{green},{blue})");
+            let property = if like.is_some() { "border:2px solid" } else { "background:" };
+            let style = format!("{property} rgb({red},{green},{blue})");
             out.push_str(&format!(
                 "<span><i class=\"{class}\" style=\"{style}\"></i>{}</span>\n",
                 escaped(name)
@@ -143,7 +151,7 @@ impl Plot {
     }
 
     fn draw(&self, text: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-        let bars = self.bars();
+        let (bars, colours) = (self.bars(), self.colours());
         let points = || {
             self.series.iter().filter(|series| series.mark != Mark::Stack).flat_map(|series| &series.points)
         };
@@ -178,11 +186,10 @@ impl Plot {
         let rectangles = bars.iter().filter_map(|bar| {
             let floor = self.y.place(bar.from).unwrap_or(up.start).max(up.start);
             let corners = [(bar.x - width / 2.0, floor), (bar.x + width / 2.0, self.y.place(bar.to)?)];
-            Some(Rectangle::new(corners, colour(bar.series).filled()))
+            Some(Rectangle::new(corners, colours[bar.series].filled()))
         });
         chart.draw_series(rectangles)?;
-        for (number, series) in self.series.iter().enumerate() {
-            let colour = colour(number);
+        for (series, colour) in self.series.iter().zip(colours) {
             let style = ShapeStyle { color: colour.to_rgba(), filled: false, stroke_width: 2 };
             match series.mark {
                 Mark::Line => chart.draw_series(LineSeries::new(self.places(&series.points), style))?,
@@ -192,7 +199,11 @@ impl Plot {
                 }
                 Mark::Points => {
                     let dots = self.places(&series.points).into_iter();
-                    chart.draw_series(dots.map(|place| Circle::new(place, 3, colour.mix(0.8).filled())))?
+                    let (radius, style) = match series.like {
+                        Some(_) => (4, style),
+                        None => (3, colour.mix(0.8).filled()),
+                    };
+                    chart.draw_series(dots.map(|place| Circle::new(place, radius, style)))?
                 }
                 Mark::Stack => continue,
             };
@@ -203,6 +214,17 @@ impl Plot {
 
     fn places(&self, points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         points.iter().filter_map(|&(x, y)| Some((self.x.place(x)?, self.y.place(y)?))).collect()
+    }
+
+    /// Of each series its own, or that of the one which it is like.
+    fn colours(&self) -> Vec<RGBColor> {
+        let (mut own, mut colours) = (COLOURS.into_iter().cycle(), Vec::new());
+        for series in &self.series {
+            let is_like = |before: &Series| series.like.as_ref() == Some(&before.name);
+            let like = self.series[..colours.len()].iter().position(is_like);
+            colours.extend(like.map(|place| colours[place]).or_else(|| own.next()));
+        }
+        colours
     }
 
     fn bars(&self) -> Vec<Bar> {
@@ -274,10 +296,6 @@ fn steps(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     corners
 }
 
-fn colour(series: usize) -> RGBColor {
-    COLOURS[series % COLOURS.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,6 +325,20 @@ mod tests {
                 (2, 1.0, 6.0, 8.0)
             ]
         );
+    }
+
+    #[test]
+    fn a_series_has_the_colour_of_the_one_that_it_is_like_and_takes_none_from_the_others() {
+        let series = |name: &str| Series::points(name, [(1.0, 2.0)]);
+        let plot = Plot::new("t", Axis::linear("x"), Axis::linear("y"))
+            .with(series("a"))
+            .with(series("a, the paper").like("a"))
+            .with(series("b"))
+            .with(series("c, the paper").like("c"));
+        assert_eq!(plot.colours(), [COLOURS[0], COLOURS[0], COLOURS[1], COLOURS[2]]);
+        let mut html = String::new();
+        plot.html(&mut html).unwrap();
+        assert_eq!(html.matches("border:2px solid").count(), 2, "{html}");
     }
 
     #[test]

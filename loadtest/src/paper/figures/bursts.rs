@@ -4,7 +4,7 @@ use super::Run;
 use crate::{
     paper::{
         data,
-        figure::{Compared, Figure, mean, quantile, sorted},
+        figure::{Compared, Figure, from_paper, mean, quantile, sorted},
         image::Image,
         systems::{System, Times, burst, model, seconds},
     },
@@ -56,7 +56,7 @@ fn figure_14(run: &Run, bursts: &Bursts, sizes: &[usize]) -> anyhow::Result<Figu
             plot = plot.with(Series::line(system.to_string(), means));
             if let Some(name) = system.in_paper().filter(|_| run.is_paper) {
                 let drawn = points.points(&[("system", name)], "n_containers", "total_s")?;
-                plot = plot.with(Series::points(format!("{system}, the paper"), drawn));
+                plot = plot.with(from_paper(system, drawn));
             }
         }
         Ok(plot)
@@ -129,7 +129,7 @@ fn figure_15(run: &Run, bursts: &Bursts, sizes: &[usize]) -> anyhow::Result<Figu
                 // Fewer VMs than the paper's in a quick run.
                 let scale = largest as f64 / 128.0;
                 let drawn = drawn.into_iter().step_by(3).map(|(at, rank)| (at, rank * scale));
-                plot = plot.with(Series::points(format!("{system}, the paper"), drawn));
+                plot = plot.with(from_paper(system, drawn));
             }
         }
         Ok(plot)
@@ -204,9 +204,7 @@ pub fn figure_16(run: &Run) -> anyhow::Result<Figure> {
         let here = [total(&inward), total(&outward), peak(&inward), peak(&outward)];
         values.insert(system.to_string(), here);
         if run.is_paper && system == System::Published {
-            plot = plot
-                .with(Series::points("in, the paper", drawn("in_mb_s")?))
-                .with(Series::points("out, the paper", drawn("out_mb_s")?));
+            plot = plot.with(from_paper("in", drawn("in_mb_s")?)).with(from_paper("out", drawn("out_mb_s")?));
             let names = ["in, MB", "out, MB", "peak in, MB/s", "peak out, MB/s"];
             let paper = [55.6, 104.7, 15.8, 30.1];
             let rows = names.into_iter().zip(paper).zip(here);
@@ -240,7 +238,7 @@ pub fn figure_17(run: &Run) -> anyhow::Result<Figure> {
         values.insert(system.to_string(), here);
         if system == System::Published && run.is_paper {
             let points = drawn.iter().step_by(4).map(|(at, part)| (*at, part * starts as f64));
-            plot = plot.with(Series::points("FaaSNet, the paper", points));
+            plot = plot.with(from_paper(system, points));
             let at = |part| data::interpolate(&drawn.iter().map(|(x, y)| (*y, *x)).collect::<Vec<_>>(), part);
             for ((what, here), part) in here.into_iter().zip([0.0, 0.5, 1.0]) {
                 compared.push(Compared::new(format!("{system}, {what}"), at(part), here));

@@ -4,7 +4,7 @@ use super::Run;
 use crate::{
     paper::{
         data,
-        figure::{Compared, Figure, quantile, shown, sorted},
+        figure::{Compared, Figure, from_paper, quantile, shown, sorted},
         image::Image,
         systems::{System, burst, dadi, model, seconds},
     },
@@ -70,7 +70,7 @@ pub fn figure_18(run: &Run) -> anyhow::Result<Figure> {
         plot = plot.with(Series::line(system.to_string(), medians));
         if let Some(name) = system.in_paper().filter(|_| run.is_paper) {
             let drawn = points.points(&[("system", name)], "functions_per_vm", "median_pct")?;
-            plot = plot.with(Series::points(format!("{system}, the paper"), drawn));
+            plot = plot.with(from_paper(system, drawn));
         }
     }
     Ok(run
@@ -129,12 +129,12 @@ pub fn figure_19(run: &Run) -> anyhow::Result<Figure> {
         plot = plot.with(Series::points(format, points));
     }
     if run.is_paper {
-        for (format, label) in [("zip", "zip, the paper"), ("io_efficient", "blocks, the paper")] {
+        for (format, label) in [("zip", "zip"), ("io_efficient", "blocks")] {
             let drawn = names.into_iter().zip(0..).map(|(name, place)| {
                 let of = [("function", name), ("format", format)];
                 points.value(&of, "latency_s").map(|latency| (f64::from(place), latency))
             });
-            plot = plot.with(Series::points(label, drawn.collect::<Result<Vec<_>, _>>()?));
+            plot = plot.with(from_paper(label, drawn.collect::<Result<Vec<_>, _>>()?));
         }
     }
     Ok(run
@@ -220,7 +220,7 @@ pub fn figure_20(run: &Run) -> anyhow::Result<Figure> {
         values.insert(name, (pieces, packed));
         plot = plot
             .with(Series::line(format!("image {name}"), sizes.into_iter().map(f64::from).zip(here)))
-            .with(Series::points(format!("image {name}, the paper"), paper));
+            .with(from_paper(format!("image {name}"), paper));
     }
     Ok(run
         .figure("20", "Figure 20: bytes fetched by the size of blocks")

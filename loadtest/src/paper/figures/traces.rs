@@ -4,7 +4,7 @@ use super::Run;
 use crate::{
     paper::{
         data::{self, Table},
-        figure::{Compared, Figure, quantile, sorted},
+        figure::{Compared, Figure, from_paper, quantile, sorted},
         image::Image,
         requests::{Load, Served, arrivals, serve},
         systems::{Running, System},
@@ -124,7 +124,7 @@ fn play(run: &Run, test: &Test) -> anyhow::Result<(Figure, Provisioned)> {
             let above: Vec<f64> =
                 of_answer.iter().filter(|(_, response)| *response > base).map(|(at, _)| *at).collect();
             let paper_back = above.last().zip(above.first()).map_or(0.0, |(last, first)| last - first);
-            plot = plot.with(Series::points(format!("{system}, the paper"), of_answer));
+            plot = plot.with(from_paper(system, of_answer));
             compared.push(Compared::new(format!("{system}, longest response"), paper_peak, peak));
             compared.push(Compared::new(format!("{system}, seconds above {base:.1} s"), paper_back, back));
         }
@@ -174,6 +174,8 @@ fn longest(served: &Served, step: f64) -> Vec<(f64, f64)> {
 /// How many VMs hold the function, as the text says: 82 after the first burst, 30 after the leaves, 62 more.
 const JOINS_AND_LEAVES: [(f64, i32); 4] = [(1.0, 2), (661.0, 61), (1141.0, -33), (1261.0, 62)];
 
+const PAPERS_RULES: &str = "the paper's rules (avl)";
+
 /// Levels of the paper's tree and of ours while VMs join and leave as in the test.
 fn with_heights(run: &Run, figure: Figure) -> anyhow::Result<Figure> {
     if !run.is_paper {
@@ -186,10 +188,8 @@ fn with_heights(run: &Run, figure: Figure) -> anyhow::Result<Figure> {
         Axis::linear("levels").from(0.0),
     );
     let mut compared = Vec::new();
-    let shapes: [(&str, Box<dyn Topology>); 2] = [
-        ("the paper's rules (avl)", Box::new(Avl::new())),
-        ("complete, fan-out 2", Box::new(Complete::new(2))),
-    ];
+    let shapes: [(&str, Box<dyn Topology>); 2] =
+        [(PAPERS_RULES, Box::new(Avl::new())), ("complete, fan-out 2", Box::new(Complete::new(2)))];
     for (name, mut tree) in shapes {
         let (mut next, mut members, mut levels) = (0u32, Vec::new(), Vec::new());
         for (at, change) in JOINS_AND_LEAVES {
@@ -205,7 +205,7 @@ fn with_heights(run: &Run, figure: Figure) -> anyhow::Result<Figure> {
             }
             levels.push((at, tree.height() as f64 + 1.0));
         }
-        if name.contains("avl") {
+        if name == PAPERS_RULES {
             let pairs = levels.iter().map(|(at, here)| (at, data::interpolate(&drawn, *at), here));
             compared.extend(pairs.map(|(at, paper, here)| {
                 Compared::new(format!("levels of {name} after {at:.0} s"), paper, *here)
@@ -220,7 +220,7 @@ fn with_heights(run: &Run, figure: Figure) -> anyhow::Result<Figure> {
              hold 63 at most; the text has 30 + 62 = 102 VMs after the second. Here: 63 VMs after the first burst, 30 that stay, \
              from 1,141 s (the figure; the text has 15 minutes after the burst), and 62 more.",
         )
-        .plot(plot.with(Series::points("the paper", drawn)))
+        .plot(plot.with(Series::points("the paper", drawn).like(PAPERS_RULES)))
         .compared("levels", &compared))
 }
 
@@ -243,7 +243,7 @@ fn figure_13(run: &Run, provisioned: &BTreeMap<&str, Provisioned>) -> anyhow::Re
                 let paper = data::interpolate(&inverse, part);
                 compared.push(Compared::new(format!("{test}, {system}, {what}"), paper, here));
             }
-            plot = plot.with(Series::points(format!("{system}, the paper"), drawn.into_iter().step_by(4)));
+            plot = plot.with(from_paper(system, drawn.into_iter().step_by(4)));
         }
         figure = figure.plot(plot);
     }
