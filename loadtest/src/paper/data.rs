@@ -26,7 +26,7 @@ pub enum DataError {
 macro_rules! files {
     ($($(#[$doc:meta])* $name:ident = $path:literal;)*) => {
         $($(#[$doc])* pub fn $name() -> Result<Table, DataError> {
-            Table::read($path, include_str!(concat!("../../data/paper/", $path)))
+            Table::read($path, include_str!(concat!("../../data/", $path)))
         })*
         #[cfg(test)]
         const ALL: &[fn() -> Result<Table, DataError>] = &[$($name),*];
@@ -35,33 +35,33 @@ macro_rules! files {
 
 files! {
     /// `trace`, `system`, `provision_s`, `cdf`.
-    fig13_provisioning = "figures/fig13_provisioning_cdf.csv";
+    fig13_provisioning = "paper/figures/fig13_provisioning_cdf.csv";
     /// `n_containers`, `system`, `pull_s`, `start_s`, `total_s`.
-    fig14a_scaling = "figures/fig14a_scaling.csv";
+    fig14a_scaling = "paper/figures/fig14a_scaling.csv";
     /// `n_containers`, `system`, `stage`, `share_pct`.
-    fig14b_stages = "figures/fig14b_stage_share.csv";
+    fig14b_stages = "paper/figures/fig14b_stage_share.csv";
     /// `system`, `rank`, `time_s`.
-    fig15_start_times = "figures/fig15_start_times.csv";
+    fig15_start_times = "paper/figures/fig15_start_times.csv";
     /// `t_s`, `in_mb_s`, `out_mb_s`.
-    fig16_bandwidth = "figures/fig16_bandwidth.csv";
+    fig16_bandwidth = "paper/figures/fig16_bandwidth.csv";
     /// `time_s`, `containers_started`, `fraction_of_plotted`.
-    fig17_thousand_vms = "figures/fig17_1000vm.csv";
+    fig17_thousand_vms = "paper/figures/fig17_1000vm.csv";
     /// `functions_per_vm`, `system`, whiskers and quartiles in percent.
-    fig18_placement = "figures/fig18_placement_box.csv";
+    fig18_placement = "paper/figures/fig18_placement_box.csv";
     /// `function`, `format`, `latency_s`, `package_mb`.
-    fig19_code = "figures/fig19_code_package.csv";
+    fig19_code = "paper/figures/fig19_code_package.csv";
     /// `image`, `quantity`, `mb`, `pct_of_image`.
-    fig20_block_size = "figures/fig20_block_size.csv";
+    fig20_block_size = "paper/figures/fig20_block_size.csv";
     /// `time_s`, `rps`, `read`: the requests of the IoT test.
     iot_requests = "workloads/iot_test_fig11.csv";
     /// `time_s`, `rps`, and the lowest and highest response of each system.
-    iot_responses = "workloads/iot_test_fig11_envelope.csv";
+    iot_responses = "paper/workloads/iot_test_fig11_envelope.csv";
     /// `time_s`, `rps`, `read`: the requests of the synthetic test.
     synthetic_requests = "workloads/synthetic_test_fig12.csv";
     /// As `iot_responses`.
-    synthetic_responses = "workloads/synthetic_test_fig12_envelope.csv";
+    synthetic_responses = "paper/workloads/synthetic_test_fig12_envelope.csv";
     /// `time_s`, `tree_height_levels`: corners of a step curve.
-    synthetic_height = "workloads/synthetic_tree_height_fig12.csv";
+    synthetic_height = "paper/workloads/synthetic_tree_height_fig12.csv";
 }
 
 impl Table {
