@@ -86,6 +86,45 @@ pub trait Rival {
     fn registry_bytes(&self) -> f64;
 }
 
+/// What one way has of its own; the rest of [`Rival`] is the same for all that run on a fleet.
+pub(super) trait OnFleet {
+    type Event;
+
+    fn fleet(&self) -> &Fleet<Self::Event>;
+    fn fleet_mut(&mut self) -> &mut Fleet<Self::Event>;
+    /// A start is asked for on that VM now; returns its number.
+    fn begin(&mut self, vm: usize) -> usize;
+    fn happen(&mut self, event: Self::Event);
+
+    fn registry_bytes(&self) -> f64 {
+        self.fleet().flows.used(self.fleet().registry)
+    }
+}
+
+impl<T: OnFleet> Rival for T {
+    fn start(&mut self, vm: usize) -> usize {
+        self.begin(vm)
+    }
+
+    fn run_until(&mut self, end: Nanos) {
+        while let Some(event) = self.fleet_mut().next(end) {
+            self.happen(event);
+        }
+    }
+
+    fn now(&self) -> Nanos {
+        self.fleet().now
+    }
+
+    fn starts(&self) -> &[Started] {
+        &self.fleet().starts
+    }
+
+    fn registry_bytes(&self) -> f64 {
+        OnFleet::registry_bytes(self)
+    }
+}
+
 /// One start after the other on VMs in turn, all at the same moment, until all are ready or the time is over.
 pub fn burst(rival: &mut dyn Rival, vms: usize, starts: usize, patience: Nanos) {
     for number in 0..starts {
@@ -175,8 +214,9 @@ impl<E> Fleet<E> {
         self.rng.random_range(spread.clone())
     }
 
-    /// A container runs: what it does itself apart from its reads.
-    pub fn run(&mut self, vm: usize, event: E) {
+    /// What comes before the container of a start is there, and it runs: what it does itself apart from its reads.
+    pub fn run(&mut self, vm: usize, start: usize, event: E) {
+        self.starts[start].pulled_at = Some(self.now);
         let length = self.spread(&self.setup.local.run.clone());
         self.work(vm, length, event);
     }
@@ -187,6 +227,10 @@ impl<E> Fleet<E> {
         let begins = self.registry_free_at.max(self.now + self.setup.latency);
         self.registry_free_at = begins + (SECOND as f64 / requests_per_second) as Nanos;
         begins - self.now + latency
+    }
+
+    pub fn ready(&mut self, start: usize) {
+        self.starts[start].ready_at = Some(self.now);
     }
 
     /// What the registry sends to a VM.

@@ -5,8 +5,7 @@
 //! announcements and the writing of pieces cost is left out, in favour of Kraken. Layers are asked for, unpacked
 //! and run as in [`super::Pull`].
 
-use super::fleet::{Fleet, Rival, Setup, Started, Vm};
-use crate::simulate::Nanos;
+use super::fleet::{Fleet, OnFleet, Setup, Vm};
 use rand::{RngExt, seq::SliceRandom};
 
 /// Kraken's default for pieces of large blobs.
@@ -16,7 +15,7 @@ const DEGREE: usize = 10;
 /// Docker's default for concurrent downloads of one pull.
 const LAYERS_MAX: usize = 3;
 
-enum Event {
+pub(super) enum Event {
     /// A neighbour has told of a piece, or of itself.
     Told {
         peer: usize,
@@ -122,28 +121,6 @@ impl Kraken {
         self.peers[b].neighbours.push(neighbour(a, at_a));
     }
 
-    fn happen(&mut self, event: Event) {
-        match event {
-            Event::Told { peer, neighbour, piece } => {
-                let known = &mut self.peers[peer];
-                let told = piece.map_or(0..known.pieces.len(), |piece| piece..piece + 1);
-                for piece in told {
-                    if !std::mem::replace(&mut known.neighbours[neighbour].has[piece], true) {
-                        known.known[piece] += 1;
-                    }
-                }
-                self.ask(peer, neighbour);
-            }
-            Event::Got { peer, neighbour, piece } => self.got(peer, neighbour, piece),
-            Event::Unpacked { peer } => {
-                self.peers[peer].unpacked += 1;
-                self.peers[peer].is_unpacking = false;
-                self.unpack(peer);
-            }
-            Event::Ran { start } => self.fleet.starts[start].ready_at = Some(self.fleet.now),
-        }
-    }
-
     /// Asks a neighbour for the rarest piece that it has, if it sends none.
     fn ask(&mut self, peer: usize, neighbour: usize) {
         let known = &self.peers[peer];
@@ -202,7 +179,7 @@ impl Kraken {
         let layer = self.peers[peer].unpacked;
         if layer == self.layers {
             for start in std::mem::take(&mut self.peers[peer].waiting) {
-                self.run(peer, start);
+                self.fleet.run(peer, start, Event::Ran { start });
             }
         } else if !self.peers[peer].is_unpacking && self.has_layer(peer, layer) {
             self.peers[peer].is_unpacking = true;
@@ -210,18 +187,23 @@ impl Kraken {
             self.fleet.transfer(vec![self.peers[peer].vm.unpack], bytes, Event::Unpacked { peer });
         }
     }
-
-    fn run(&mut self, vm: usize, start: usize) {
-        self.fleet.starts[start].pulled_at = Some(self.fleet.now);
-        self.fleet.run(vm, Event::Ran { start });
-    }
 }
 
-impl Rival for Kraken {
-    fn start(&mut self, vm: usize) -> usize {
+impl OnFleet for Kraken {
+    type Event = Event;
+
+    fn fleet(&self) -> &Fleet<Event> {
+        &self.fleet
+    }
+
+    fn fleet_mut(&mut self) -> &mut Fleet<Event> {
+        &mut self.fleet
+    }
+
+    fn begin(&mut self, vm: usize) -> usize {
         let start = self.fleet.asked(vm);
         if self.peers[vm].unpacked == self.layers {
-            self.run(vm, start);
+            self.fleet.run(vm, start, Event::Ran { start });
             return start;
         }
         self.peers[vm].waiting.push(start);
@@ -240,18 +222,26 @@ impl Rival for Kraken {
         start
     }
 
-    fn run_until(&mut self, end: Nanos) {
-        while let Some(event) = self.fleet.next(end) {
-            self.happen(event);
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Told { peer, neighbour, piece } => {
+                let known = &mut self.peers[peer];
+                let told = piece.map_or(0..known.pieces.len(), |piece| piece..piece + 1);
+                for piece in told {
+                    if !std::mem::replace(&mut known.neighbours[neighbour].has[piece], true) {
+                        known.known[piece] += 1;
+                    }
+                }
+                self.ask(peer, neighbour);
+            }
+            Event::Got { peer, neighbour, piece } => self.got(peer, neighbour, piece),
+            Event::Unpacked { peer } => {
+                self.peers[peer].unpacked += 1;
+                self.peers[peer].is_unpacking = false;
+                self.unpack(peer);
+            }
+            Event::Ran { start } => self.fleet.ready(start),
         }
-    }
-
-    fn now(&self) -> Nanos {
-        self.fleet.now
-    }
-
-    fn starts(&self) -> &[Started] {
-        &self.fleet.starts
     }
 
     /// What left the origins: nothing else reads from the registry.

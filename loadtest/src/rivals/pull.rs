@@ -2,13 +2,12 @@
 //!
 //! Three layers at a time are downloaded, and unpacked one after the other in their order. Starts on one VM share a pull.
 
-use super::fleet::{Fleet, Rival, Setup, Started};
-use crate::simulate::Nanos;
+use super::fleet::{Fleet, OnFleet, Setup};
 
 /// Docker's default for concurrent downloads of one pull.
 const DOWNLOADS_MAX: u32 = 3;
 
-enum Event {
+pub(super) enum Event {
     /// The registry begins to send a layer.
     Sends {
         vm: usize,
@@ -64,6 +63,48 @@ impl Pull {
         }
     }
 
+    fn unpack(&mut self, vm: usize) {
+        let layers = self.layers();
+        let puller = &mut self.pullers[vm];
+        if puller.unpacked == layers {
+            for start in std::mem::take(&mut puller.waiting) {
+                self.fleet.run(vm, start, Event::Ran { start });
+            }
+        } else if !puller.is_unpacking && puller.downloaded[puller.unpacked as usize] {
+            puller.is_unpacking = true;
+            let (uses, bytes) = (vec![self.fleet.vms[vm].unpack], self.layer_bytes());
+            self.fleet.transfer(uses, bytes, Event::Unpacked { vm });
+        }
+    }
+}
+
+impl OnFleet for Pull {
+    type Event = Event;
+
+    fn fleet(&self) -> &Fleet<Event> {
+        &self.fleet
+    }
+
+    fn fleet_mut(&mut self) -> &mut Fleet<Event> {
+        &mut self.fleet
+    }
+
+    fn begin(&mut self, vm: usize) -> usize {
+        let start = self.fleet.asked(vm);
+        let layers = self.layers();
+        let puller = &mut self.pullers[vm];
+        if puller.unpacked == layers {
+            self.fleet.run(vm, start, Event::Ran { start });
+            return start;
+        }
+        puller.waiting.push(start);
+        if !std::mem::replace(&mut puller.is_begun, true) {
+            puller.downloaded = vec![false; layers as usize];
+            (0..DOWNLOADS_MAX).for_each(|_| self.ask(vm));
+        }
+        start
+    }
+
     fn happen(&mut self, event: Event) {
         match event {
             Event::Sends { vm, layer } => {
@@ -81,62 +122,7 @@ impl Pull {
                 self.pullers[vm].is_unpacking = false;
                 self.unpack(vm);
             }
-            Event::Ran { start } => self.fleet.starts[start].ready_at = Some(self.fleet.now),
+            Event::Ran { start } => self.fleet.ready(start),
         }
-    }
-
-    fn unpack(&mut self, vm: usize) {
-        let layers = self.layers();
-        let puller = &mut self.pullers[vm];
-        if puller.unpacked == layers {
-            for start in std::mem::take(&mut puller.waiting) {
-                self.run(vm, start);
-            }
-        } else if !puller.is_unpacking && puller.downloaded[puller.unpacked as usize] {
-            puller.is_unpacking = true;
-            let (uses, bytes) = (vec![self.fleet.vms[vm].unpack], self.layer_bytes());
-            self.fleet.transfer(uses, bytes, Event::Unpacked { vm });
-        }
-    }
-
-    fn run(&mut self, vm: usize, start: usize) {
-        self.fleet.starts[start].pulled_at = Some(self.fleet.now);
-        self.fleet.run(vm, Event::Ran { start });
-    }
-}
-
-impl Rival for Pull {
-    fn start(&mut self, vm: usize) -> usize {
-        let start = self.fleet.asked(vm);
-        let layers = self.layers();
-        let puller = &mut self.pullers[vm];
-        if puller.unpacked == layers {
-            self.run(vm, start);
-            return start;
-        }
-        puller.waiting.push(start);
-        if !std::mem::replace(&mut puller.is_begun, true) {
-            puller.downloaded = vec![false; layers as usize];
-            (0..DOWNLOADS_MAX).for_each(|_| self.ask(vm));
-        }
-        start
-    }
-
-    fn run_until(&mut self, end: Nanos) {
-        while let Some(event) = self.fleet.next(end) {
-            self.happen(event);
-        }
-    }
-
-    fn now(&self) -> Nanos {
-        self.fleet.now
-    }
-
-    fn starts(&self) -> &[Started] {
-        &self.fleet.starts
-    }
-
-    fn registry_bytes(&self) -> f64 {
-        self.fleet.flows.used(self.fleet.registry)
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! Blocks are read in one order, each when the one before was read. What one start on a VM has read the others find there.
 
-use super::fleet::{Fleet, Rival, Setup, Started, Vm};
+use super::fleet::{Fleet, OnFleet, Setup, Vm};
 use crate::simulate::Nanos;
 
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ pub enum Source {
     },
 }
 
-enum Event {
+pub(super) enum Event {
     /// The root has told the VM its place.
     Joined {
         place: usize,
@@ -120,34 +120,6 @@ impl Tree {
         Self { fleet, source, places, at: Vec::new(), read: Vec::new(), joined, root_free_at: 0 }
     }
 
-    fn happen(&mut self, event: Event) {
-        match event {
-            Event::Joined { place } => self.prepare(place),
-            Event::Prepared { place } => {
-                self.places[place].is_prepared = true;
-                for start in std::mem::take(&mut self.places[place].waiting) {
-                    self.run(place, start);
-                }
-            }
-            Event::Ran { start } => self.go_on(start),
-            Event::Asked { place, by } => self.asked(place, by),
-            Event::Sends { place } => {
-                let uses = self.fleet.registry_to(self.places[place].vm);
-                let bytes = self.fleet.setup.image.block_bytes;
-                self.fleet.transfer(uses, bytes, Event::Arrived { place });
-            }
-            Event::Sent { to } => {
-                let latency = self.fleet.setup.latency;
-                self.fleet.after(latency, Event::Arrived { place: to });
-            }
-            Event::Arrived { place } => self.arrived(place),
-            Event::Read { start } => {
-                self.read[start] += 1;
-                self.go_on(start);
-            }
-        }
-    }
-
     /// Asks for a start of an image on that VM now; returns its number.
     pub fn start_of(&mut self, image: usize, vm: usize) -> usize {
         let start = self.fleet.asked(vm);
@@ -187,8 +159,7 @@ impl Tree {
     }
 
     fn run(&mut self, place: usize, start: usize) {
-        self.fleet.starts[start].pulled_at = Some(self.fleet.now);
-        self.fleet.run(self.places[place].number, Event::Ran { start });
+        self.fleet.run(self.places[place].number, start, Event::Ran { start });
     }
 
     /// A container reads its next block, or is ready.
@@ -196,7 +167,7 @@ impl Tree {
         let place = self.at[start];
         let block = self.read[start];
         if block == self.fleet.setup.image.read_blocks {
-            self.fleet.starts[start].ready_at = Some(self.fleet.now);
+            self.fleet.ready(start);
         } else if block < self.places[place].has {
             let length = self.fleet.setup.local.read;
             self.fleet.work(self.places[place].number, length, Event::Read { start });
@@ -251,26 +222,46 @@ impl Tree {
     }
 }
 
-impl Rival for Tree {
-    fn start(&mut self, vm: usize) -> usize {
+impl OnFleet for Tree {
+    type Event = Event;
+
+    fn fleet(&self) -> &Fleet<Event> {
+        &self.fleet
+    }
+
+    fn fleet_mut(&mut self) -> &mut Fleet<Event> {
+        &mut self.fleet
+    }
+
+    fn begin(&mut self, vm: usize) -> usize {
         self.start_of(0, vm)
     }
 
-    fn run_until(&mut self, end: Nanos) {
-        while let Some(event) = self.fleet.next(end) {
-            self.happen(event);
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Joined { place } => self.prepare(place),
+            Event::Prepared { place } => {
+                self.places[place].is_prepared = true;
+                for start in std::mem::take(&mut self.places[place].waiting) {
+                    self.run(place, start);
+                }
+            }
+            Event::Ran { start } => self.go_on(start),
+            Event::Asked { place, by } => self.asked(place, by),
+            Event::Sends { place } => {
+                let uses = self.fleet.registry_to(self.places[place].vm);
+                let bytes = self.fleet.setup.image.block_bytes;
+                self.fleet.transfer(uses, bytes, Event::Arrived { place });
+            }
+            Event::Sent { to } => {
+                let latency = self.fleet.setup.latency;
+                self.fleet.after(latency, Event::Arrived { place: to });
+            }
+            Event::Arrived { place } => self.arrived(place),
+            Event::Read { start } => {
+                self.read[start] += 1;
+                self.go_on(start);
+            }
         }
-    }
-
-    fn now(&self) -> Nanos {
-        self.fleet.now
-    }
-
-    fn starts(&self) -> &[Started] {
-        &self.fleet.starts
-    }
-
-    fn registry_bytes(&self) -> f64 {
-        self.fleet.flows.used(self.fleet.registry)
     }
 }
