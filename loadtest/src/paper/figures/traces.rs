@@ -108,22 +108,15 @@ fn play(run: &Run, test: &Test) -> anyhow::Result<(Figure, Provisioned)> {
         let running = Running::new(system, run.costs, &image, 200, PER_VM, run.seed);
         let served = serve(&load, running)?;
         let longest = longest(&served, test.step);
-        plot =
-            plot.with(Series::line(system.to_string(), longest.iter().copied().filter(|(at, _)| shown(*at))));
+        let longest: Vec<(f64, f64)> = longest.into_iter().filter(|(at, _)| shown(*at)).collect();
         let base = 1.15 * test.service as f64 / SECOND as f64;
-        let above = longest.iter().filter(|(at, response)| shown(*at) && *response > base);
-        let above: Vec<f64> = above.map(|(at, _)| *at).collect();
-        let back = above.last().zip(above.first()).map_or(0.0, |(last, first)| last - first);
-        let peak =
-            longest.iter().filter(|(at, _)| shown(*at)).map(|(_, response)| *response).fold(0.0, f64::max);
+        let (peak, back) = peak_and_time_above(&longest, base);
+        plot = plot.with(Series::line(system.to_string(), longest));
         values.insert(system.to_string(), (peak, back, served.provisioned.len()));
         if let Some(name) = system.in_paper().filter(|_| run.is_paper) {
             let drawn = test.responses.points(&[], "time_s", &format!("{name}_response_max_s"))?;
             let of_answer: Vec<(f64, f64)> = drawn.into_iter().filter(|(at, _)| shown(*at)).collect();
-            let paper_peak = of_answer.iter().map(|(_, response)| *response).fold(0.0, f64::max);
-            let above: Vec<f64> =
-                of_answer.iter().filter(|(_, response)| *response > base).map(|(at, _)| *at).collect();
-            let paper_back = above.last().zip(above.first()).map_or(0.0, |(last, first)| last - first);
+            let (paper_peak, paper_back) = peak_and_time_above(&of_answer, base);
             plot = plot.with(from_paper(system, of_answer));
             compared.push(Compared::new(format!("{system}, longest response"), paper_peak, peak));
             compared.push(Compared::new(format!("{system}, seconds above {base:.1} s"), paper_back, back));
@@ -169,6 +162,13 @@ fn longest(served: &Served, step: f64) -> Vec<(f64, f64)> {
         *known = response.max(*known);
     }
     longest.into_iter().map(|(number, response)| (number as f64 * step, response)).collect()
+}
+
+/// The longest response, and the time between the first and the last that took longer than `base`.
+fn peak_and_time_above(responses: &[(f64, f64)], base: f64) -> (f64, f64) {
+    let peak = responses.iter().map(|(_, response)| *response).fold(0.0, f64::max);
+    let above = || responses.iter().filter(|(_, response)| *response > base).map(|(at, _)| *at);
+    (peak, above().next_back().zip(above().next()).map_or(0.0, |(last, first)| last - first))
 }
 
 /// How many VMs hold the function, as the text says: 82 after the first burst, 30 after the leaves, 62 more.
