@@ -1,5 +1,6 @@
 //! What one figure of the report holds.
 
+use super::systems::Times;
 use crate::report::{Plot, Series, Table};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -99,6 +100,26 @@ pub fn from_paper(name: impl fmt::Display, points: impl IntoIterator<Item = (f64
     Series::points(format!("{name}, the paper"), points).like(name.to_string())
 }
 
+/// Where the time of starts goes on average: phases in order, in seconds.
+pub fn where_time_goes<'a>(rows: impl IntoIterator<Item = (String, &'a [Times])>) -> Table {
+    let mut table =
+        Table::new(["where the time goes", "mean, s", "phases in order, s", "waited for blocks, s"]);
+    for (name, times) in rows {
+        let Some(first) = times.first() else { continue };
+        let of = |phase: &str| mean_of(times, |times| times.of_phases(&[phase]));
+        let phases: Vec<String> =
+            first.phases.iter().map(|(phase, _)| format!("{phase} {}", shown(of(phase)))).collect();
+        let stalled = first.stalled.map(|_| mean_of(times, |times| times.stalled.unwrap_or_default()));
+        let total = mean_of(times, |times| times.total);
+        table.push([name, shown(total), phases.join(", "), stalled.map(shown).unwrap_or_default()]);
+    }
+    table
+}
+
+pub fn mean_of(times: &[Times], of: impl Fn(&Times) -> f64) -> f64 {
+    mean(&times.iter().map(of).collect::<Vec<_>>())
+}
+
 /// Three significant places for small numbers.
 pub fn shown(value: f64) -> String {
     let places = if value.abs() >= 100.0 {
@@ -135,6 +156,19 @@ mod tests {
     fn deviations_are_of_the_papers_value() {
         let compared = Compared::new("", 4.0, 5.0);
         assert!((compared.deviation_percent - 25.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn phases_are_averaged_by_their_names() {
+        let times = |pull, start| Times {
+            total: pull + start,
+            phases: vec![("pull", pull), ("start", start)],
+            stalled: None,
+        };
+        let table =
+            where_time_goes([("a".into(), &[times(1.0, 2.0), times(3.0, 4.0)][..]), ("b".into(), &[])]);
+        let text = table.to_string();
+        assert!(text.contains("pull 2.00, start 3.00") && text.contains("5.00"), "{text}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Requests that arrive whatever happens, and instances that are started for them.
 //!
-//! A request goes to the oldest instance with a free place, or waits. An instance is started when more wait than those
-//! being started will take, and is given up after it was idle for a time. A VM whose instance is gone is not used again: its
+//! A request goes to the oldest instance with a free place, or waits. There are as many instances as the requests of the last
+//! moments fill, not as those that wait would: else a slow way to start would be answered with ever more starts. One is given
+//! up after it was idle for a time. A VM whose instance is gone is not used again: its
 //! blocks would make the next start easy.
 
 use super::systems::{Running, seconds};
@@ -20,6 +21,8 @@ use std::{
 const PATIENCE: Nanos = 3600 * SECOND;
 /// How exactly it is seen when an instance is ready.
 const LOOK: Nanos = 10 * MILLISECOND;
+/// The last moments. With it both tests of the paper start about as many instances as figure 13 has.
+const DEMAND: Nanos = 2 * SECOND;
 
 /// What is asked, and how it is served.
 #[derive(Debug, Clone)]
@@ -33,6 +36,8 @@ pub struct Load {
     pub idle: Nanos,
     /// Instances that are there at the beginning.
     pub warm: usize,
+    /// Instances that may be started in all.
+    pub starts_max: usize,
 }
 
 /// What came of it, in seconds.
@@ -67,8 +72,11 @@ struct Service<'a> {
     running: Running,
     instances: Vec<Instance>,
     waiting: VecDeque<Nanos>,
+    /// Requests of the last moments.
+    recent: VecDeque<Nanos>,
     ends: BinaryHeap<Reverse<(Nanos, usize)>>,
     starting: usize,
+    started: usize,
     /// Of the test, at the beginning of the clock on which instances start. That clock stands while none does.
     ahead: i64,
     seen: Nanos,
@@ -86,8 +94,10 @@ pub fn serve(load: &Load, running: Running) -> anyhow::Result<Served> {
         running,
         instances: (0..load.warm).map(warm).collect(),
         waiting: VecDeque::new(),
+        recent: VecDeque::new(),
         ends: BinaryHeap::new(),
         starting: 0,
+        started: 0,
         ahead: 0,
         seen,
         served: Served::default(),
@@ -111,9 +121,10 @@ pub fn serve(load: &Load, running: Running) -> anyhow::Result<Served> {
         }
         while arrivals.next_if(|at| *at <= now).is_some() {
             service.waiting.push_back(now);
+            service.recent.push_back(now);
             service.give_up_idle(now);
             service.serve(now);
-            service.start_more(now);
+            service.start_more(now)?;
         }
     }
 }
@@ -149,18 +160,28 @@ impl Service<'_> {
         }
     }
 
-    fn start_more(&mut self, now: Nanos) {
-        let places = self.starting * self.load.concurrency as usize;
-        let missing = self.waiting.len().saturating_sub(places).div_ceil(self.load.concurrency as usize);
+    fn start_more(&mut self, now: Nanos) -> anyhow::Result<()> {
+        while self.recent.front().is_some_and(|at| *at + DEMAND <= now) {
+            self.recent.pop_front();
+        }
+        let there = self.instances.iter().filter(|instance| !instance.is_gone).count() + self.starting;
+        let missing = self.recent.len().div_ceil(self.load.concurrency as usize).saturating_sub(there);
         if missing == 0 {
-            return;
+            return Ok(());
         }
         if self.starting == 0 {
             self.seen = self.running.now();
             self.ahead = now as i64 - self.seen as i64;
         }
         self.starting += missing;
+        self.started += missing;
+        ensure!(
+            self.started <= self.load.starts_max,
+            "the VMs of this test take {} instances, but more are needed",
+            self.load.starts_max
+        );
         self.running.start(missing);
+        Ok(())
     }
 
     fn give_up_idle(&mut self, now: Nanos) {
@@ -177,7 +198,7 @@ mod tests {
     use crate::paper::{costs::Costs, image::Image, systems::System};
 
     fn load(arrivals: Vec<Nanos>, warm: usize) -> Load {
-        Load { arrivals, service: SECOND, concurrency: 2, idle: 60 * SECOND, warm }
+        Load { arrivals, service: SECOND, concurrency: 2, idle: 60 * SECOND, warm, starts_max: 4 }
     }
 
     fn running(costs: &Costs) -> Running {
@@ -208,6 +229,21 @@ mod tests {
     fn a_warm_instance_is_not_idle_before_the_first_request() {
         let served = serve(&load(vec![100 * SECOND], 1), running(&Costs::paper())).expect("all served");
         assert!(served.provisioned.is_empty(), "{served:?}");
+    }
+
+    #[test]
+    fn requests_that_wait_for_long_start_no_more_than_those_of_the_last_moments_fill() {
+        // A start takes more than two seconds, in which eight requests arrive, two for each instance.
+        let arrivals = (0..40).map(|number| number * SECOND / 4).collect();
+        let served = serve(&load(arrivals, 0), running(&Costs::paper())).expect("four instances are enough");
+        assert!(served.provisioned[0] > 2.0, "{served:?}");
+        assert_eq!((served.responses.len(), served.provisioned.len()), (40, 4));
+    }
+
+    #[test]
+    fn more_instances_than_the_vms_take_are_said() {
+        let error = serve(&load(vec![0; 10], 0), running(&Costs::paper())).expect_err("four VMs");
+        assert!(error.to_string().contains("take 4 instances"), "{error}");
     }
 
     #[test]

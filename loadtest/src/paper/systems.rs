@@ -2,8 +2,11 @@
 
 use super::{costs::Costs, image::Image};
 use crate::{
-    rivals::{Kraken, Pull, Rival, Setup, Source, Tree},
-    simulate::{Cluster, Cores, FunctionModel, Hot, ImageModel, Model, Nanos, Reads, SECOND, WorldLimits},
+    rivals::{self, Kraken, Pull, Rival, Setup, Source, Started, Tree},
+    simulate::{
+        Cluster, Cores, FunctionModel, Hot, ImageModel, Model, Nanos, Reads, SECOND, WorldLimits,
+        figure::{Burst, StartTrace},
+    },
 };
 use anyhow::ensure;
 use faasnet::settings::{Topology, TreeSettings};
@@ -24,7 +27,7 @@ pub enum System {
 }
 
 /// When every start must be ready.
-const PATIENCE: Nanos = 3600 * SECOND;
+pub const PATIENCE: Nanos = 3600 * SECOND;
 const MEMORY_MIB: u64 = 256;
 /// Of our block images; what is read of them is in none of the paper's numbers.
 const METADATA_BLOCKS: u32 = 2;
@@ -60,11 +63,33 @@ impl fmt::Display for System {
 }
 
 /// Seconds of a start that is ready.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Times {
-    /// Until what comes before the container was there; our cores do not tell.
-    pub pull: Option<f64>,
     pub total: f64,
+    /// What each phase took, in order; all together are the total.
+    pub phases: Vec<(&'static str, f64)>,
+    /// In which its reads waited for blocks; rivals do not tell.
+    pub stalled: Option<f64>,
+}
+
+impl Times {
+    pub fn of_rival(start: &Started) -> Option<Self> {
+        let (pull, total) = (start.pull_seconds()?, start.seconds()?);
+        Some(Self { total, phases: vec![("pull", pull), ("start", total - pull)], stalled: None })
+    }
+
+    pub fn of_ours(start: &StartTrace) -> Self {
+        let phases = start.phases().into_iter().map(|(name, ms)| (name, ms / 1000.0));
+        Self {
+            total: start.answered_ms / 1000.0,
+            phases: phases.collect(),
+            stalled: Some(start.stalled_ms / 1000.0),
+        }
+    }
+
+    pub fn of_phases(&self, names: &[&str]) -> f64 {
+        self.phases.iter().filter(|(name, _)| names.contains(name)).map(|(_, seconds)| seconds).sum()
+    }
 }
 
 /// VMs and starts of a system, asked for at any time.
@@ -76,14 +101,9 @@ pub enum Running {
 impl Running {
     /// Nothing is on any VM; each takes `per_vm` starts.
     pub fn new(system: System, costs: &Costs, image: &Image, vms: usize, per_vm: usize, seed: u64) -> Self {
-        let rival = |rival: Box<dyn Rival>| Self::Rival { rival, per_vm };
-        let setup: Setup = costs.rival(image, vms, seed);
-        match system {
-            System::Baseline => rival(Box::new(Pull::new(setup))),
-            System::OnDemand => rival(Box::new(Tree::new(setup, Source::Registry))),
-            System::Dadi => rival(Box::new(dadi(costs, image, vms, 1, seed))),
-            System::Kraken { origins } => rival(Box::new(Kraken::new(setup, origins))),
-            System::Published | System::Ours => {
+        match rival(system, costs, image, vms, seed) {
+            Some(rival) => Self::Rival { rival, per_vm },
+            None => {
                 let model = model(system, costs, &[image], vms, per_vm);
                 Self::Cluster(Box::new(Cluster::new(model, seed)))
             }
@@ -128,6 +148,18 @@ impl Running {
     }
 }
 
+/// None for what runs our cores.
+fn rival(system: System, costs: &Costs, image: &Image, vms: usize, seed: u64) -> Option<Box<dyn Rival>> {
+    let setup: Setup = costs.rival(image, vms, seed);
+    Some(match system {
+        System::Baseline => Box::new(Pull::new(setup)),
+        System::OnDemand => Box::new(Tree::new(setup, Source::Registry)),
+        System::Dadi => Box::new(dadi(costs, image, vms, 1, seed)),
+        System::Kraken { origins } => Box::new(Kraken::new(setup, origins)),
+        System::Published | System::Ours => return None,
+    })
+}
+
 /// DADI with P2P and so many images that are alike.
 pub fn dadi(costs: &Costs, image: &Image, vms: usize, images: usize, seed: u64) -> Tree {
     let source = Source::Tree { fan_out: DADI_FAN_OUT, join: costs.join_ns };
@@ -143,34 +175,21 @@ pub fn burst(
     starts: usize,
     seed: u64,
 ) -> anyhow::Result<Vec<Times>> {
-    let mut running = Running::new(system, costs, image, vms, starts.div_ceil(vms), seed);
-    let begin = running.now();
-    match &mut running {
-        Running::Rival { rival, .. } => {
-            (0..starts).for_each(|number| {
-                rival.start(number % vms);
-            });
-            rival.run_until(PATIENCE);
+    let times: Vec<Times> = match rival(system, costs, image, vms, seed) {
+        Some(mut rival) => {
+            rivals::burst(rival.as_mut(), vms, starts, PATIENCE);
+            rival.starts().iter().filter_map(Times::of_rival).collect()
         }
-        Running::Cluster(cluster) => {
-            cluster.start(0, starts as u32);
-            cluster.run_until_ready(starts, begin + PATIENCE);
-        }
-    }
-    let times: Vec<Times> = match &running {
-        Running::Rival { rival, .. } => {
-            let times = |start: &crate::rivals::Started| {
-                Some(Times { pull: start.pull_seconds(), total: start.seconds()? })
-            };
-            rival.starts().iter().filter_map(times).collect()
-        }
-        Running::Cluster(cluster) => {
-            let ready = cluster.ready().into_iter();
-            ready.map(|(_, at)| Times { pull: None, total: seconds(at - begin) }).collect()
-        }
+        None => play(model(system, costs, &[image], vms, starts.div_ceil(vms)), starts, seed),
     };
     ensure!(times.len() == starts, "{system}: only {} of {starts} starts were ever ready", times.len());
     Ok(times)
+}
+
+/// Starts at the same moment in a world of our cores, evenly over its functions.
+pub fn play(model: Model, starts: usize, seed: u64) -> Vec<Times> {
+    let played = Burst { model, starts: starts as u32, seed, patience: PATIENCE }.play();
+    played.starts.iter().map(Times::of_ours).collect()
 }
 
 pub fn seconds(nanos: Nanos) -> f64 {

@@ -41,11 +41,6 @@ impl Cluster {
         self.world.run_until(end, |_| false);
     }
 
-    /// Until the probes of so many starts were answered, or that moment.
-    pub fn run_until_ready(&mut self, starts: usize, end: Nanos) {
-        self.world.run_until(end, |world| world.book.answered.len() >= starts);
-    }
-
     /// When each start whose probe was answered was acknowledged, and when that was, in the order of their names.
     pub fn ready(&self) -> Vec<(Nanos, Nanos)> {
         let answered = self.world.book.answered.iter();

@@ -4,15 +4,12 @@ use super::Run;
 use crate::{
     paper::{
         data,
-        figure::{Compared, Figure, from_paper, mean, quantile, sorted},
+        figure::{Compared, Figure, from_paper, mean, mean_of, quantile, sorted, where_time_goes},
         image::Image,
-        systems::{System, Times, burst, model, seconds},
+        systems::{PATIENCE, System, Times, burst, model, seconds},
     },
     report::{Axis, Plot, Series},
-    simulate::{
-        Nanos, SECOND,
-        figure::{Burst, TRAFFIC},
-    },
+    simulate::figure::{Burst, TRAFFIC},
 };
 use std::collections::BTreeMap;
 
@@ -85,32 +82,67 @@ fn figure_14(run: &Run, bursts: &Bursts, sizes: &[usize]) -> anyhow::Result<Figu
         .compared("s", &compared)
         .value("mean_s", values);
     let largest = sizes.last().copied().unwrap_or_default();
+    let (plot, stages) = stages(run, bursts, largest)?;
+    figure = figure.plot(plot).compared("%", &stages);
     if run.is_paper {
-        let mut stages = Vec::new();
-        for system in SYSTEMS {
-            let times = &bursts[&(system, largest)];
-            let Some(name) = system.in_paper() else { continue };
-            let pulls: Option<Vec<f64>> = times.iter().map(|times| times.pull).collect();
-            let Some(pulls) = pulls else { continue };
-            let count = largest.to_string();
-            let of = [("n_containers", count.as_str()), ("system", name)];
-            let paper = points.value(&of, "pull_s")? / points.value(&of, "total_s")?;
-            let here = mean(&pulls) / mean(&totals(times));
-            stages.push(Compared::new(
-                format!("{system}, share of the first stage"),
-                100.0 * paper,
-                100.0 * here,
-            ));
-        }
         figure.texts.push(
-            "Stages (14b): below, what comes before the container as a share of all. In Kraken and pulls that is the pull; for \
-             lazy reads it is the manifest and local work only: the paper counts 14 s of it at N = 128, which the model has \
-             as waiting for the registry's requests while the container reads."
+            "Stages (14b): lazy reads wait for the registry's requests while the container reads, so that the first stage is the \
+             manifest and local work only; the paper counts 14 s of such waiting to the pull at N = 128. FaaSNet's download of the \
+             description is what comes before the mount here, from the call of the API on."
                 .into(),
         );
-        figure = figure.compared("%", &stages);
     }
-    Ok(figure)
+    let rows = SYSTEMS.map(|system| (format!("{system}, N = {largest}"), &bursts[&(system, largest)][..]));
+    Ok(figure.table(where_time_goes(rows)))
+}
+
+/// A stage of figure 14(b): as it is called there, and the phases here that it is made of.
+type Stage = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+const STAGES: [Stage; 3] = [
+    (
+        "pull, or description of a block image",
+        &["pull", "tar_download"],
+        &["pull", "accepted", "ordered", "connected", "index", "metadata"],
+    ),
+    ("load and mount", &["image_load", "image_inspect"], &["mounted"]),
+    ("start, with its reads", &["start"], &["start", "running", "answered"]),
+];
+
+/// The share of each stage in a start, on so many VMs.
+fn stages(run: &Run, bursts: &Bursts, size: usize) -> anyhow::Result<(Plot, Vec<Compared>)> {
+    let points = data::fig14b_stages()?;
+    let axis = Axis::names("system", SYSTEMS.map(|system| system.to_string()));
+    let title = format!("Stages of a start, N = {size}");
+    let mut plot = Plot::new(title, axis, Axis::linear("% of the time to ready").from(0.0).to(100.0));
+    let (mut compared, mut ends) = (Vec::new(), [0.0; SYSTEMS.len()]);
+    for (stage, papers, phases) in STAGES {
+        let (mut shares, mut drawn) = (Vec::new(), Vec::new());
+        for (place, system) in SYSTEMS.into_iter().enumerate() {
+            let times = &bursts[&(system, size)];
+            let share = mean_of(times, |times| times.of_phases(phases)) / mean_of(times, |times| times.total);
+            shares.push((place as f64, 100.0 * share));
+            let Some(name) = system.in_paper().filter(|_| run.is_paper) else { continue };
+            let count = size.to_string();
+            let of = |stage: &&str| {
+                points.value(&[("n_containers", &count), ("system", name), ("stage", stage)], "share_pct")
+            };
+            // A system has some of the names.
+            let known: Vec<f64> = papers.iter().filter_map(|stage| of(stage).ok()).collect();
+            if known.is_empty() {
+                continue;
+            }
+            let paper: f64 = known.iter().sum();
+            ends[place] += paper;
+            drawn.push((place as f64, ends[place]));
+            compared.push(Compared::new(format!("{system}, N = {size}, {stage}"), paper, 100.0 * share));
+        }
+        plot = plot.with(Series::stack(stage, shares));
+        if run.is_paper {
+            plot = plot.with(from_paper(stage, drawn));
+        }
+    }
+    Ok((plot, compared))
 }
 
 fn figure_15(run: &Run, bursts: &Bursts, sizes: &[usize]) -> anyhow::Result<Figure> {
@@ -146,6 +178,9 @@ fn figure_15(run: &Run, bursts: &Bursts, sizes: &[usize]) -> anyhow::Result<Figu
             compared.push(Compared::new(format!("{system}, {what}"), paper, here));
         }
     }
+    let last = |times: &'_ [Times]| times.iter().max_by(|a, b| a.total.total_cmp(&b.total)).cloned();
+    let lasts = SYSTEMS.map(|system| (system, last(&bursts[&(system, largest)])));
+    let lasts = lasts.iter().map(|(system, last)| (format!("{system}, the last"), last.as_slice()));
     let whole = [System::Baseline, System::Kraken { origins: 1 }, System::Kraken { origins: 5 }];
     let blocks = [System::OnDemand, System::Dadi, System::Published, System::Ours];
     Ok(run
@@ -158,13 +193,12 @@ fn figure_15(run: &Run, bursts: &Bursts, sizes: &[usize]) -> anyhow::Result<Figu
         .plot(plot("Whole images", &whole)?)
         .plot(plot("Blocks", &blocks)?)
         .compared("s", &compared)
+        .table(where_time_goes(lasts))
         .value("start_times_s", values))
 }
 
 /// Intervals in which traffic is counted that make one point: half a second, about as in the paper's figure.
 const INTERVALS: usize = 5;
-/// From the request to the last start.
-const PATIENCE: Nanos = 3600 * SECOND;
 
 /// Traffic of one interior VM.
 pub fn figure_16(run: &Run) -> anyhow::Result<Figure> {
@@ -226,10 +260,12 @@ pub fn figure_17(run: &Run) -> anyhow::Result<Figure> {
     let started = Axis::linear("containers started").from(0.0);
     let mut plot = Plot::new("Containers ready", Axis::linear("s").from(0.0), started);
     let (mut compared, mut values) = (Vec::new(), BTreeMap::new());
+    let mut phases = Vec::new();
     let drawn = data::fig17_thousand_vms()?.points(&[], "time_s", "fraction_of_plotted")?;
     for system in [System::Published, System::Ours, System::Baseline] {
         run.tell(&format!("{system}, {vms} VMs"));
-        let times = totals(&burst(system, run.costs, &image, vms, starts, run.seed)?);
+        let played = burst(system, run.costs, &image, vms, starts, run.seed)?;
+        let times = totals(&played);
         let steps = times.iter().zip(1..).map(|(at, count)| (*at, f64::from(count)));
         if system != System::Baseline {
             plot = plot.with(Series::step(system.to_string(), steps));
@@ -244,6 +280,7 @@ pub fn figure_17(run: &Run) -> anyhow::Result<Figure> {
                 compared.push(Compared::new(format!("{system}, {what}"), at(part), here));
             }
         }
+        phases.push((system.to_string(), played));
     }
     let pull = values.get(&System::Baseline.to_string()).map_or(0.0, |times| times[2].1);
     Ok(run
@@ -254,5 +291,6 @@ pub fn figure_17(run: &Run) -> anyhow::Result<Figure> {
         ))
         .plot(plot)
         .compared("s", &compared)
+        .table(where_time_goes(phases.iter().map(|(name, times)| (name.clone(), &times[..]))))
         .value("start_times_s", values))
 }

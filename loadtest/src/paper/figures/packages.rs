@@ -4,23 +4,22 @@ use super::Run;
 use crate::{
     paper::{
         data,
-        figure::{Compared, Figure, from_paper, quantile, shown, sorted},
+        figure::{Compared, Figure, from_paper, mean_of, quantile, shown, sorted, where_time_goes},
         image::Image,
-        systems::{System, burst, dadi, model, seconds},
+        systems::{PATIENCE, System, Times, burst, dadi, model, play},
     },
     report::{Axis, Plot, Series, Table},
-    rivals::{Rival, Started},
-    simulate::{Cluster, Nanos, SECOND},
+    rivals::Rival,
+    simulate::{Nanos, SECOND},
 };
 use std::collections::BTreeMap;
 
 const FUNCTIONS: usize = 8;
 /// As the paper's boxes, from so many runs.
 const SEEDS: u64 = 10;
-const PATIENCE: Nanos = 600 * SECOND;
 
-/// Times of one start of each of eight functions, each with an image of its own.
-fn together(run: &Run, system: System, vms: usize, functions: usize, seed: u64) -> Vec<f64> {
+/// One start of each of so many functions, each with an image of its own.
+fn together(run: &Run, system: System, vms: usize, functions: usize, seed: u64) -> Vec<Times> {
     let image = run.image(Image::placement());
     if system == System::Dadi {
         let mut tree = dadi(run.costs, &image, vms, functions, seed);
@@ -28,21 +27,17 @@ fn together(run: &Run, system: System, vms: usize, functions: usize, seed: u64) 
             tree.start_of(function, function % vms);
         });
         tree.run_until(PATIENCE);
-        return tree.starts().iter().filter_map(Started::seconds).collect();
+        return tree.starts().iter().filter_map(Times::of_rival).collect();
     }
     let images: Vec<&Image> = vec![&image; functions];
-    let mut cluster = Cluster::new(model(system, run.costs, &images, vms, functions.div_ceil(vms)), seed);
-    let begin = cluster.now();
-    (0..functions).for_each(|function| cluster.start(function, 1));
-    cluster.run_until_ready(functions, begin + PATIENCE);
-    cluster.ready().into_iter().map(|(_, ready)| seconds(ready - begin)).collect()
+    play(model(system, run.costs, &images, vms, functions.div_ceil(vms)), functions, seed)
 }
 
 /// Eight functions on four, two and one VMs.
 pub fn figure_18(run: &Run) -> anyhow::Result<Figure> {
     let points = data::fig18_placement()?;
     let seeds = if run.quick { 2 } else { SEEDS };
-    let (mut compared, mut values) = (Vec::new(), BTreeMap::new());
+    let (mut compared, mut values, mut phases) = (Vec::new(), BTreeMap::new(), Vec::new());
     let axis = Axis::linear("functions on each VM").from(0.0).to(10.0);
     let mut plot = Plot::new(
         "Eight functions, in percent of one function on one VM (median)",
@@ -51,16 +46,21 @@ pub fn figure_18(run: &Run) -> anyhow::Result<Figure> {
     );
     for system in [System::Dadi, System::Published, System::Ours] {
         run.tell(&system.to_string());
-        let alone = sorted((0..seeds).flat_map(|seed| together(run, system, 1, 1, run.seed + seed)));
-        let alone = quantile(&alone, 0.5);
+        let together = |vms, functions| -> Vec<Times> {
+            (0..seeds).flat_map(|seed| together(run, system, vms, functions, run.seed + seed)).collect()
+        };
+        let single = together(1, 1);
+        let alone = quantile(&sorted(single.iter().map(|times| times.total)), 0.5);
+        phases.push((format!("{system}, alone"), single));
         let mut medians = Vec::new();
         for per_vm in [2, 4, 8] {
-            let times = (0..seeds)
-                .flat_map(|seed| together(run, system, FUNCTIONS / per_vm, FUNCTIONS, run.seed + seed));
-            let percent = sorted(times.map(|time| 100.0 * time / alone));
+            let times = together(FUNCTIONS / per_vm, FUNCTIONS);
+            let percent = sorted(times.iter().map(|times| 100.0 * times.total / alone));
             let here = [0.25, 0.5, 0.75].map(|part| quantile(&percent, part));
             medians.push((per_vm as f64, here[1]));
-            values.insert(format!("{system}, {per_vm} on a VM"), here);
+            let name = format!("{system}, {per_vm} on a VM");
+            values.insert(name.clone(), here);
+            phases.push((name, times));
             if let Some(name) = system.in_paper().filter(|_| run.is_paper) {
                 let count = per_vm.to_string();
                 let paper = points.value(&[("functions_per_vm", &count), ("system", name)], "median_pct")?;
@@ -81,6 +81,7 @@ pub fn figure_18(run: &Run) -> anyhow::Result<Figure> {
         )
         .plot(plot)
         .compared("%", &compared)
+        .table(where_time_goes(phases.iter().map(|(name, times)| (name.clone(), &times[..]))))
         .value("quartiles_percent", values))
 }
 
@@ -95,7 +96,7 @@ const READ_SHARE: f64 = 0.161;
 /// Code packages as zips and as blocks.
 pub fn figure_19(run: &Run) -> anyhow::Result<Figure> {
     let points = data::fig19_code()?;
-    let (mut compared, mut values) = (Vec::new(), BTreeMap::new());
+    let (mut compared, mut values, mut phases) = (Vec::new(), BTreeMap::new(), Vec::new());
     let names = ["helloworld", "video", "ai"];
     let axis = || Axis::names("function", names);
     let mut series: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
@@ -110,14 +111,19 @@ pub fn figure_19(run: &Run) -> anyhow::Result<Figure> {
         let blocks = Image::code(package("io_efficient")?, READ_SHARE);
         let mut costs = run.costs.clone();
         (costs.prepare_ns, costs.run_ns) = (0..=0, own_ns..=own_ns);
-        let start = |system| -> anyhow::Result<f64> {
-            Ok(burst(system, &costs, &blocks, 1, 1, run.seed)?.first().map_or(f64::NAN, |times| times.total))
+        let start = |system| burst(system, &costs, &blocks, 1, 1, run.seed);
+        let zip = Times {
+            total: own + unpacking,
+            phases: vec![("brought into place", unpacking), ("function", own)],
+            stalled: None,
         };
-        let here =
-            [("zip", own + unpacking), ("blocks", start(System::Published)?), ("ours", start(System::Ours)?)];
+        let starts =
+            [("zip", vec![zip]), ("blocks", start(System::Published)?), ("ours", start(System::Ours)?)];
+        let here = starts.each_ref().map(|(format, times)| (*format, mean_of(times, |times| times.total)));
         for (format, seconds) in here {
             series.entry(format).or_default().push((place as f64, seconds));
         }
+        phases.extend(starts.map(|(format, times)| (format!("{name}, {format}"), times)));
         values.insert(name, here);
         if run.is_paper {
             compared.push(Compared::new(format!("{name}, zip"), latency("zip")?, here[0].1));
@@ -148,6 +154,7 @@ pub fn figure_19(run: &Run) -> anyhow::Result<Figure> {
         ))
         .plot(plot)
         .compared("s", &compared)
+        .table(where_time_goes(phases.iter().map(|(name, times)| (name.clone(), &times[..]))))
         .value("seconds", values))
 }
 
