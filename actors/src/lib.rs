@@ -7,6 +7,7 @@ pub mod agent;
 pub mod agent_session;
 pub mod block_store;
 pub mod block_transfer;
+pub mod event_log;
 pub mod function_tree;
 pub mod id;
 pub mod image;

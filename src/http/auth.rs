@@ -6,7 +6,10 @@ use actix_web::{
     Error, FromRequest, HttpMessage, HttpRequest,
     body::{BoxBody, MessageBody},
     dev::{Payload, ServiceRequest, ServiceResponse},
-    http::{StatusCode, header},
+    http::{
+        StatusCode,
+        header::{self, HeaderValue},
+    },
     middleware::Next,
     web::Data,
 };
@@ -47,12 +50,12 @@ fn refuse(request: ServiceRequest, problem: Problem) -> ServiceResponse<BoxBody>
     ServiceResponse::from_err(problem, request.into_parts().0)
 }
 
-fn unauthorized() -> Problem {
+pub(super) fn unauthorized() -> Problem {
     let detail = "a valid token is needed: `Authorization: Bearer fn_...`";
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
 }
 
-fn forbidden(detail: String) -> Problem {
+pub(super) fn forbidden(detail: String) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
 }
 
@@ -73,12 +76,25 @@ pub(super) async fn require(
     }
 }
 
-fn name(role: Role) -> &'static str {
+pub(super) fn name(role: Role) -> &'static str {
     match role {
         Role::Viewer => "viewer",
         Role::Operator => "operator",
         Role::Admin => "admin",
     }
+}
+
+/// Whether the page of a browser that asks, if one does, is from this server: a page of others must not read
+/// what the browser's owner may.
+pub(super) fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
+    let text =
+        |name| request.headers().get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
+    let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
+    let host = origin.split_once("://").map(|(_, host)| host);
+    if host.is_some() && host == text(header::HOST) {
+        return Ok(());
+    }
+    Err(forbidden(format!("pages of {origin:?} may not read this")))
 }
 
 /// The caller and the tenant for which it acts.

@@ -10,6 +10,7 @@ mod api;
 mod auth;
 mod code;
 mod dial;
+mod events;
 mod gateway;
 mod observer;
 mod problem;
@@ -18,6 +19,7 @@ mod routes;
 
 pub use auth::{DEFAULT_TENANT, TENANT_HEADER};
 pub use dial::{AsyncReadWrite, DialError, InstanceDialer};
+pub use events::Events;
 pub use gateway::{START_HEADER, VM_HEADER};
 pub use observer::Observer;
 pub use problem::{PROBLEM_JSON, Problem};
@@ -48,6 +50,7 @@ pub struct HttpState {
     pub dial: Arc<dyn InstanceDialer>,
     pub actors: Arc<dyn Observer>,
     pub settings: HttpSettings,
+    pub events: Events,
     /// What `/readyz` says.
     pub ready: watch::Receiver<bool>,
 }

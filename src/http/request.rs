@@ -36,6 +36,7 @@ pub(super) async fn identify<B: MessageBody + 'static>(
         method = %request.method(),
         path = request.path(),
     );
+    let state = request.app_data::<Data<HttpState>>().expect("the application has its state").clone();
     let (inner, original) = (next.call(request), span.clone());
     async move {
         let mut response = match inner.await {
@@ -43,6 +44,7 @@ pub(super) async fn identify<B: MessageBody + 'static>(
             // Only a layer below this one gives an error instead of a response; its request is gone.
             Err(error) => return Err(error),
         };
+        state.events.answered(&response, id.to_str().unwrap_or_default());
         response.headers_mut().insert(REQUEST_ID, id);
         let (status, elapsed_ms) = (response.status().as_u16(), began.elapsed().as_millis());
         if status >= 500 {

@@ -3,7 +3,7 @@
 use super::{
     api,
     auth::{PUBLIC, require},
-    code, gateway,
+    code, events, gateway,
     problem::Problem,
 };
 use crate::tokens::Role;
@@ -64,6 +64,7 @@ pub fn routes() -> Vec<RouteEntry> {
         route(Method::DELETE, "/v1/vms/{id}", Admin, || web::to(api::remove_vm)),
         route(Method::POST, "/v1/vms/{id}/drain", Admin, || web::to(api::drain_vm)),
         route(Method::POST, "/v1/vms/{id}/undrain", Admin, || web::to(api::undrain_vm)),
+        route(Method::GET, "/v1/events", Viewer, || web::to(events::subscribe)),
         route(Method::GET, "/v1/actors", Viewer, || web::to(api::list_actors)),
         route(Method::POST, "/v1/join-tokens", Admin, || web::to(api::create_join_token)),
         any("/fn/{name}", Operator, || web::to(gateway::invoke)),

@@ -9,7 +9,7 @@ mod survey;
 
 use crate::{
     code::{self, CodePackages},
-    http::{self, HttpState},
+    http::{self, Events, HttpState},
     metadata::{self, Term},
     net::{
         identity::Authority,
@@ -143,6 +143,7 @@ pub async fn serve(
         }),
         dial: Arc::new(AgentDialer { dialer, handshake, frame: log_frame(&settings) }),
         settings: settings.http.clone(),
+        events: Events::new(manager.events.clone(), manager.teller.clone(), settings.events.clone()),
         ready: is_serving,
     };
     let (server, http) = http::serve(state, api_listener).context("starting HTTP")?;
@@ -224,8 +225,14 @@ fn world(
         topology: Arc::new(move || tree.shape()),
         term: term.number(),
         seed: rand::random(),
+        wall_clock: Arc::new(now_ms),
         limits: settings.manager_limits(term.limits()),
     })
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn session_limits(settings: &Settings) -> SessionLimits {

@@ -5,6 +5,7 @@ use faasnet_actors::{
     agent::AgentLimits,
     block_store::RoomLimits,
     block_transfer::TransferLimits,
+    event_log::{EventLogLimits, RingLimits},
     function_tree::{OriginLimits, TreeLimits},
     instance::InstanceLimits,
     manager::ManagerLimits,
@@ -22,7 +23,7 @@ impl Settings {
     /// `batch` is what the metadata store takes at once.
     pub fn manager_limits(&self, batch: BatchLimits) -> ManagerLimits {
         let (manager, scheduler, tree) = (&self.manager, &self.scheduler, &self.tree);
-        let profile = &self.profile;
+        let (profile, events) = (&self.profile, &self.events);
         let lease = millis(manager.lease_ms);
         ManagerLimits {
             scheduler: Limits {
@@ -51,6 +52,7 @@ impl Settings {
                 recordings_at_once_max: profile.recordings_at_once_max,
                 starts_per_row_max: scheduler.starts_per_row_max,
                 batch,
+                coalesce: millis(events.coalesce_ms),
             },
             profiles: ProfileLimits {
                 profiles_max: profile.profiles_max,
@@ -83,6 +85,11 @@ impl Settings {
             mailbox_permits: scheduler.mailbox_permits,
             tree_threads: manager.tree_threads,
             journal_bytes_max: self.metadata.journal_bytes_max,
+            events: EventLogLimits {
+                ring: RingLimits { events_max: events.kept_events_max, bytes_max: events.kept_bytes_max },
+                waiting_max: events.waiting_max,
+                coalesce: millis(events.coalesce_ms),
+            },
         }
     }
 

@@ -19,6 +19,7 @@ pub const DEFAULT: &str = include_str!("../../config/default.toml");
 pub struct Settings {
     pub log: LogSettings,
     pub http: HttpSettings,
+    pub events: EventSettings,
     pub tokens: TokenSettings,
     pub manager: ManagerSettings,
     pub metadata: MetadataSettings,
@@ -61,6 +62,23 @@ pub struct HttpSettings {
     pub log_tail_bytes_max: u64,
     pub starts_listed_max: usize,
     pub shutdown_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventSettings {
+    pub kept_events_max: usize,
+    pub kept_bytes_max: usize,
+    pub waiting_max: usize,
+    pub coalesce_ms: u64,
+    pub subscribers_max: usize,
+    pub batch_events_max: usize,
+    pub batch_bytes_max: usize,
+    pub interval_ms: u64,
+    pub ping_ms: u64,
+    pub idle_ms: u64,
+    pub send_ms: u64,
+    pub frame_bytes_max: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,8 +5,10 @@ mod bodies;
 mod cli;
 mod code;
 mod control;
+mod events;
 mod gateway;
 mod instances;
+mod log;
 #[cfg(feature = "etcd")]
 mod metadata;
 mod packages;

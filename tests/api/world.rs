@@ -1,6 +1,6 @@
 //! A running HTTP server with its tokens, in front of the control plane of the tests.
 
-use super::control::Control;
+use super::{control::Control, log::Log};
 use actix::Actor;
 use actix_web::dev::ServerHandle;
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use faasnet::{
     code::CodePackages,
     http::{AsyncReadWrite, DialError, HttpState, InstanceDialer, Observer, serve},
     metadata::RedbMetadata,
-    settings::{HttpSettings, Settings},
+    settings::{EventSettings, HttpSettings, Settings},
     tokens::{ApiTokens, JoinTokens, Principal, Role, TenantScope, system_secrets},
 };
 use faasnet_actors::{
@@ -46,6 +46,7 @@ pub struct World {
     /// Callers that wait for an instance.
     pub callers: watch::Receiver<usize>,
     pub folder: TempDir,
+    pub log: Log,
     server: ServerHandle,
 }
 
@@ -56,6 +57,15 @@ impl World {
 
     /// With these instances, `vm-0` the first, and with changed settings.
     pub async fn with(instances: Vec<Located>, change: impl FnOnce(&mut HttpSettings)) -> Self {
+        Self::with_events(instances, change, |_| {}).await
+    }
+
+    /// Also with changed settings of events.
+    pub async fn with_events(
+        instances: Vec<Located>,
+        change: impl FnOnce(&mut HttpSettings),
+        change_events: impl FnOnce(&mut EventSettings),
+    ) -> Self {
         // Another test of this process may have been first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = TempDir::new().expect("folder");
@@ -89,6 +99,9 @@ impl World {
         let mut all = Settings::load(None).expect("defaults");
         all.code.folder = folder.path().join("code");
         all.code.package_bytes_max = PACKAGE_BYTES_MAX;
+        let mut events = all.events.clone();
+        change_events(&mut events);
+        let log = Log::start(&events);
         let packages = CodePackages::open(&all).expect("opens");
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
@@ -100,12 +113,13 @@ impl World {
             dial: Arc::new(Loopback),
             actors: Arc::new(Views),
             settings,
+            events: log.events(events),
             ready: is_ready,
         };
         let (serving, server) = serve(state, listener).expect("serves");
         actix_web::rt::spawn(serving);
         let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("client");
-        Self { url, client, admin, operator, viewer, team_a, ready, places, callers, folder, server }
+        Self { url, client, admin, operator, viewer, team_a, ready, places, callers, folder, log, server }
     }
 
     pub fn request(&self, method: &str, path: &str, token: &str) -> reqwest::RequestBuilder {

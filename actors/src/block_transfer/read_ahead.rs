@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn the_window_doubles_for_a_reader_in_order() {
         let mut reader = ReadAhead::new(4);
-        assert_eq!(ahead(&mut reader, 10), []);
+        assert_eq!(ahead(&mut reader, 10), Vec::<u32>::new());
         assert_eq!(ahead(&mut reader, 11), [12]);
         assert_eq!(ahead(&mut reader, 13), [14, 15]);
         assert_eq!(ahead(&mut reader, 16), [17, 18, 19, 20]);
@@ -62,14 +62,14 @@ mod tests {
     fn readers_at_random_places_fetch_nothing_ahead() {
         let mut reader = ReadAhead::new(8);
         for block in [5, 90, 3, 70, 41] {
-            assert_eq!(ahead(&mut reader, block), []);
+            assert_eq!(ahead(&mut reader, block), Vec::<u32>::new());
         }
     }
 
     #[test]
     fn read_ahead_can_be_switched_off() {
         let mut reader = ReadAhead::new(0);
-        assert_eq!(ahead(&mut reader, 1), []);
-        assert_eq!(ahead(&mut reader, 2), []);
+        assert_eq!(ahead(&mut reader, 1), Vec::<u32>::new());
+        assert_eq!(ahead(&mut reader, 2), Vec::<u32>::new());
     }
 }

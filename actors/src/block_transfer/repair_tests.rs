@@ -242,7 +242,7 @@ impl World {
                     (vm, Event::Placed { epoch, stripes, seat })
                 }
                 TreeEffect::Origin { vm, answer } => (vm, Event::OriginAnswered { answer }),
-                TreeEffect::Leave { .. } => continue,
+                TreeEffect::Leave { .. } | TreeEffect::Tell(_) => continue,
             };
             self.send(number(&to), HOP, News::Local(event));
         }

@@ -7,11 +7,15 @@ mod events;
 mod helpers;
 mod limits;
 mod names;
+mod news;
 mod unserved;
 mod view;
 
-use self::helpers::Helpers;
 pub(super) use self::names::{Named, Names};
+use self::{
+    helpers::Helpers,
+    news::{Cause, News},
+};
 use super::{
     complaints::Complaints,
     leaving::Leaving,
@@ -33,6 +37,7 @@ use tokio::time::Instant;
 pub use self::{
     events::{Contact, Effect, Event, Placing},
     limits::TreeLimits,
+    news::{HoldingNews, SeatNews, TreeNews},
 };
 
 pub(super) struct Member {
@@ -74,6 +79,7 @@ pub struct TreeCore {
     /// While members report to a tree that is rebuilt.
     pub(super) rejoin: Option<Rejoin>,
     leaving: Leaving,
+    news: News,
 }
 
 impl TreeCore {
@@ -92,6 +98,7 @@ impl TreeCore {
             origin: OriginBudget::default(),
             rejoin: None,
             leaving: Leaving::default(),
+            news: News::default(),
         }
     }
 
@@ -137,6 +144,7 @@ impl TreeCore {
         }
         let epoch = self.epoch;
         effects.extend(self.leaving.released(now).into_iter().map(|vm| Effect::Leave { vm, epoch }));
+        effects.extend(self.take_news().map(Effect::Tell));
         debug_assert_eq!(self.members.len(), self.topology.len(), "invariant 1");
     }
 
@@ -315,8 +323,13 @@ impl TreeCore {
         let Some(&node) = self.nodes.get(vm) else { return };
         self.origin.image_has(held.blocks_total);
         let member = self.member_mut(node);
+        let is_news =
+            (member.blocks_present, member.blocks_total) != (held.blocks_present, held.blocks_total);
         member.blocks_present = held.blocks_present;
         member.blocks_total = held.blocks_total;
+        if is_news {
+            self.note_holding(held, vm);
+        }
         if held.blocks_total > 0 && held.blocks_present >= held.blocks_total {
             self.ready(vm);
         }
@@ -328,6 +341,7 @@ impl TreeCore {
         if !std::mem::replace(&mut member.ready, true) {
             self.helpers.outdated |= member.near;
             self.topology.set_ready(node);
+            self.news.seat(node, Cause::Ready);
         }
     }
 
@@ -336,6 +350,8 @@ impl TreeCore {
         let Some(node) = self.nodes.remove(vm) else { return false };
         self.leaving.gone(vm);
         self.epoch.counter += 1;
+        self.news.gone(node);
+        self.news.tell(TreeNews::Left { vm: vm.clone(), epoch: self.epoch });
         let alone = self.drop_helper(node);
         self.name(node, Names::default());
         self.complaints.forget(node);
@@ -361,6 +377,8 @@ impl TreeCore {
         self.complaints = Complaints::default();
         let vms = std::mem::take(&mut self.nodes).into_keys();
         let vms = vms.chain(self.leaving.take_all());
+        self.news = News::default();
+        self.news.tell(TreeNews::Dissolved);
         effects.extend(vms.map(|vm| Effect::Leave { vm, epoch }));
     }
 

@@ -5,6 +5,7 @@ use super::{
     messages::{EpochRaised, GetView, Happened, ToForest, ToTree},
 };
 use crate::{
+    event_log::Teller,
     id::{Epoch, TreeId},
     scheduler::ControlError,
     support::{AfterExit, ChildExited, Children, Life, Link, Observe, Snapshot, Stop, Threads, supervise},
@@ -29,6 +30,7 @@ pub struct ForestSettings {
     pub vms: Link<ToVm>,
     pub fleet: Link<ToFleet>,
     pub news: Link<VmNews>,
+    pub teller: Teller,
     /// How often trees look at what is due.
     pub tick: Duration,
     /// How long a tree that is rebuilt waits for its members.
@@ -113,6 +115,7 @@ impl Forest {
                 issued: BTreeMap::new(),
                 vms: settings.vms,
                 fleet: settings.fleet,
+                teller: settings.teller,
                 parent,
                 tick: settings.tick,
                 life,

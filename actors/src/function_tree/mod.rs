@@ -16,13 +16,16 @@ mod rejoin;
 #[cfg(test)]
 mod tests;
 
-pub use self::core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits};
+pub use self::core::{
+    Contact, Effect, Event, HoldingNews, Placing, SeatNews, TreeCore, TreeLimits, TreeNews,
+};
 pub use forest::{Forest, ForestSettings};
 pub use messages::{PreheatDraft, Role, StartDraft, ToForest, ToTree};
 pub use origin::OriginLimits;
 pub use rejoin::Gathering;
 
 use crate::{
+    event_log::{Happening, News, Teller},
     id::{Epoch, TreeId, VmId},
     support::{Life, Link, Observe, Snapshot, Stop},
     vm_node::{ToFleet, ToVm, VmMessage},
@@ -53,6 +56,7 @@ struct FunctionTree {
     issued: BTreeMap<VmId, Issued>,
     vms: Link<ToVm>,
     fleet: Link<ToFleet>,
+    teller: Teller,
     parent: WeakRecipient<EpochRaised>,
     tick: Duration,
     life: Life<TreeId>,
@@ -93,8 +97,13 @@ impl FunctionTree {
 
     fn perform(&mut self, effect: Effect) {
         let tree = self.tree.clone();
-        let (vm, order) = effect.into_order(&tree, |vm, key_hash| self.capability(vm, key_hash));
-        self.vms.send(ToVm { vm, message: VmMessage::Order(order) });
+        if let Effect::Tell(news) = effect {
+            return self.teller.tell(News::of(&tree.tenant, Happening::of_tree(tree.image, news)));
+        }
+        let order = effect.into_order(&tree, |vm, key_hash| self.capability(vm, key_hash));
+        if let Some((vm, order)) = order {
+            self.vms.send(ToVm { vm, message: VmMessage::Order(order) });
+        }
     }
 
     fn capability(&mut self, vm: &VmId, key_hash: &KeyHash) -> Capability {

@@ -10,13 +10,14 @@ use crate::{
 use std::sync::Arc;
 
 impl Effect {
-    /// The order, and the VM it is for. `sign` gives the capability that a place carries.
+    /// The order, and the VM it is for; none for what is only told. `sign` gives the capability that a place
+    /// carries.
     pub fn into_order(
         self,
         tree: &TreeId,
         sign: impl FnOnce(&VmId, &KeyHash) -> Capability,
-    ) -> (VmId, Order) {
-        match self {
+    ) -> Option<(VmId, Order)> {
+        Some(match self {
             Self::Start { vm, key_hash, placing, start } => {
                 let place = place(tree, placing, sign(&vm, &key_hash));
                 (vm, start_order(*start, place))
@@ -33,7 +34,8 @@ impl Effect {
             }
             Self::Leave { vm, epoch } => (vm, Order::Leave { tree: tree.clone(), epoch }),
             Self::Origin { vm, answer } => (vm, Order::Origin { tree: tree.clone(), answer }),
-        }
+            Self::Tell(_) => return None,
+        })
     }
 }
 

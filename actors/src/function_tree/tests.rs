@@ -1,3 +1,5 @@
+mod watched;
+
 use super::{
     StartDraft,
     core::{Contact, Effect, Event, Placing, TreeCore, TreeLimits},
@@ -18,6 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use watched::Watched;
 
 const LIMITS: TreeLimits = TreeLimits::SHIPPED;
 
@@ -97,6 +100,7 @@ struct World {
     sent: Vec<VmId>,
     /// Who was asked to leave and has not been told so.
     leaving: BTreeSet<VmId>,
+    watched: Watched,
 }
 
 impl World {
@@ -114,6 +118,7 @@ impl World {
             starts: 0,
             sent: Vec::new(),
             leaving: BTreeSet::new(),
+            watched: Watched::default(),
         }
     }
 
@@ -140,6 +145,7 @@ impl World {
         self.sent.clear();
         for effect in effects {
             match effect {
+                Effect::Tell(news) => self.watched.hears(news),
                 Effect::Start { vm, placing, .. } => {
                     self.starts += 1;
                     self.places.insert(vm, placing);
@@ -164,6 +170,7 @@ impl World {
             }
         }
         self.core.check();
+        self.watched.check(&self.core);
     }
 
     fn complain(&mut self, by: u16, about: u16) {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Manager -+- Journal
+//!          +- EventLog
 //!          +- Scheduler
 //!          +- Profiles
 //!          +- Forest ---- FunctionTree (x tree)
@@ -12,6 +13,7 @@
 pub(crate) mod tests;
 
 use crate::{
+    event_log::{EventLog, EventLogHandle, EventLogLimits, EventLogSettings, Teller, ToEventLog, WallClock},
     function_tree::{Forest, ForestSettings, ToForest, ToTree, TreeLimits},
     id::VmId,
     journal::{Commit, Journal, JournalHandle, JournalSettings},
@@ -31,6 +33,8 @@ use tokio::sync::oneshot;
 /// Names of the services, and of others in flows.
 const MANAGER: &str = "manager";
 const JOURNAL: &str = "journal";
+const EVENT_LOG: &str = "event_log";
+const HTTP: &str = "http";
 const SCHEDULER: &str = "scheduler";
 const PROFILES: &str = "profiles";
 const FOREST: &str = "forest";
@@ -54,6 +58,8 @@ pub struct ManagerWorld {
     pub term: u64,
     /// Seed of the ids of starts.
     pub seed: [u8; 32],
+    /// For the times of events; nothing is decided by it.
+    pub wall_clock: WallClock,
     pub limits: ManagerLimits,
 }
 
@@ -76,6 +82,7 @@ pub struct ManagerLimits {
     pub tree_threads: usize,
     /// Bytes of writes that may wait for the metadata store.
     pub journal_bytes_max: usize,
+    pub events: EventLogLimits,
 }
 
 /// How often the scheduler looks for deadlines: what may be late by that much.
@@ -93,6 +100,9 @@ pub struct Manager {
     forests: Children<&'static str, Forest>,
     fleets: Children<&'static str, Fleet>,
     journals: Children<&'static str, Journal>,
+    event_logs: Children<&'static str, EventLog>,
+    event_log_settings: EventLogSettings,
+    events: LinkSource<ToEventLog>,
     news: LinkSource<VmNews>,
     vms: LinkSource<ToVm>,
     fleet: LinkSource<ToFleet>,
@@ -110,6 +120,8 @@ pub struct ManagerHandle {
     pub scheduler: SchedulerHandle,
     pub fleet: Link<ToFleet>,
     pub vms: Link<ToVm>,
+    pub events: EventLogHandle,
+    pub teller: Teller,
 }
 
 impl ManagerHandle {
@@ -142,6 +154,12 @@ impl Manager {
         let (fleet, vms) = (LinkSource::new(FLEET), LinkSource::new(FLEET));
         let (fleet_link, vms_link) = (fleet.link(SESSION), vms.link(SESSION));
         let permits = world.limits.mailbox_permits;
+        // Of its own, so that texts for those who watch take no time of those who decide.
+        let thread = Threads::new(usize::from(world.limits.tree_threads > 0));
+        let clock = Arc::clone(&world.wall_clock);
+        let event_log = EventLogSettings::new(world.limits.events, world.term, clock, thread);
+        let events = LinkSource::new(EVENT_LOG);
+        let (log_handle, teller) = (event_log.handle(events.link(HTTP)), event_log.teller(events.link(HTTP)));
         let root = Self::create(move |ctx| {
             let metadata = Arc::clone(&world.metadata);
             let bytes_max = world.limits.journal_bytes_max;
@@ -156,6 +174,10 @@ impl Manager {
                 forests: Children::vital(MANAGER, FOREST),
                 fleets: Children::vital(MANAGER, FLEET),
                 journals: Children::vital(MANAGER, JOURNAL),
+                // Without it nobody sees what happens, and everything happens all the same.
+                event_logs: Children::many(MANAGER, EVENT_LOG),
+                event_log_settings: event_log,
+                events,
                 news: LinkSource::new(SCHEDULER),
                 vms,
                 fleet,
@@ -165,6 +187,7 @@ impl Manager {
                 hints: LinkSource::new(SCHEDULER),
             };
             // Here and not when it has started, so that links lead somewhere from the beginning.
+            manager.start_event_log(ctx);
             manager.start_journal(ctx);
             manager.start_fleet(ctx);
             manager.start_forest(ctx);
@@ -173,7 +196,7 @@ impl Manager {
             manager
         });
         let scheduler = SchedulerHandle::new(root.clone().recipient(), permits);
-        ManagerHandle { root, scheduler, fleet: fleet_link, vms: vms_link }
+        ManagerHandle { root, scheduler, fleet: fleet_link, vms: vms_link, events: log_handle, teller }
     }
 
     fn start_fleet(&mut self, ctx: &mut Context<Self>) {
@@ -208,6 +231,7 @@ impl Manager {
             vms: self.vms.link(FUNCTION_TREE),
             fleet: self.fleet.link(FUNCTION_TREE),
             news: self.news.link(FOREST),
+            teller: self.teller(FUNCTION_TREE),
             tick: self.world.limits.heartbeat,
             rejoin_grace: self.world.limits.rejoin_grace,
             term: self.world.term,
@@ -232,6 +256,7 @@ impl Manager {
             trees: self.trees.link(SCHEDULER),
             forest: self.forest.link(SCHEDULER),
             profiles: self.to_profiles.link(SCHEDULER),
+            teller: self.teller(SCHEDULER),
         };
         self.schedulers.start(&SCHEDULER, parent(ctx), |life| Scheduler::new(settings, life).start());
         self.schedulers.link(&SCHEDULER, &self.news);
@@ -255,6 +280,18 @@ impl Manager {
         let settings = self.journal_settings.clone();
         self.journals.start(&JOURNAL, parent(ctx), |life| Journal::new(settings, life).start());
         self.journals.link(&JOURNAL, &self.commits);
+    }
+
+    fn start_event_log(&mut self, ctx: &mut Context<Self>) {
+        let settings = self.event_log_settings.clone();
+        self.event_logs.start(&EVENT_LOG, parent(ctx), |life| {
+            settings.threads.clone().start(EVENT_LOG, move || EventLog::new(settings, life))
+        });
+        self.event_logs.link(&EVENT_LOG, &self.events);
+    }
+
+    fn teller(&self, from: &'static str) -> Teller {
+        self.event_log_settings.teller(self.events.link(from))
     }
 
     fn journal(&self, from: &'static str) -> JournalHandle {
@@ -305,6 +342,13 @@ impl Handler<ChildExited<&'static str>> for Manager {
                 |root, _, ctx| root.start_profiles(ctx),
                 ctx,
             ),
+            EVENT_LOG => supervise(
+                self,
+                &exit,
+                |root| &mut root.event_logs,
+                |root, _, ctx| root.start_event_log(ctx),
+                ctx,
+            ),
             JOURNAL => {
                 supervise(self, &exit, |root| &mut root.journals, |root, _, ctx| root.start_journal(ctx), ctx)
             }
@@ -312,7 +356,7 @@ impl Handler<ChildExited<&'static str>> for Manager {
         };
         match after {
             AfterExit::Ignore | AfterExit::Gone | AfterExit::Rebuild { .. } => {}
-            AfterExit::Abandon { .. } if exit.child == PROFILES => {}
+            AfterExit::Abandon { .. } if [PROFILES, EVENT_LOG].contains(&exit.child) => {}
             // The process sees that its root has ended.
             AfterExit::Abandon { .. } | AfterExit::GiveUp => ctx.stop(),
         }
@@ -325,12 +369,12 @@ impl Handler<Observe> for Manager {
     fn handle(&mut self, ask: Observe, _: &mut Context<Self>) -> Self::Result {
         let (journal, scheduler) = (self.journals.observe(ask), self.schedulers.observe(ask));
         let (forest, fleet) = (self.forests.observe(ask), self.fleets.observe(ask));
-        let profiles = self.profiles.observe(ask);
+        let (profiles, events) = (self.profiles.observe(ask), self.event_logs.observe(ask));
         let snapshot = Snapshot::new(format!("term {}", self.world.term));
         Box::pin(async move {
-            let (journal, scheduler, profiles, forest, fleet) =
-                tokio::join!(journal, scheduler, profiles, forest, fleet);
-            let services = snapshot.children(journal).children(scheduler).children(profiles);
+            let (journal, events, scheduler, profiles, forest, fleet) =
+                tokio::join!(journal, events, scheduler, profiles, forest, fleet);
+            let services = snapshot.children(journal).children(events).children(scheduler).children(profiles);
             services.children(forest).children(fleet)
         })
     }
@@ -351,6 +395,9 @@ impl Handler<Stop> for Manager {
         }
         if let Some(fleet) = self.fleets.remove(&FLEET) {
             fleet.do_send(Stop);
+        }
+        if let Some(log) = self.event_logs.remove(&EVENT_LOG) {
+            log.do_send(Stop);
         }
         if let Some(journal) = self.journals.remove(&JOURNAL) {
             journal.do_send(Stop);

@@ -2,6 +2,7 @@
 
 use super::{Manager, ManagerHandle, ManagerLimits, ManagerWorld};
 use crate::{
+    event_log::{EventLogLimits, RingLimits},
     function_tree::TreeLimits,
     id::{BlockId, Digest, StartId, TenantId, TreeId, VmId},
     image::{BLOCK_BYTES, BlockImage},
@@ -168,6 +169,7 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
         topology: Arc::new(|| Box::new(Complete::new(2))),
         term: 7,
         seed: [3; 32],
+        wall_clock: Arc::new(|| 1_000),
         limits: ManagerLimits {
             scheduler: Limits {
                 starts_at_once_per_vm: 1,
@@ -194,6 +196,7 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
                 recordings_at_once_max: 2,
                 starts_per_row_max: 100,
                 batch: BatchLimits { operations_max: 100, bytes_max: 1 << 20 },
+                coalesce: Duration::from_millis(250),
             },
             profiles: ProfileLimits { optimize_after: 0, ..ProfileLimits::SHIPPED },
             tree: TreeLimits { lease, ..TreeLimits::SHIPPED },
@@ -205,6 +208,11 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
             mailbox_permits: 100,
             tree_threads: 0,
             journal_bytes_max: 1 << 20,
+            events: EventLogLimits {
+                ring: RingLimits { events_max: 1000, bytes_max: 1 << 20 },
+                waiting_max: 1000,
+                coalesce: Duration::from_millis(250),
+            },
         },
     }
 }

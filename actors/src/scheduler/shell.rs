@@ -6,6 +6,7 @@ use super::{
     records::Loaded,
 };
 use crate::{
+    event_log::Teller,
     function_tree::{Event as TreeEvent, ToForest, ToTree},
     id::StartId,
     image::BlockImage,
@@ -37,6 +38,7 @@ pub struct SchedulerSettings {
     pub trees: Link<ToTree>,
     pub forest: Link<ToForest>,
     pub profiles: Link<ToProfiles>,
+    pub teller: Teller,
 }
 
 pub struct Scheduler {
@@ -126,6 +128,7 @@ impl Scheduler {
                 self.settings.vms.send(ToVm { vm, message });
             }
             Effect::Forget { vm } => self.settings.fleet.send(ToFleet::Forget { vm }),
+            Effect::Tell(news) => self.settings.teller.tell(news),
         }
     }
 

@@ -4,6 +4,7 @@ mod drains;
 mod hot;
 mod preheat;
 mod vms;
+mod watched;
 
 use super::{
     core::{Answer, Effect, Event, Limits, SchedulerCore, Ticket, WriteId},
@@ -28,6 +29,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use watched::Watched;
 
 const LIMITS: Limits = Limits {
     functions_max: 5,
@@ -54,6 +56,7 @@ const LIMITS: Limits = Limits {
     recordings_at_once_max: 2,
     starts_per_row_max: 100,
     batch: BatchLimits { operations_max: 200, bytes_max: 1 << 20 },
+    coalesce: Duration::from_millis(250),
 };
 
 const GIB: u64 = 1 << 30;
@@ -155,6 +158,8 @@ struct World {
     stops: Vec<(VmId, StartId)>,
     /// Images that VMs with full caches were told to remove.
     given_up: Vec<(VmId, Vec<crate::id::TreeId>)>,
+    /// What whoever watches knows.
+    watched: Watched,
     /// Other effects in short.
     others: Vec<String>,
 }
@@ -182,6 +187,7 @@ impl World {
             preheats: Vec::new(),
             stops: Vec::new(),
             given_up: Vec::new(),
+            watched: Watched::default(),
             others: Vec::new(),
         }
     }
@@ -197,6 +203,7 @@ impl World {
     fn apply(&mut self, event: Event) {
         self.step(event);
         self.core.check();
+        self.watched.check(&self.core);
     }
 
     fn step(&mut self, event: Event) {
@@ -225,6 +232,7 @@ impl World {
                 Effect::Recorded { tenant, recording } => self.recorded.push((tenant, recording)),
                 Effect::GiveUp { vm, trees } => self.given_up.push((vm, trees)),
                 Effect::Forget { vm } => self.others.push(format!("forget {vm}")),
+                Effect::Tell(news) => self.watched.hears(news),
             }
         }
         while !self.disk_is_slow && self.write_one(Ok(())) {}
@@ -1016,6 +1024,7 @@ fn a_burst_of_2500_starts_on_1000_vms_is_placed_evenly() {
         placed.elapsed()
     );
     let starts = orders.iter().filter(|order| matches!(order, TreeEffect::Start { .. })).count();
+    orders.retain(|order| !matches!(order, TreeEffect::Tell(_)));
     assert_eq!((starts, orders.len(), per_vm.len()), (2500, 2500, 1000));
     assert!(per_vm.values().all(|count| (2..=3).contains(count)));
     assert_eq!(tree.view(block_image("app:1").id).height, 9);

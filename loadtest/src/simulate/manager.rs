@@ -417,6 +417,8 @@ impl Manager {
             scheduler::Effect::Forget { vm } => {
                 self.work.push_back(Work::Vm(vm, vm_node::Event::Forgotten));
             }
+            // What is only told changes nothing.
+            scheduler::Effect::Tell(_) => {}
         }
     }
 
@@ -463,8 +465,10 @@ impl Manager {
             self.floor = self.floor.max(core.epoch().counter);
         }
         for effect in effects {
-            let (vm, order) = effect.into_order(&tree, |_, _| unsigned());
-            self.work.push_back(Work::Vm(vm, vm_node::Event::Order(order)));
+            // What is only told changes nothing.
+            if let Some((vm, order)) = effect.into_order(&tree, |_, _| unsigned()) {
+                self.work.push_back(Work::Vm(vm, vm_node::Event::Order(order)));
+            }
         }
     }
 

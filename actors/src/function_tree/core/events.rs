@@ -1,5 +1,6 @@
 //! What happens to a tree, and what it has done.
 
+use super::news::TreeNews;
 use crate::{
     function_tree::messages::{PreheatDraft, StartDraft},
     id::{Epoch, VmId},
@@ -45,11 +46,33 @@ pub enum Event {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    Start { vm: VmId, key_hash: KeyHash, placing: Placing, start: Box<StartDraft> },
-    Preheat { vm: VmId, key_hash: KeyHash, placing: Placing, draft: Box<PreheatDraft> },
-    Place { vm: VmId, key_hash: KeyHash, placing: Placing },
-    Leave { vm: VmId, epoch: Epoch },
-    Origin { vm: VmId, answer: OriginAnswer },
+    Start {
+        vm: VmId,
+        key_hash: KeyHash,
+        placing: Placing,
+        start: Box<StartDraft>,
+    },
+    Preheat {
+        vm: VmId,
+        key_hash: KeyHash,
+        placing: Placing,
+        draft: Box<PreheatDraft>,
+    },
+    Place {
+        vm: VmId,
+        key_hash: KeyHash,
+        placing: Placing,
+    },
+    Leave {
+        vm: VmId,
+        epoch: Epoch,
+    },
+    Origin {
+        vm: VmId,
+        answer: OriginAnswer,
+    },
+    /// For whoever watches.
+    Tell(TreeNews),
 }
 
 /// A place without the capability, which the shell adds.

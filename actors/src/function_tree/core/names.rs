@@ -116,6 +116,7 @@ impl TreeCore {
             if member.stale || !member.names.reads_as(&names) {
                 self.push_place(node, names, now, effects);
             } else if member.names != names {
+                self.note_names(node, &names);
                 self.name(node, names);
             }
         }
@@ -137,6 +138,7 @@ impl TreeCore {
     /// Gives a member the upstreams of its present place, with a fresh capability.
     pub(super) fn place(&mut self, node: Node, names: Names, now: Instant) {
         if self.member(node).names != names {
+            self.note_names(node, &names);
             self.name(node, names);
         }
         let epoch = self.epoch;

@@ -1,6 +1,10 @@
 //! Members that their upstreams do not serve.
 
-use super::{TreeCore, events::Effect};
+use super::{
+    TreeCore,
+    events::Effect,
+    news::{Cause, TreeNews},
+};
 use crate::{
     id::{Epoch, VmId},
     tree::{Node, breadth_first},
@@ -33,6 +37,8 @@ impl TreeCore {
             return;
         }
         self.complaints.add(by, node, now);
+        let (complainer, lost) = (self.member(by).vm.clone(), self.member(node).vm.clone());
+        self.news.tell(TreeNews::Repair { vm: complainer, lost, epoch: self.epoch });
         let stripes = 0..self.topology.stripes();
         let children: BTreeSet<Node> =
             stripes.clone().flat_map(|stripe| self.topology.children(node, stripe)).collect();
@@ -42,6 +48,7 @@ impl TreeCore {
             self.complaints.forget_about(node);
             // Nobody is sent to it by choice, until it says again that it can serve.
             self.member_mut(node).ready = false;
+            self.news.seat(node, Cause::Ready);
             self.helpers.outdated = true;
             return self.move_to_the_end(node, now, effects);
         }

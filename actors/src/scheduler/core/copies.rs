@@ -17,6 +17,7 @@ impl SchedulerCore {
         cold: Option<BTreeMap<TreeId, ColdTree>>,
     ) {
         let Some(vm) = self.vms.get_mut(name) else { return };
+        self.changed.vms.insert(name.clone());
         let before = vm.holdings();
         if let Some(held) = held {
             vm.held = held;

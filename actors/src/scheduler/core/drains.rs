@@ -173,6 +173,7 @@ impl SchedulerCore {
             effects.push(Effect::Stop { vm, start: id.clone() });
             (start.ordered_at, start.ready_at) = (None, None);
             start.report = StartReport::default();
+            self.changed.starts.insert(id.clone());
         }
         self.requeue(id, now, effects);
         if self.starts[id].phase == Phase::Waiting {

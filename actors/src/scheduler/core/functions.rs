@@ -102,6 +102,8 @@ impl SchedulerCore {
                 self.recover(&id, &row.key, now, effects);
             }
         }
+        self.changed.functions.extend(self.functions.keys().cloned());
+        self.changed.vms.extend(self.vms.keys().cloned());
         for key in self.functions.keys().cloned().collect::<Vec<_>>() {
             self.trim(&key, now, effects);
             self.keep_min(&key, now, effects);
@@ -195,6 +197,7 @@ impl SchedulerCore {
         let package = spec.code.map(|package| Source::Code(key.0.clone(), package));
         let code = package.map(|package| self.ready_or_convert(code, package, effects));
         let is_ready = image.ready().is_some() && code.as_ref().is_none_or(|code| code.ready().is_some());
+        self.changed.functions.insert(key.clone());
         match self.functions.get_mut(&key) {
             None => {
                 let mut function = Function::new(spec, image, code, 1);
@@ -292,6 +295,7 @@ impl SchedulerCore {
 
     /// What became of a conversion that the function waited for.
     fn set_image(&mut self, key: &FunctionKey, source: &Source, image: Image) -> &mut Function {
+        self.changed.functions.insert(key.clone());
         let function = self.functions.get_mut(key).expect("it was just found");
         match source {
             Source::Image(_) => function.image = image,
@@ -377,6 +381,7 @@ impl SchedulerCore {
         effects: &mut Vec<Effect>,
     ) {
         self.fail_requests(key, &ControlError::NotFound("function"), effects);
+        self.changed.functions.insert(key.clone());
         // Taken out first: what ends now is not replaced.
         if let Some(function) = self.functions.remove(key) {
             for start in &function.live {
@@ -424,6 +429,7 @@ impl SchedulerCore {
             function.live.insert(id.clone());
             function.unfinished.insert(id.clone());
         }
+        self.changed.starts.insert(id.clone());
         self.starts.insert(id.clone(), start);
         self.recount(&id);
     }

@@ -142,6 +142,7 @@ impl SchedulerCore {
         if present.source != packed.source || present.id == packed.id {
             return;
         }
+        self.changed.functions.insert(key.clone());
         let old = TreeId { tenant: key.0.clone(), image: present.id };
         function.image = Image::Ready(Arc::clone(packed));
         if !self.is_current(&old) {

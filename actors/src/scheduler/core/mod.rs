@@ -24,6 +24,7 @@ mod requests;
 mod rows;
 mod scaling;
 mod starts;
+mod telling;
 mod views;
 mod vms;
 
@@ -32,6 +33,7 @@ use super::{
     records::{FunctionKey, Loaded, StartRow},
 };
 use crate::{
+    event_log::News,
     function_tree::{Contact, PreheatDraft, StartDraft},
     id::{FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
@@ -55,6 +57,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use telling::Changed;
 use tokio::time::Instant;
 
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +102,8 @@ pub struct Limits {
     pub starts_per_row_max: usize,
     /// What the metadata store takes at once.
     pub batch: BatchLimits,
+    /// How often at most one function or VM is told to whoever watches.
+    pub coalesce: Duration,
 }
 
 /// Whoever waits for an answer; numbered by the shell, in the order of arrival.
@@ -236,6 +241,8 @@ pub enum Effect {
         tenant: TenantId,
         recording: Recording,
     },
+    /// For whoever watches.
+    Tell(News),
 }
 
 #[derive(Debug, PartialEq)]
@@ -522,6 +529,8 @@ pub struct SchedulerCore {
     last_turn: Option<TenantId>,
     /// Something happened after which any start may find room.
     room_changed: bool,
+    /// What is to be told when this event is over.
+    changed: Changed,
 }
 
 /// Pause suggested to a caller that met a limit: starts and requests come and go within a second.
@@ -564,6 +573,7 @@ impl SchedulerCore {
             tries: Tries::default(),
             last_turn: None,
             room_changed: false,
+            changed: Changed::default(),
         }
     }
 
@@ -592,6 +602,7 @@ impl SchedulerCore {
             Event::Tick => self.tick(now, effects),
         }
         self.place_waiting(now, effects);
+        self.tell(now, effects);
     }
 
     fn persist(&mut self, writes: Vec<Write>, change: Change, effects: &mut Vec<Effect>) {

@@ -202,6 +202,7 @@ impl SchedulerCore {
         }
         let vm = self.vms.get_mut(name).expect("callers looked");
         debug_assert!(vm.has_room(&start.key, needs, self.limits.functions_per_vm_max), "invariant 8");
+        self.changed.starts.insert(id.clone());
         vm.tenant = Some(start.key.0.clone());
         vm.used = vm.used.plus(needs);
         vm.functions.entry(start.key.clone()).or_default().insert(id.clone());
@@ -217,7 +218,9 @@ impl SchedulerCore {
     /// Gives back what a start has on its VM.
     pub(super) fn unassign(&mut self, id: &StartId, now: Instant, effects: &mut Vec<Effect>) {
         let start = self.starts.get_mut(id).expect("callers looked");
+        self.changed.starts.insert(id.clone());
         let Some(name) = start.vm.clone() else { return };
+        self.changed.vms.insert(name.clone());
         let trees: Vec<TreeId> = start.trees().collect();
         let mut emptied = BTreeSet::new();
         if let Some(vm) = self.vms.get_mut(&name) {

@@ -51,6 +51,7 @@ impl SchedulerCore {
         match self.admit(ticket, &key, on.as_ref(), deadline, now) {
             Ok(Some(id)) => self.grant(ticket, &id, effects),
             Ok(None) => {
+                self.changed.functions.insert(key.clone());
                 self.functions.get_mut(&key).expect("admitted").enqueue(ticket, on.as_ref());
                 self.deadlines.insert((deadline, ticket));
                 self.waiters.insert(ticket, Waiter { key: key.clone(), on, deadline });
@@ -184,6 +185,7 @@ impl SchedulerCore {
         let waiter = self.waiters.remove(&ticket)?;
         self.deadlines.remove(&(waiter.deadline, ticket));
         self.waiting.give_back(&waiter.key.0, 1);
+        self.changed.functions.insert(waiter.key.clone());
         let function = self.functions.get_mut(&waiter.key).expect("requests wait for known functions");
         function.dequeue(ticket, waiter.on.as_ref());
         Some(waiter)
@@ -248,6 +250,7 @@ impl SchedulerCore {
             return;
         }
         let (place, key) = ((start.in_flight, id.clone()), start.key.clone());
+        self.changed.functions.insert(key.clone());
         if let Some(function) = self.functions.get_mut(&key) {
             function.routable.insert(place);
         }
@@ -259,6 +262,7 @@ impl SchedulerCore {
 
     pub(super) fn unroute(&mut self, id: &StartId) {
         let start = &self.starts[id];
+        self.changed.functions.insert(start.key.clone());
         if let Some(function) = self.functions.get_mut(&start.key) {
             function.routable.remove(&(start.in_flight, id.clone()));
             function.kept.remove(id);

@@ -105,6 +105,7 @@ impl SchedulerCore {
         let rows = StartRows::divide(key, &starts, self.limits.starts_per_row_max);
         let writes = rows.iter().map(records::put_starts).collect();
         self.functions.get_mut(key).expect("callers looked").accepting += count;
+        self.changed.functions.insert(key.clone());
         self.starts_waiting.add(&key.0, starts.len());
         self.persist(writes, Change::Accept { ticket, key: key.clone(), rows, accepted_at: now }, effects);
     }
@@ -179,6 +180,7 @@ impl SchedulerCore {
         let error = ControlError::Metadata(reason);
         if let Some(function) = self.functions.get_mut(key) {
             function.accepting -= count as u32;
+            self.changed.functions.insert(key.clone());
             self.ended_by_itself(key, now);
             self.keep_min(key, now, effects);
             self.fail_if_hopeless(key, &error, effects);
@@ -222,6 +224,7 @@ impl SchedulerCore {
                     return self.end(id, reason, now, effects);
                 }
                 start.phase = Phase::Waiting;
+                self.changed.starts.insert(id.clone());
                 let tenant = start.key.0.clone();
                 self.starts_waiting.add(&tenant, 1);
                 self.wait_for_room(id, now);
@@ -321,6 +324,7 @@ impl SchedulerCore {
         self.set_timer(id, None);
         self.unassign(id, now, effects);
         self.recorded_enough(id);
+        self.changed.starts.insert(id.clone());
         let start = self.starts.get_mut(id).expect("it was just there");
         start.recorded_for = None;
         start.phase = Phase::Ended;
@@ -372,6 +376,7 @@ impl SchedulerCore {
             start.ready_at.get_or_insert(now);
         }
         let key = start.key.clone();
+        self.changed.starts.insert(id.clone());
         if let Some(name) = start.vm.clone() {
             self.started(&name, id);
         }

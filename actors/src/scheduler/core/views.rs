@@ -130,7 +130,7 @@ impl SchedulerCore {
         }
     }
 
-    fn view(&self, id: &StartId, start: &Start) -> StartView {
+    pub(super) fn view(&self, id: &StartId, start: &Start) -> StartView {
         let mut timeline = Timeline {
             waiting: start.chosen_at.map(|chosen| micros_between(start.accepted_at, chosen)),
             placing: start

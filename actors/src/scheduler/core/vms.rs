@@ -60,10 +60,11 @@ impl SchedulerCore {
                     self.requeue(&start, now, effects);
                 }
             }
-            VmEvent::Progress { start, step, elapsed_us } => {
-                if self.is_at(&start, &vm) {
-                    let start = self.starts.get_mut(&start).expect("it was just there");
+            VmEvent::Progress { start: id, step, elapsed_us } => {
+                if self.is_at(&id, &vm) {
+                    let start = self.starts.get_mut(&id).expect("it was just there");
                     start.report.steps_us.insert(step, elapsed_us);
+                    self.changed.starts.insert(id);
                 }
             }
             VmEvent::Recorded { start, image, ranges } => self.recorded(&vm, &start, image, ranges, effects),
@@ -80,6 +81,7 @@ impl SchedulerCore {
                     self.starts.get_mut(&start).filter(|known| known.vm.as_ref() == Some(&vm))
                 {
                     known.report = report;
+                    self.changed.starts.insert(start.clone());
                     if known.reason == Some(EndReason::VmLost) {
                         // It was missing in a hello, and now the agent says why.
                         known.reason = Some(reason.clone());
@@ -201,6 +203,7 @@ impl SchedulerCore {
     /// Puts the VM into the pool where it belongs now. True if that is new.
     pub(super) fn pool(&mut self, name: &VmId) -> bool {
         let Some(vm) = self.vms.get_mut(name) else { return false };
+        self.changed.vms.insert(name.clone());
         let entry = vm.entry(self.limits.functions_per_vm_max);
         if vm.entry == entry {
             return false;
@@ -307,6 +310,7 @@ impl SchedulerCore {
             (Phase::Ready, Some(told)) if !told.ready => {
                 // The agent probes it again after its own restart, and will say ready or ended.
                 start.phase = Phase::Ordered;
+                self.changed.starts.insert(id.clone());
                 let key = start.key.clone();
                 self.unroute(id);
                 self.vms.get_mut(vm).expect("it is up").starting.insert(id.clone());
@@ -431,6 +435,7 @@ impl SchedulerCore {
         if !is_awaited {
             return None;
         }
+        self.changed.starts.insert(id.clone());
         // Those under way have ended by then: the agent says when it is too late, or has not a lease later.
         self.set_timer(id, Some(now + self.limits.ready_deadline + self.limits.lease));
         self.starts.get_mut(id)
@@ -488,6 +493,7 @@ impl SchedulerCore {
             self.set_drain(name, None, now);
         }
         self.set_holdings(name, Some(BTreeMap::new()), Some(BTreeMap::new()));
+        self.changed.vms.insert(name.clone());
         if let Some(vm) = self.vms.remove(name) {
             self.count_size(vm.address.map(|_| vm.capacity), None);
         }
