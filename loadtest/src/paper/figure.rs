@@ -107,8 +107,10 @@ pub fn where_time_goes<'a>(rows: impl IntoIterator<Item = (String, &'a [Times])>
     for (name, times) in rows {
         let Some(first) = times.first() else { continue };
         let of = |phase: &str| mean_of(times, |times| times.of_phases(&[phase]));
-        let phases: Vec<String> =
-            first.phases.iter().map(|(phase, _)| format!("{phase} {}", shown(of(phase)))).collect();
+        // Those that take no time to speak of are left out.
+        let phases =
+            first.phases.iter().map(|(phase, _)| (phase, of(phase))).filter(|(_, mean)| *mean >= 0.005);
+        let phases: Vec<String> = phases.map(|(phase, mean)| format!("{phase} {}", shown(mean))).collect();
         let stalled = first.stalled.map(|_| mean_of(times, |times| times.stalled.unwrap_or_default()));
         let total = mean_of(times, |times| times.total);
         table.push([name, shown(total), phases.join(", "), stalled.map(shown).unwrap_or_default()]);

@@ -14,7 +14,7 @@ use clap::Args;
 use costs::Costs;
 use figure::Figure;
 use figures::{EXPERIMENTS, Run};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -114,17 +114,24 @@ fn write_plots(folder: &Path, figure: &Figure) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A row for each cost, as the JSON has it.
+/// A row for each cost that the JSON has.
 fn costs_table(all: &[&Costs]) -> Table {
     let mut table = Table::new(std::iter::once("cost").chain(all.iter().map(|costs| costs.name)));
-    let values: Vec<serde_json::Value> = all.iter().map(|costs| json!(costs)).collect();
+    let values: Vec<Value> = all.iter().map(|costs| json!(costs)).collect();
     let Some(first) = values.first().and_then(|value| value.as_object()) else { return table };
     for name in first.keys().filter(|name| *name != "name") {
-        let cell = |value: &serde_json::Value| match &value[name] {
-            serde_json::Value::Object(ends) => format!("{} to {}", ends["start"], ends["end"]),
-            other => other.to_string(),
+        let (shown, unit) = match name.strip_suffix("_ns") {
+            Some(time) => (format!("{time}, ms"), 1e6),
+            None if name.ends_with("rate") || name == "link" => (format!("{name}, MB/s"), 1e6),
+            None => (name.clone(), 1.0),
         };
-        table.push(std::iter::once(name.clone()).chain(values.iter().map(cell)));
+        let number =
+            |value: &Value| value.as_f64().map_or_else(String::new, |value| (value / unit).to_string());
+        let cell = |value: &Value| match &value[name] {
+            Value::Object(ends) => format!("{} to {}", number(&ends["start"]), number(&ends["end"])),
+            other => number(other),
+        };
+        table.push(std::iter::once(shown.replace('_', " ")).chain(values.iter().map(cell)));
     }
     table
 }

@@ -221,6 +221,8 @@ pub fn model(system: System, costs: &Costs, images: &[&Image], vms: usize, per_v
     limits.transfer.read_deadline = Duration::from_nanos(PATIENCE);
     if system == System::Published {
         limits.shape = TreeSettings { topology: Topology::Avl, fan_out: 2, ..limits.shape };
+        // Nothing is learned of what starts read.
+        limits.scheduler.recordings_max = 0;
     }
     Model {
         vms,

@@ -19,8 +19,9 @@ svg{width:100%;height:auto}
 .legend i{display:inline-block;box-sizing:border-box;width:1.4rem;height:.2rem;vertical-align:middle;margin-right:.4rem}
 .legend i.points{width:.6rem;height:.6rem;border-radius:50%}.legend i.stack{width:.8rem;height:.8rem}
 .note{font-size:.9rem;opacity:.8;margin:.2rem 0}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
+.scroll{overflow-x:auto;margin:1.2rem 0}table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.15rem .8rem .15rem 0;text-align:left;border-bottom:1px solid color-mix(in srgb,CanvasText 20%,Canvas)}
+td:first-child{white-space:nowrap}
 .number{text-align:right;font-variant-numeric:tabular-nums}
 pre{white-space:pre-wrap;overflow-wrap:anywhere}
 ";

@@ -16,10 +16,8 @@ use faasnet_actors::tree::{Avl, Complete, Node, Topology};
 use std::collections::BTreeMap;
 
 const SYSTEMS: [System; 3] = [System::OnDemand, System::Published, System::Ours];
-/// Starts of a function on one VM. At most 63 VMs hold the first 120 instances of the synthetic test (figure 12a).
-const PER_VM: usize = 2;
-/// More than instances are ever started on; how many there are costs nothing.
-const VMS: usize = 200;
+/// More than instances are ever started, each on one of its own; how many there are costs nothing.
+const VMS: usize = 400;
 /// The tree of the synthetic test is smaller eight minutes after its burst (figure 12a; the text has fifteen).
 const IDLE: u64 = 8 * 60 * SECOND;
 
@@ -56,9 +54,9 @@ pub fn tests(run: &Run) -> anyhow::Result<Vec<Figure>> {
         drawn: (540.0, 720.0),
         step: 2.0,
         text: "The whole test is played, the first burst is shown. A request takes 2 s, an instance works on eight at once (read \
-             from figure 13a, in which some 110 instances are provisioned for 878 requests at a time), two instances share a VM. \
+             from figure 13a, in which some 110 instances are provisioned for 878 requests at a time) and has a VM of its own. \
              The comparator is on-demand, as in the figure; its peak is 29.7 s there and 28 s in the text. Time above the base is \
-             taken from the figure (42 s and 86 s above 2.3 s), not from the text (28 s and 113 s). The paper's responses are \
+             taken from the figure (44 s and 88 s above 2.3 s, counted in steps of 2 s), not from the text (28 s and 113 s). The paper's responses are \
              at most 6 s, 2 s of which are the request, although each of its instances took 6.7 s or more to provision: the figure's \
              clock for responses cannot begin where that of provisioning does.",
     };
@@ -69,13 +67,14 @@ pub fn tests(run: &Run) -> anyhow::Result<Vec<Figure>> {
         requests: data::synthetic_requests()?,
         responses: data::synthetic_responses()?,
         service: 510 * MILLISECOND,
-        concurrency: 1,
+        // 126 instances are provisioned in both bursts (figure 13b), and 63 fit into the levels after the first (figure 12a).
+        concurrency: 2,
         warm: 2,
         played: if run.quick { (600.0, 720.0) } else { (0.0, 1440.0) },
         drawn: (650.0, 700.0),
         step: 1.0,
-        text: "The whole test is played, the first burst is shown. A request takes 0.51 s, an instance works on one at a time, two \
-             instances share a VM. The paper's curves are offset against each other by 1 to 2 s.",
+        text: "The whole test is played, the first burst is shown. A request takes 0.51 s, an instance works on two at a time (126 are \
+             provisioned in both bursts in figure 13b, for 120 and 81 requests) and has a VM of its own. The paper's curves are offset against each other by 1 to 2 s.",
     };
     let (mut figures, mut provisioned) = (Vec::new(), BTreeMap::new());
     for test in [&iot, &synthetic] {
@@ -99,7 +98,7 @@ fn load(test: &Test) -> anyhow::Result<Load> {
         concurrency: test.concurrency,
         idle: IDLE,
         warm: test.warm,
-        starts_max: VMS * PER_VM,
+        starts_max: VMS,
     })
 }
 
@@ -111,7 +110,7 @@ fn play(run: &Run, test: &Test) -> anyhow::Result<(Figure, Provisioned)> {
     let mut plot = Plot::new(
         "Longest response to requests by the time at which they arrived",
         Axis::linear("s of the test").from(from).to(to),
-        Axis::linear("s").from(0.0),
+        Axis::linear("response, s").from(0.0),
     );
     let (mut provisioned, mut compared, mut values) = (Provisioned::new(), Vec::new(), BTreeMap::new());
     let mut goes = Rows::new(
@@ -121,13 +120,13 @@ fn play(run: &Run, test: &Test) -> anyhow::Result<(Figure, Provisioned)> {
     );
     for system in SYSTEMS {
         run.tell(&format!("{system}, {} requests", load.arrivals.len()));
-        let running = Running::new(system, run.costs, &image, VMS, PER_VM, run.seed);
+        let running = Running::new(system, run.costs, &image, VMS, 1, run.seed);
         let served = serve(&load, running)?;
         let longest = longest(&served, test.step);
         let longest: Vec<(f64, f64)> = longest.into_iter().filter(|(at, _)| is_drawn(*at)).collect();
         let service = seconds(test.service);
         let base = 1.15 * service;
-        let (peak, back) = peak_and_time_above(&longest, base);
+        let (peak, back) = peak_and_time_above(&longest, base, test.step);
         let count = served.provisioned.len();
         let times = [mean(&served.provisioned), peak, service, peak - service];
         goes.push([system.to_string(), count.to_string()].into_iter().chain(times.map(shown)));
@@ -136,7 +135,7 @@ fn play(run: &Run, test: &Test) -> anyhow::Result<(Figure, Provisioned)> {
         if let Some(name) = system.in_paper().filter(|_| run.is_paper) {
             let drawn = test.responses.points(&[], "time_s", &format!("{name}_response_max_s"))?;
             let of_answer: Vec<(f64, f64)> = drawn.into_iter().filter(|(at, _)| is_drawn(*at)).collect();
-            let (paper_peak, paper_back) = peak_and_time_above(&of_answer, base);
+            let (paper_peak, paper_back) = peak_and_time_above(&of_answer, base, test.step);
             plot = plot.with(from_paper(system, of_answer));
             compared.push(Compared::new(format!("{system}, longest response"), paper_peak, peak));
             compared.push(Compared::new(format!("{system}, seconds above {base:.1} s"), paper_back, back));
@@ -147,7 +146,7 @@ fn play(run: &Run, test: &Test) -> anyhow::Result<(Figure, Provisioned)> {
     let requests = Plot::new(
         "Requests a second",
         Axis::linear("s of the test").from(from).to(to),
-        Axis::linear("1/s").from(0.0),
+        Axis::linear("requests / s").from(0.0),
     )
     .with(Series::line("requests", rate.into_iter().filter(|(at, _)| is_drawn(*at))));
     let figure = run
@@ -171,11 +170,10 @@ fn longest(served: &Served, step: f64) -> Vec<(f64, f64)> {
     longest.into_iter().map(|(number, response)| (number as f64 * step, response)).collect()
 }
 
-/// The longest response, and the time between the first and the last that took longer than `base`.
-fn peak_and_time_above(responses: &[(f64, f64)], base: f64) -> (f64, f64) {
+/// The longest response, and how long responses took longer than `base`.
+fn peak_and_time_above(responses: &[(f64, f64)], base: f64, step: f64) -> (f64, f64) {
     let peak = responses.iter().map(|(_, response)| *response).fold(0.0, f64::max);
-    let above = || responses.iter().filter(|(_, response)| *response > base).map(|(at, _)| *at);
-    (peak, above().next_back().zip(above().next()).map_or(0.0, |(last, first)| last - first))
+    (peak, responses.iter().filter(|(_, response)| *response > base).count() as f64 * step)
 }
 
 /// How many VMs hold the function, as the text says: 82 after the first burst, 30 after the leaves, 62 more.
@@ -206,7 +204,7 @@ fn with_heights(run: &Run, figure: Figure) -> anyhow::Result<Figure> {
                 next += 1;
             }
             for _ in 0..(-change).max(0) {
-                // Evenly over all that are there.
+                // Of the middle of those that joined.
                 let place = members.len() / 2;
                 tree.leave(members.remove(place));
             }
@@ -225,7 +223,8 @@ fn with_heights(run: &Run, figure: Figure) -> anyhow::Result<Figure> {
         .text(
             "Levels: text and figure contradict each other. The text has 82 VMs after the first burst, the figure 6 levels, which \
              hold 63 at most; the text has 30 + 62 = 102 VMs after the second. Here: 63 VMs after the first burst, 30 that stay, \
-             from 1,141 s (the figure; the text has 15 minutes after the burst), and 62 more.",
+             from 1,141 s (the figure; the text has 15 minutes after the burst), and 62 more. Which VMs the paper's platform kept is \
+             not known: here they go from the middle of those that joined, and its rules leave a level more than the figure has.",
         )
         .plot(plot.with(Series::points("the paper", drawn).like(PAPERS_RULES)))
         .compared("levels", &compared))
@@ -237,7 +236,11 @@ fn figure_13(run: &Run, provisioned: &BTreeMap<&str, Provisioned>) -> anyhow::Re
     let mut figure = run.figure("13", "Figure 13: time to provision a container in both tests");
     for (test, systems) in provisioned {
         let title = format!("The {test} test");
-        let mut plot = Plot::new(title, Axis::linear("s").from(0.0), Axis::linear("part of containers"));
+        let mut plot = Plot::new(
+            title,
+            Axis::linear("time to provision, s").from(0.0),
+            Axis::linear("part of containers"),
+        );
         for (system, times) in systems {
             let times = sorted(times.iter().copied());
             plot = plot.with(Series::cdf(system.to_string(), times.iter().copied()));
@@ -257,7 +260,10 @@ fn figure_13(run: &Run, provisioned: &BTreeMap<&str, Provisioned>) -> anyhow::Re
     Ok(figure
         .text(
             "All containers that were provisioned in the tests above. The text has 96 % at 5.8 s or less in the synthetic test, the \
-             figure 6.7 s; the figure is compared with.",
+             figure 6.7 s; the figure is compared with. Where it deviates on the paper's VMs: here a start that comes after the first \
+             finds what that has read in the tree, and takes less than one of a burst (figure 14), in the paper's IoT test it takes \
+             more. Lazy reads depend on how many start at once; rates of the IoT test are known for every tenth second only and \
+             rise here evenly between, and they are faster than the paper's on few VMs (figure 14).",
         )
         .compared("s", &compared)
         .value("seconds", values))
