@@ -17,6 +17,7 @@ mod preheat;
 mod process;
 mod start;
 mod stop;
+mod token;
 mod tree;
 mod upload;
 mod vm;
@@ -114,6 +115,9 @@ pub enum ClientVerb {
     /// List, admit and remove VMs
     #[command(subcommand)]
     Vm(vm::Vm),
+    /// Make, list and delete API tokens
+    #[command(subcommand)]
+    Token(token::Token),
     /// Show how the actors are: queues, permits, crashes
     Actors(actors::Actors),
     /// Draw the tree along which the blocks of a function's image travel
@@ -166,6 +170,7 @@ impl ClientVerb {
             Self::Invoke(invoke) => invoke.run(context).await,
             Self::Logs(logs) => logs.run(context).await,
             Self::Vm(vm) => vm.run(context).await,
+            Self::Token(token) => token.run(context).await,
             Self::Actors(actors) => actors.run(context).await,
             Self::Tree(tree) => tree.run(context).await,
             Self::Image(image) => image.run(context).await,

@@ -7,8 +7,8 @@ use super::{
     dial::DialError,
     problem::Problem,
     request::{Answer, JsonBody},
+    tokens,
 };
-use crate::tokens::TokenError;
 use actix_web::{
     HttpResponse,
     http::{StatusCode, header},
@@ -262,13 +262,7 @@ pub(super) async fn list_actors(state: State, _: AllTenants, query: Query<WhichA
 }
 
 pub(super) async fn create_join_token(state: State, _: AllTenants) -> Result<HttpResponse, Problem> {
-    let token = state.join.create(SystemTime::now()).await.map_err(|error| match error {
-        TokenError::TooMany(_) => {
-            Problem::new(StatusCode::CONFLICT, "too_many_join_tokens", error.to_string())
-        }
-        TokenError::Metadata(error) => error.into(),
-        error => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "token_not_made", error.to_string()),
-    })?;
+    let token = state.join.create(SystemTime::now()).await.map_err(tokens::problem)?;
     Ok(HttpResponse::Created().json(JoinTokenText { token }))
 }
 

@@ -1,4 +1,5 @@
-//! Who calls. Every request but the health checks shows a token; every route names the role it needs.
+//! Who calls. Every request shows a token, or a session of the console; every route names the role it needs. Without
+//! either there are the health checks, the files of the console, and the login.
 
 use super::{HttpState, problem::Problem};
 use crate::tokens::{Principal, Role, TenantScope};
@@ -7,22 +8,38 @@ use actix_web::{
     body::{BoxBody, MessageBody},
     dev::{Payload, ServiceRequest, ServiceResponse},
     http::{
-        StatusCode,
-        header::{self, HeaderValue},
+        Method, StatusCode,
+        header::{self, HeaderMap},
     },
     middleware::Next,
     web::Data,
 };
 use faasnet_actors::id::TenantId;
-use std::future::{Ready, ready};
+use std::{
+    future::{Ready, ready},
+    time::SystemTime,
+};
 
 /// Names the tenant of a request whose token is good for all of them.
 pub const TENANT_HEADER: &str = "faasnet-tenant";
 /// The tenant when nobody names one.
 pub const DEFAULT_TENANT: &str = "default";
 
+/// Holds a session, in browsers.
+pub(super) const SESSION_COOKIE: &str = "faasnet_session";
+/// Only a page of the same origin can send it: another one would have to ask first, and is not answered.
+const CSRF_HEADER: &str = "x-faasnet-csrf";
+
 /// The addresses that need no token.
-pub(super) const PUBLIC: [&str; 2] = ["/healthz", "/readyz"];
+pub(super) const PUBLIC: [&str; 4] = ["/healthz", "/readyz", "/", "/console"];
+/// Below it are the files of the console.
+pub(super) const CONSOLE: &str = "/console/";
+/// Where a token becomes a session.
+pub(super) const SESSION: &str = "/v1/session";
+
+fn is_public(method: &Method, path: &str) -> bool {
+    PUBLIC.contains(&path) || path.starts_with(CONSOLE) || (path == SESSION && method == Method::POST)
+}
 
 /// Around the whole application: without a valid token nothing is answered, not even whether an
 /// address exists.
@@ -30,19 +47,54 @@ pub(super) async fn authenticate<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    if !PUBLIC.contains(&request.path()) {
-        let principal = {
-            let state = request.app_data::<Data<HttpState>>().expect("the application has its state");
-            let header = request.headers().get(header::AUTHORIZATION);
-            header
-                .and_then(|header| header.to_str().ok())
-                .and_then(|text| state.tokens.authenticate(text))
-                .cloned()
+    if !is_public(request.method(), request.path()) {
+        let principal = match identify(&request) {
+            Ok(principal) => principal,
+            Err(problem) => return Ok(refuse(request, problem)),
         };
-        let Some(principal) = principal else { return Ok(refuse(request, unauthorized())) };
         request.extensions_mut().insert(principal);
     }
     next.call(request).await.map(ServiceResponse::map_into_boxed_body)
+}
+
+fn identify(request: &ServiceRequest) -> Result<Principal, Problem> {
+    let state = request.app_data::<Data<HttpState>>().expect("the application has its state");
+    if let Some(header) = request.headers().get(header::AUTHORIZATION) {
+        let known = header.to_str().ok().and_then(|text| state.tokens.authenticate(text));
+        return known.ok_or_else(unauthorized);
+    }
+    // What instances answer at the gateway shares the console's origin. A session is worth nothing there, or a
+    // function's page could act as whoever looks at it.
+    let cookie = request.path().starts_with("/v1/").then(|| request.cookie(SESSION_COOKIE)).flatten();
+    let session = cookie.and_then(|cookie| state.sessions.check(cookie.value(), SystemTime::now()));
+    let known = session.and_then(|row| state.tokens.of_row(&row)).ok_or_else(unauthorized)?;
+    demand_own_page(request.method(), request.headers())?;
+    Ok(known)
+}
+
+/// A browser adds the session to what other sites make it send as well. What changes something must come from our
+/// own page; and so must a websocket, whose answers browsers show to whoever opened it.
+pub(super) fn demand_own_page(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+    let is_websocket = headers.contains_key(header::UPGRADE);
+    if method.is_safe() && !is_websocket {
+        return Ok(());
+    }
+    if is_same_origin(headers) && (is_websocket || headers.contains_key(CSRF_HEADER)) {
+        return Ok(());
+    }
+    let detail = format!("with a session this takes the Origin of the console, and the header {CSRF_HEADER}");
+    Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail))
+}
+
+fn is_same_origin(headers: &HeaderMap) -> bool {
+    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    // No page can set it. Browsers leave it out when the console is reached without TLS.
+    if let Some(site) = text(header::HeaderName::from_static("sec-fetch-site")) {
+        return site == "same-origin";
+    }
+    let (Some(origin), Some(host)) = (text(header::ORIGIN), text(header::HOST)) else { return false };
+    let named = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+    named.is_some_and(|named| named.eq_ignore_ascii_case(host))
 }
 
 /// A response, not an error: layers around this one have something to add to it.
@@ -51,7 +103,7 @@ fn refuse(request: ServiceRequest, problem: Problem) -> ServiceResponse<BoxBody>
 }
 
 pub(super) fn unauthorized() -> Problem {
-    let detail = "a valid token is needed: `Authorization: Bearer fn_...`";
+    let detail = "a valid token is needed: `Authorization: Bearer fn_...`, or a session of the console";
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
 }
 
@@ -69,37 +121,29 @@ pub(super) async fn require(
     match has {
         None => Ok(refuse(request, unauthorized())),
         Some(has) if has < role => {
-            let detail = format!("this needs the role {}, the token has {}", name(role), name(has));
+            let detail = format!("this needs the role {}, the token has {}", role.name(), has.name());
             Ok(refuse(request, forbidden(detail)))
         }
         Some(_) => next.call(request).await,
     }
 }
 
-pub(super) fn name(role: Role) -> &'static str {
-    match role {
-        Role::Viewer => "viewer",
-        Role::Operator => "operator",
-        Role::Admin => "admin",
-    }
-}
-
 /// Whether the page of a browser that asks, if one does, is from this server: a page of others must not read
 /// what the browser's owner may.
 pub(super) fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
-    let text =
-        |name| request.headers().get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
-    let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
-    let host = origin.split_once("://").map(|(_, host)| host);
-    if host.is_some() && host == text(header::HOST) {
-        return Ok(());
+    match request.headers().get(header::ORIGIN) {
+        Some(origin) if !is_same_origin(request.headers()) => {
+            let origin = origin.to_str().unwrap_or_default();
+            Err(forbidden(format!("pages of {origin:?} may not read this")))
+        }
+        _ => Ok(()),
     }
-    Err(forbidden(format!("pages of {origin:?} may not read this")))
 }
 
 /// The caller and the tenant for which it acts.
 pub(super) struct Caller {
     pub tenant: TenantId,
+    pub principal: Principal,
 }
 
 /// A caller whose token is good for all tenants: VMs belong to none of them.
@@ -110,19 +154,18 @@ impl FromRequest for Caller {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(tenant(request).map(|tenant| Self { tenant }))
+        let principal = request.extensions().get::<Principal>().cloned().ok_or_else(unauthorized);
+        ready(principal.and_then(|principal| Ok(Self { tenant: tenant(request, &principal)?, principal })))
     }
 }
 
-fn tenant(request: &HttpRequest) -> Result<TenantId, Problem> {
+fn tenant(request: &HttpRequest, principal: &Principal) -> Result<TenantId, Problem> {
     let named = match request.headers().get(TENANT_HEADER) {
         Some(value) => {
             Some(value.to_str().unwrap_or_default().parse::<TenantId>().map_err(Problem::invalid)?)
         }
         None => None,
     };
-    let extensions = request.extensions();
-    let principal = extensions.get::<Principal>().ok_or_else(unauthorized)?;
     match (&principal.tenant, named) {
         (TenantScope::All, Some(named)) => Ok(named),
         (TenantScope::All, None) => Ok(DEFAULT_TENANT.parse().expect("a valid name")),

@@ -296,7 +296,7 @@ impl Events {
         }
         let audit = Audit {
             who: principal.name.clone(),
-            role: auth::name(principal.role),
+            role: principal.role.name(),
             method: asked.method().to_string(),
             path: asked.path().to_owned(),
             status: status.as_u16(),

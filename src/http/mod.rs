@@ -1,14 +1,15 @@
-//! HTTP of the manager: the API, and the gateway to instances.
+//! HTTP of the manager: the API, the gateway to instances, and the console.
 //!
 //! ```text
-//! request -> id and span -> token -> route -> role -> handler -> scheduler
-//!                                                        |
-//!                                              gateway: scheduler -> agent -> instance
+//! request -> id and span -> token or session -> route -> role -> handler -> scheduler
+//!                                                                   |
+//!                                                         gateway: scheduler -> agent -> instance
 //! ```
 
 mod api;
 mod auth;
 mod code;
+mod console;
 mod dial;
 mod events;
 mod gateway;
@@ -16,6 +17,8 @@ mod observer;
 mod problem;
 mod request;
 mod routes;
+mod session;
+mod tokens;
 
 pub use auth::{DEFAULT_TENANT, TENANT_HEADER};
 pub use dial::{AsyncReadWrite, DialError, InstanceDialer};
@@ -28,7 +31,7 @@ pub use routes::{RouteEntry, routes};
 use crate::{
     code::CodePackages,
     settings::HttpSettings,
-    tokens::{ApiTokens, JoinTokens},
+    tokens::{ApiTokens, JoinTokens, Sessions},
 };
 use actix_web::{
     App, HttpServer,
@@ -45,6 +48,7 @@ use tokio::sync::watch;
 pub struct HttpState {
     pub scheduler: SchedulerHandle,
     pub tokens: Arc<ApiTokens>,
+    pub sessions: Arc<Sessions>,
     pub join: Arc<JoinTokens>,
     pub packages: CodePackages,
     pub dial: Arc<dyn InstanceDialer>,

@@ -2,9 +2,10 @@
 
 use super::{
     api,
-    auth::{PUBLIC, require},
-    code, events, gateway,
+    auth::{PUBLIC, SESSION, require},
+    code, console, events, gateway,
     problem::Problem,
+    session, tokens,
 };
 use crate::tokens::Role;
 use actix_web::{
@@ -44,6 +45,20 @@ pub fn routes() -> Vec<RouteEntry> {
     vec![
         public(PUBLIC[0], || web::to(api::healthz)),
         public(PUBLIC[1], || web::to(api::readyz)),
+        public(PUBLIC[2], || web::to(console::redirect)),
+        public(PUBLIC[3], || web::to(console::redirect)),
+        public("/console/{path:.*}", || web::to(console::file)),
+        RouteEntry {
+            method: Some(Method::POST),
+            pattern: SESSION,
+            role: None,
+            handler: || web::to(session::log_in),
+        },
+        route(Method::GET, SESSION, Viewer, || web::to(session::who)),
+        route(Method::DELETE, SESSION, Viewer, || web::to(session::log_out)),
+        route(Method::GET, "/v1/tokens", Admin, || web::to(tokens::list)),
+        route(Method::POST, "/v1/tokens", Admin, || web::to(tokens::create)),
+        route(Method::DELETE, "/v1/tokens/{id}", Admin, || web::to(tokens::delete)),
         route(Method::GET, "/v1/functions", Viewer, || web::to(api::list_functions)),
         route(Method::GET, FUNCTION, Viewer, || web::to(api::get_function)),
         route(Method::PUT, FUNCTION, Operator, || web::to(api::put_function)),

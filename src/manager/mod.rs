@@ -17,7 +17,7 @@ use crate::{
     },
     origin,
     settings::Settings,
-    tokens::{ApiTokens, JoinTokens, system_secrets},
+    tokens::{ApiTokens, JoinTokens, Sessions, system_secrets},
     up::ManagerReady,
 };
 use actix::System;
@@ -103,7 +103,10 @@ pub async fn serve(
     let capability_key = capabilities.public().to_vec();
     let metadata: Arc<dyn Metadata> = Arc::new(term.clone());
     let token_file = data.join("admin.token");
-    let tokens = ApiTokens::open(Arc::clone(&metadata), system_secrets(), &token_file).await?;
+    let tokens_max = settings.tokens.api_tokens_max;
+    let tokens = ApiTokens::open(Arc::clone(&metadata), system_secrets(), tokens_max, &token_file).await?;
+    let sessions_of_browsers =
+        Sessions::open(&*metadata, system_secrets(), settings.tokens.session_limits()).await?;
     let join = Arc::new(JoinTokens::new(
         Arc::clone(&metadata),
         system_secrets(),
@@ -134,6 +137,7 @@ pub async fn serve(
     let state = HttpState {
         scheduler: manager.scheduler.clone(),
         tokens: Arc::new(tokens),
+        sessions: Arc::new(sessions_of_browsers),
         join,
         packages,
         actors: Arc::new(ActorObserver {

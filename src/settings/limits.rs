@@ -1,6 +1,7 @@
 //! What the cores of manager and agent get of the settings: in a running process, and in the simulator.
 
-use super::Settings;
+use super::{Settings, TokenSettings};
+use crate::tokens::SessionLimits;
 use faasnet_actors::{
     agent::AgentLimits,
     block_store::RoomLimits,
@@ -17,6 +18,17 @@ use std::time::Duration;
 
 fn millis(value: u64) -> Duration {
     Duration::from_millis(value)
+}
+
+impl TokenSettings {
+    pub fn session_limits(&self) -> SessionLimits {
+        SessionLimits {
+            ttl: millis(self.session_ttl_ms),
+            tries_max: self.login_tries_max,
+            tries_window: millis(self.login_window_ms),
+            addresses_max: self.login_addresses_max,
+        }
+    }
 }
 
 impl Settings {

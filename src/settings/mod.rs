@@ -86,6 +86,11 @@ pub struct EventSettings {
 pub struct TokenSettings {
     pub join_ttl_ms: u64,
     pub join_tokens_max: usize,
+    pub api_tokens_max: usize,
+    pub session_ttl_ms: u64,
+    pub login_tries_max: u32,
+    pub login_window_ms: u64,
+    pub login_addresses_max: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -401,6 +406,14 @@ impl Settings {
                 (1..=self.scheduler.restart_max_ms).contains(&self.scheduler.restart_min_ms),
                 "use 1 to scheduler.restart_max_ms",
             ),
+            (
+                "tokens.session_ttl_ms",
+                (1000..=31_536_000_000).contains(&self.tokens.session_ttl_ms),
+                "use 1000 to 31536000000, a year",
+            ),
+            ("tokens.api_tokens_max", self.tokens.api_tokens_max >= 1, "use at least 1: the administrator's"),
+            ("tokens.login_tries_max", self.tokens.login_tries_max >= 1, "use at least 1"),
+            ("tokens.login_addresses_max", self.tokens.login_addresses_max >= 1, "use at least 1"),
             ("tree.fan_out", (1..=64).contains(&self.tree.fan_out), "use 1 to 64"),
             (
                 "tree.fan_out",

@@ -1,10 +1,12 @@
-//! Secrets that people and VMs show: API tokens and join tokens. Only their hashes are kept.
+//! Secrets that people and VMs show: API tokens, join tokens and sessions. Only hashes are kept.
 
 mod api;
 mod join;
+mod session;
 
-pub use api::{ApiTokens, Principal, Role, TenantScope};
+pub use api::{ApiToken, ApiTokens, Principal, Role, TenantScope};
 pub use join::{JoinToken, JoinTokens};
+pub use session::{SessionLimits, Sessions};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use faasnet_actors::world::MetadataError;
@@ -30,6 +32,14 @@ pub enum TokenError {
     TooMany(usize),
     #[error("this is not a join token; ask the manager for one with `faasnet vm join-token`")]
     NotAJoinToken,
+    #[error("there are {0} API tokens already; delete one that nobody uses")]
+    TooManyApi(usize),
+    #[error("there is no such token")]
+    Unknown,
+    #[error("this is the last token of an administrator of all tenants; make another one first")]
+    LastAdmin,
+    #[error("the metadata store has a damaged session key")]
+    SessionKey,
 }
 
 /// Takes secrets from the operating system.

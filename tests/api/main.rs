@@ -13,4 +13,5 @@ mod log;
 mod metadata;
 mod packages;
 mod routes;
+mod session;
 mod world;

@@ -9,7 +9,7 @@ use faasnet::{
     http::{AsyncReadWrite, DialError, HttpState, InstanceDialer, Observer, serve},
     metadata::RedbMetadata,
     settings::{EventSettings, HttpSettings, Settings},
-    tokens::{ApiTokens, JoinTokens, Principal, Role, TenantScope, system_secrets},
+    tokens::{ApiTokens, JoinTokens, Principal, Role, Sessions, TenantScope, system_secrets},
 };
 use faasnet_actors::{
     id::VmId,
@@ -28,6 +28,9 @@ use tokio::{net::TcpStream, sync::watch};
 
 /// Longest package of code that the server takes.
 pub const PACKAGE_BYTES_MAX: u64 = 100_000;
+
+/// Logins with a wrong token that the server takes.
+pub const LOGIN_TRIES_MAX: u32 = 3;
 
 /// Longest wait for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,13 +75,13 @@ impl World {
         let path = folder.path().join("metadata.redb");
         let metadata = Arc::new(RedbMetadata::open(&path).expect("opened"));
         let admin_file = folder.path().join("admin.token");
-        let mut tokens =
-            ApiTokens::open(metadata.clone(), system_secrets(), &admin_file).await.expect("tokens");
+        let tokens =
+            ApiTokens::open(metadata.clone(), system_secrets(), 100, &admin_file).await.expect("tokens");
         let admin = std::fs::read_to_string(&admin_file).expect("written").trim().to_owned();
-        let operator = create(&mut tokens, Role::Operator, TenantScope::All).await;
-        let viewer = create(&mut tokens, Role::Viewer, TenantScope::All).await;
+        let operator = create(&tokens, Role::Operator, TenantScope::All).await;
+        let viewer = create(&tokens, Role::Viewer, TenantScope::All).await;
         let team_a = TenantScope::One("team-a".parse().expect("valid"));
-        let team_a = create(&mut tokens, Role::Operator, team_a).await;
+        let team_a = create(&tokens, Role::Operator, team_a).await;
 
         let (places_changed, places) = watch::channel(0);
         let (callers_changed, callers) = watch::channel(0);
@@ -94,6 +97,9 @@ impl World {
         let mut settings = Settings::load(None).expect("defaults").http;
         settings.workers = 1;
         change(&mut settings);
+        let mut limits = Settings::load(None).expect("defaults").tokens.session_limits();
+        limits.tries_max = LOGIN_TRIES_MAX;
+        let sessions = Sessions::open(&*metadata, system_secrets(), limits).await.expect("sessions");
         let join = JoinTokens::new(metadata, system_secrets(), [7; 32], Duration::from_secs(60), 10);
         let (ready, is_ready) = watch::channel(true);
         let mut all = Settings::load(None).expect("defaults");
@@ -108,6 +114,7 @@ impl World {
         let state = HttpState {
             scheduler,
             tokens: Arc::new(tokens),
+            sessions: Arc::new(sessions),
             join: Arc::new(join),
             packages,
             dial: Arc::new(Loopback),
@@ -161,8 +168,8 @@ async fn wait_for(seen: &watch::Receiver<usize>, wanted: usize) {
         .expect("the control plane lives");
 }
 
-async fn create(tokens: &mut ApiTokens, role: Role, tenant: TenantScope) -> String {
-    tokens.create(Principal { name: "test".into(), role, tenant }).await.expect("made")
+async fn create(tokens: &ApiTokens, role: Role, tenant: TenantScope) -> String {
+    tokens.create(Principal { name: "test".into(), role, tenant }).await.expect("made").0
 }
 
 /// Actors as they might be.
