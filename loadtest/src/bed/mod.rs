@@ -15,6 +15,7 @@ mod state;
 mod tools;
 
 pub use rate::Rate;
+pub(crate) use state::remove_group;
 pub use state::{BedState, hint_at_left_over_beds, list, load, made_by, remove, take_down};
 
 use anyhow::{Context, ensure};

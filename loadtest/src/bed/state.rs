@@ -191,7 +191,7 @@ fn container_groups(pid: Pid) -> Vec<PathBuf> {
 }
 
 /// From every hierarchy, the group and the one above it when that is empty.
-fn remove_group(group: &Path) {
+pub(crate) fn remove_group(group: &Path) {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = file_names(root).unwrap_or_default().into_iter().map(|name| root.join(name));
     for hierarchy in hierarchies.chain([root.to_path_buf()]) {

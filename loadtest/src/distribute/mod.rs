@@ -14,7 +14,7 @@
 mod cpu;
 mod report;
 
-pub use report::Report;
+pub use report::{HotBlocks, Report};
 
 use crate::{
     bed::Rate,
@@ -26,7 +26,7 @@ use crate::{
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use cpu::Cpu;
-use faasnet_actors::model::StartView;
+use faasnet_actors::model::{ProfileView, StartView};
 use serde::Serialize;
 use std::{
     path::{Path, PathBuf},
@@ -77,7 +77,7 @@ pub struct Distribute {
     unguarded: bool,
 }
 
-fn vms(text: &str) -> Result<usize, String> {
+pub(crate) fn vms(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|count| (1..=VMS_MAX).contains(count));
     count.ok_or_else(|| format!("use 1 to {VMS_MAX}"))
 }
@@ -144,7 +144,8 @@ impl Distribute {
     }
 }
 
-fn rate_for(vms: usize) -> Rate {
+/// As much as so many VMs can take together on this machine.
+pub(crate) fn rate_for(vms: usize) -> Rate {
     RATE_MAX.min(Rate::mbit(RATE_OF_ALL.bits_per_s() / 1_000_000 / vms as u64))
 }
 
@@ -187,6 +188,7 @@ fn starts(plan: &Plan<'_>, cluster: &Cluster, image: &Image, reference: &str) ->
     }
     let container = container.context("nothing was started")?;
     plan.way.prepare(cluster, FUNCTION)?;
+    let hot = hot_blocks(cluster)?;
 
     let (starts, cpu) = burst(cluster, plan.vms)?;
     let hosts: Vec<String> = starts.iter().filter_map(|start| Some(start.vm.as_ref()?.to_string())).collect();
@@ -195,9 +197,22 @@ fn starts(plan: &Plan<'_>, cluster: &Cluster, image: &Image, reference: &str) ->
     let unpacked = Unpacked::new(image)?;
     // The first one brings the files into the page cache.
     container.start(cluster.bed.state(), &hosts[..1], &unpacked.rootfs)?;
+    let (alone, _) = container.start(cluster.bed.state(), &hosts[..1], &unpacked.rootfs)?;
     let (_, warm) = container.start(cluster.bed.state(), &hosts, &unpacked.rootfs)?;
     let last_us = starts.iter().filter_map(|start| start.timeline_us.ready).max().unwrap_or_default();
-    Ok(Report::new(plan, &starts, Duration::from_micros(last_us), Some(warm), cpu))
+    let report = Report::new(plan, &starts, Duration::from_micros(last_us), Some(warm), cpu);
+    Ok(Report { warm_alone: alone.first().copied(), hot, ..report })
+}
+
+/// What is known of what starts read, if anything is.
+fn hot_blocks(cluster: &Cluster) -> anyhow::Result<Option<HotBlocks>> {
+    let answer = cluster.api.call("GET", &format!("/v1/functions/{FUNCTION}/profile"), "")?;
+    if !answer.status.is_success() {
+        return Ok(None);
+    }
+    let profile: ProfileView = serde_json::from_value(answer.json()?)?;
+    let known = profile.blocks.zip(profile.stored_bytes);
+    Ok(known.map(|(blocks, stored_bytes)| HotBlocks { blocks, stored_bytes }))
 }
 
 fn whole_image(plan: &Plan<'_>, cluster: &Cluster, reference: &str) -> anyhow::Result<Report> {

@@ -1,7 +1,10 @@
 //! What one distribution took, and the table of all.
 
 use super::{Plan, What, cpu::Cpu};
-use crate::hotset::{App, median};
+use crate::{
+    hotset::{App, median},
+    warm::WarmStart,
+};
 use faasnet_actors::model::StartView;
 use serde::Serialize;
 use std::{fmt, time::Duration};
@@ -9,6 +12,13 @@ use std::{fmt, time::Duration};
 /// Times the least that it can take.
 const STARTS_GOAL: f64 = 1.15;
 const IMAGE_GOAL: f64 = 1.10;
+
+/// Where that what starts read lies in the image.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct HotBlocks {
+    pub blocks: u64,
+    pub stored_bytes: u64,
+}
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -23,6 +33,9 @@ pub struct Report {
     pub transfer_s: f64,
     /// Until the last of as many warm starts was ready.
     pub warm_s: Option<f64>,
+    /// One warm start alone.
+    pub warm_alone: Option<WarmStart>,
+    pub hot: Option<HotBlocks>,
     /// Until the last VM was ready, or had all.
     pub last_s: f64,
     /// Last over least.
@@ -52,6 +65,8 @@ impl Report {
             stored_bytes,
             transfer_s,
             warm_s,
+            warm_alone: None,
+            hot: None,
             last_s: last.as_secs_f64(),
             ratio: last.as_secs_f64() / (transfer_s + warm_s.unwrap_or_default()).max(f64::MIN_POSITIVE),
             cpu_percent: cpu.percent(),

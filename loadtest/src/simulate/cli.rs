@@ -1,6 +1,9 @@
 //! `faasnet-loadtest simulate ...`
 
-use super::{Costs, History, ImageModel, Report, Scenario, ScenarioFile, figure::Run, shapes};
+use super::{
+    Costs, History, ImageModel, Report, Scenario, ScenarioFile, calibrate::Calibrate, figure::Run, shapes,
+    validate::Validate,
+};
 use anyhow::{Context, ensure};
 use clap::Subcommand;
 use std::{
@@ -56,6 +59,10 @@ pub enum SimulateVerb {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Measures costs on this machine into a file for scenarios, which takes root and a minute
+    Calibrate(Calibrate),
+    /// One burst on a test bed and on virtual time, beside each other; takes root and some minutes
+    Validate(Validate),
     /// Bursts in trees of every shape and fan-out: when the last VM has the hot set, or the whole image
     Shapes {
         #[arg(long, value_delimiter = ',', default_values_t = [32, 128])]
@@ -75,6 +82,8 @@ impl SimulateVerb {
             Self::Scenario { file, case, costs, seed, json } => {
                 scenario(&file, case.as_deref(), costs.as_deref(), seed, json.as_deref())
             }
+            Self::Calibrate(calibrate) => calibrate.run(),
+            Self::Validate(validate) => validate.run(),
             Self::Shapes { vms, mbit, seed } => {
                 shapes::print(&vms, mbit, seed);
                 Ok(ExitCode::SUCCESS)

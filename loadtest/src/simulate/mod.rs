@@ -37,6 +37,7 @@
 
 mod agent;
 mod book;
+mod calibrate;
 mod cases;
 pub mod cli;
 mod cluster;
@@ -55,6 +56,7 @@ mod scenario;
 pub mod shapes;
 #[cfg(test)]
 mod tests;
+mod validate;
 mod world;
 
 pub use cases::{Case, ScenarioFile};

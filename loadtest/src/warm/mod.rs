@@ -4,8 +4,10 @@
 //! The bundle is that of the instance itself: the same command, environment, limits and confinement, in the
 //! network of the same host. Only where it is mounted from differs.
 
+mod group;
 mod worker;
 
+pub use group::Usage;
 pub use worker::WarmWorker;
 
 use crate::{
@@ -13,6 +15,7 @@ use crate::{
     rig::{Cluster, Image, run},
 };
 use anyhow::{Context, bail, ensure};
+use group::Group;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
@@ -39,6 +42,9 @@ pub struct WarmStart {
     pub run: Duration,
     pub probe: Duration,
     pub ready: Duration,
+    /// What running the container took of the cores, and what then passed until the answer.
+    pub run_used: Usage,
+    pub probe_used: Usage,
     /// What the start read of the image, when that lies in a file of its own.
     pub bytes_read: Option<u64>,
 }
@@ -128,7 +134,8 @@ impl WarmContainer {
         }
         fs::create_dir(&bundle)?;
         let mut config = self.config.clone();
-        config["linux"]["cgroupsPath"] = json!(format!("{GROUPS}-{}/{id}", bed.id()));
+        let group = PathBuf::from(format!("{GROUPS}-{}-{number}", bed.id()));
+        config["linux"]["cgroupsPath"] = json!(Group::of_container(&group));
         for mount in config["mounts"].as_array_mut().into_iter().flatten() {
             for name in ["hosts", "resolv.conf"] {
                 if mount["destination"] == json!(format!("/etc/{name}")) {
@@ -140,7 +147,7 @@ impl WarmContainer {
         let mut command = bed.command(host, "unshare")?;
         command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe()?).arg(VERB);
         command.arg("--bundle").arg(&bundle).arg("--lower").arg(lower);
-        command.args(["--port", &self.port.to_string(), "--id", &id]);
+        command.args(["--port", &self.port.to_string(), "--id", &id, "--group"]).arg(&group);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("start a warm container")?;
         let lines = BufReader::new(child.stdout.take().context("it has no output")?);

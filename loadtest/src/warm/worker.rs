@@ -4,7 +4,7 @@
 //! It says `prepared`, begins when it reads a line, says what the start took, and stops the container when
 //! its input ends.
 
-use super::WarmStart;
+use super::{WarmStart, group::Group};
 use crate::rig::{pause, run};
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -38,15 +38,19 @@ pub struct WarmWorker {
     port: u16,
     #[arg(long)]
     id: String,
+    /// Of control groups, for this process and the container
+    #[arg(long)]
+    group: PathBuf,
 }
 
 impl WarmWorker {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let lower = Lower::open(&self.lower, &self.bundle)?;
+        let group = Group::enter(&self.group)?;
         say("prepared")?;
         let mut input = std::io::stdin().lock();
         input.read_line(&mut String::new())?;
-        let took = self.start(&lower);
+        let took = self.start(&lower, &group);
         if let Ok(took) = &took {
             say(&serde_json::to_string(took)?)?;
             input.read_to_end(&mut Vec::new())?;
@@ -55,17 +59,17 @@ impl WarmWorker {
         took.map(|_| ExitCode::SUCCESS)
     }
 
-    fn start(&self, lower: &Lower) -> anyhow::Result<WarmStart> {
+    fn start(&self, lower: &Lower, group: &Group) -> anyhow::Result<WarmStart> {
         let read_before = lower.bytes_read()?;
         let begin = Instant::now();
         self.mount_overlay(&lower.folder).context("mount an overlay")?;
-        let mounted = begin.elapsed();
+        let (mounted, used_before) = (begin.elapsed(), group.usage()?);
         let output = File::create(self.bundle.join("output"))?;
         let mut runc = self.runc()?;
         runc.args(["run", "--detach", "--bundle"]).arg(&self.bundle).arg(&self.id);
         let status = runc.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).status()?;
         ensure!(status.success(), "runc run: {status}: {}", self.output());
-        let ran = begin.elapsed();
+        let (ran, run_used) = (begin.elapsed(), group.usage()?);
         let answers = || Ok(answers(self.port).unwrap_or(false).then_some(()));
         probe_until(answers).with_context(|| self.output())?;
         let ready = begin.elapsed();
@@ -74,6 +78,8 @@ impl WarmWorker {
             run: ran - mounted,
             probe: ready - ran,
             ready,
+            run_used: run_used.since(used_before),
+            probe_used: group.usage()?.since(run_used),
             bytes_read: lower.bytes_read()?.zip(read_before).map(|(after, before)| after - before),
         })
     }
