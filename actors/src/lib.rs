@@ -8,6 +8,7 @@ pub mod agent_session;
 pub mod block_store;
 pub mod block_transfer;
 pub mod event_log;
+pub mod explain;
 pub mod function_tree;
 pub mod id;
 pub mod image;

@@ -4,7 +4,7 @@ use crate::{
     id::{Digest, Epoch, FunctionName, ImageId, StartId, TenantId, VmId},
     profile::Profile,
     resources::Resources,
-    wire::control::{BytesBySource, EndReason, Mode, Step, Warmth},
+    wire::control::{BytesBySource, EndReason, Mode, Step, Waits, Warmth, WorstStall},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -207,6 +207,11 @@ pub struct StartView {
     /// The longest wait of one read of the image on the VM; while the instance lives, as of the last
     /// heartbeat.
     pub longest_stall_us: u64,
+    /// What its VM waited for.
+    #[serde(default)]
+    pub waits: Waits,
+    #[serde(default)]
+    pub worst_stall: Option<WorstStall>,
 }
 
 /// Duration of each phase of a start in microseconds, as far as it has come. `ready` is the whole,

@@ -33,6 +33,10 @@ impl Client {
         Ok(Self { http, url, token, tenant })
     }
 
+    pub fn tenant(&self) -> Option<&TenantId> {
+        self.tenant.as_ref()
+    }
+
     /// A request to a path of the API, with all that each of them has.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let mut request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);

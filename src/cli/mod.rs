@@ -6,6 +6,7 @@ mod actors;
 mod client;
 mod completions;
 mod doctor;
+mod events;
 mod failure;
 mod function;
 mod function_image;
@@ -17,6 +18,7 @@ mod preheat;
 mod process;
 mod start;
 mod stop;
+mod stream;
 mod token;
 mod tree;
 mod upload;
@@ -120,6 +122,8 @@ pub enum ClientVerb {
     Token(token::Token),
     /// Show how the actors are: queues, permits, crashes
     Actors(actors::Actors),
+    /// Show what happens, as it happens, until Ctrl-C
+    Events(events::Events),
     /// Draw the tree along which the blocks of a function's image travel
     Tree(tree::Tree),
     /// Named `image`, beside what needs no manager.
@@ -172,6 +176,7 @@ impl ClientVerb {
             Self::Vm(vm) => vm.run(context).await,
             Self::Token(token) => token.run(context).await,
             Self::Actors(actors) => actors.run(context).await,
+            Self::Events(events) => events.run(context).await,
             Self::Tree(tree) => tree.run(context).await,
             Self::Image(image) => image.run(context).await,
         }

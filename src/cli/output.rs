@@ -27,6 +27,12 @@ impl<'a> Output<'a> {
         self.bytes(human(parse(body)?).as_bytes())
     }
 
+    /// Prints one of many: as it came, or as `human` draws it.
+    pub fn line(&mut self, json: &str, human: impl FnOnce() -> String) -> Result<(), Failure> {
+        let text = if self.json { json.to_owned() } else { human() };
+        self.bytes(format!("{text}\n").as_bytes())
+    }
+
     /// For answers without content: a line for people, nothing for programs.
     pub fn done(&mut self, line: &str) -> Result<(), Failure> {
         if self.json { Ok(()) } else { self.bytes(format!("{line}\n").as_bytes()) }

@@ -7,6 +7,7 @@ use super::{
 };
 use clap::{Args, Subcommand};
 use faasnet_actors::{
+    explain::{Explanation, Phase},
     id::{FunctionName, StartId},
     model::{StartState, StartView, Timeline},
 };
@@ -66,7 +67,9 @@ impl Start {
         match (self.look, self.name) {
             (Some(Look::Show { id }), _) => {
                 let body = context.client.get(&format!("/v1/starts/{id}")).await?;
-                context.output.answer(&body, |start: StartView| show(&start))?;
+                let why = context.client.get(&format!("/v1/starts/{id}/explanation")).await?;
+                let why = parse::<Explanation>(&why)?;
+                context.output.answer(&body, |start: StartView| show(&start, &why))?;
             }
             (Some(Look::List { name, limit }), _) => {
                 let body = context.client.get(&format!("/v1/functions/{name}/starts?limit={limit}")).await?;
@@ -162,7 +165,7 @@ fn list(starts: Vec<StartView>) -> String {
     table(heading, starts.into_iter().map(row).collect())
 }
 
-fn show(start: &StartView) -> String {
+fn show(start: &StartView, why: &Explanation) -> String {
     let bytes = start.bytes;
     let mut lines = vec![("start", start.id.to_string()), ("function", start.function.to_string())];
     if let Some(vm) = &start.vm {
@@ -184,37 +187,40 @@ fn show(start: &StartView) -> String {
     let stalls = format!("{}, {} together", start.stalls, duration(start.stalled_us));
     lines.push(("stalls", stalls));
     lines.push(("longest stall", duration(start.longest_stall_us)));
-    format!("{}\n{}", pairs(lines), waterfall(&start.timeline_us))
+    if let Some(stall) = &start.worst_stall {
+        let from = stall.from.as_ref().map_or_else(|| "the origin".to_owned(), ToString::to_string);
+        let (block, disk) = (stall.block.0, duration(stall.disk_us));
+        lines.push(("", format!("block {block} from {from}, {disk} of it on its way to the disk")));
+    }
+    lines.push(("why", why.text.clone()));
+    format!("{}\n{}", pairs(lines), waterfall(&start.timeline_us, why))
 }
 
 /// Characters for the whole time.
 const WIDTH: u64 = 40;
 
-/// One line for each phase that has been passed: where in the whole time it lay, and its length.
-fn waterfall(timeline: &Timeline) -> String {
-    let phases = [
-        ("waiting", timeline.waiting),
-        ("placing", timeline.placing),
-        ("connecting", timeline.connecting),
-        ("index", timeline.index),
-        ("metadata", timeline.metadata),
-        ("whole image", timeline.whole),
-        ("mount", timeline.mount),
-        ("run", timeline.run),
-        ("probe", timeline.probe),
-    ];
-    let passed: u64 = phases.iter().filter_map(|(_, length)| *length).sum();
+/// One line for each phase that has been passed: where in the whole time it lay, its length, and how long it
+/// usually is.
+fn waterfall(timeline: &Timeline, why: &Explanation) -> String {
+    let passed: u64 = Phase::ALL.into_iter().filter_map(|phase| phase.of(timeline)).sum();
     let whole = timeline.ready.unwrap_or(passed).max(passed).max(1);
     let mut before = 0;
     let mut text = String::new();
-    for (name, length) in phases {
-        let Some(length) = length else { continue };
+    if why.usual_us.is_some() {
+        text += &format!("{:width$}  {:>9}  {:>9}\n", "", "", "USUALLY", width = 13 + WIDTH as usize);
+    }
+    for phase in Phase::ALL {
+        let Some(length) = phase.of(timeline) else { continue };
+        let usual = why.usual_us.as_ref().and_then(|usual| phase.of(usual));
+        let usual = usual.map_or_else(String::new, |usual| format!("  {:>9}", duration(usual)));
+        let name = phase.name();
         let from = (before * WIDTH / whole).min(WIDTH - 1);
         before += length;
         // Even the shortest phase is seen.
         let to = (before * WIDTH).div_ceil(whole).clamp(from + 1, WIDTH);
         let bar = format!("{}{}", " ".repeat(from as usize), "█".repeat((to - from) as usize));
-        text += &format!("{name:11}  {bar:width$}  {:>9}\n", duration(length), width = WIDTH as usize);
+        let length = duration(length);
+        text += &format!("{name:11}  {bar:width$}  {length:>9}{usual}\n", width = WIDTH as usize);
     }
     text
 }
@@ -222,6 +228,19 @@ fn waterfall(timeline: &Timeline) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use faasnet_actors::explain::Cause;
+
+    fn why(usual_us: Option<Timeline>) -> Explanation {
+        Explanation {
+            start: "start-1".parse().expect("name"),
+            cause: Cause::AsUsual,
+            phase: None,
+            lost_us: 0,
+            text: String::new(),
+            others: 0,
+            usual_us,
+        }
+    }
 
     #[test]
     fn phases_follow_each_other_and_fill_the_width() {
@@ -232,16 +251,19 @@ mod tests {
             ready: Some(1000),
             ..Timeline::default()
         };
-        let lines: Vec<String> = waterfall(&timeline).lines().map(str::to_owned).collect();
+        let lines: Vec<String> = waterfall(&timeline, &why(None)).lines().map(str::to_owned).collect();
         let bar = |line: &str| line.chars().skip(13).take(40).collect::<String>();
         assert_eq!(lines.len(), 3);
         assert_eq!(bar(&lines[0]).trim_end(), "█");
         assert_eq!(bar(&lines[1]).trim_end(), "█".repeat(21));
         assert_eq!(bar(&lines[2]), format!("{}{}", " ".repeat(20), "█".repeat(20)));
+        let usual = Timeline { run: Some(400), ..Timeline::default() };
+        let lines: Vec<String> = waterfall(&timeline, &why(Some(usual))).lines().map(str::to_owned).collect();
+        assert!(lines[0].ends_with("USUALLY") && lines[2].ends_with("500 µs     400 µs"), "{lines:?}");
     }
 
     #[test]
     fn a_start_that_has_not_begun_has_no_waterfall() {
-        assert_eq!(waterfall(&Timeline::default()), "");
+        assert_eq!(waterfall(&Timeline::default(), &why(None)), "");
     }
 }

@@ -15,6 +15,7 @@ use actix_web::{
     web::{Data, Json, Path, Query},
 };
 use faasnet_actors::{
+    explain::{Explanation, explain},
     id::{FunctionName, StartId, VmId},
     model::{FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView, VmView},
     support::ActorView,
@@ -151,6 +152,18 @@ pub(super) async fn list_starts(
 
 pub(super) async fn get_start(state: State, caller: Caller, start: Path<StartId>) -> Answer<StartView> {
     Ok(Json(state.scheduler.start_view(caller.tenant, start.into_inner()).await?))
+}
+
+/// Starts of the same function that a start is compared with.
+const COMPARED_WITH: usize = 200;
+
+/// Why a start took as long as it did.
+pub(super) async fn explain_start(state: State, caller: Caller, start: Path<StartId>) -> Answer<Explanation> {
+    let start = state.scheduler.start_view(caller.tenant.clone(), start.into_inner()).await?;
+    let limit = COMPARED_WITH.min(state.settings.starts_listed_max);
+    let others = state.scheduler.starts(caller.tenant, start.function.clone(), limit).await;
+    // The function may be gone, with what it was compared with.
+    Ok(Json(explain(&start, &others.unwrap_or_default())))
 }
 
 pub(super) async fn stop(

@@ -74,6 +74,7 @@ pub fn routes() -> Vec<RouteEntry> {
         route(Method::POST, PREHEAT, Operator, || web::to(api::preheat)),
         route(Method::GET, START, Viewer, || web::to(api::get_start)),
         route(Method::DELETE, START, Operator, || web::to(api::stop)),
+        route(Method::GET, "/v1/starts/{id}/explanation", Viewer, || web::to(api::explain_start)),
         route(Method::GET, "/v1/starts/{id}/logs", Viewer, || web::to(api::logs)),
         route(Method::GET, "/v1/vms", Viewer, || web::to(api::list_vms)),
         route(Method::DELETE, "/v1/vms/{id}", Admin, || web::to(api::remove_vm)),

@@ -19,7 +19,7 @@ pub struct Ran {
     pub err: String,
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_faasnet"));
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     for name in ["FAASNET_API", "FAASNET_TOKEN", "FAASNET_TENANT"] {

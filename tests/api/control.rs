@@ -7,7 +7,7 @@ use faasnet_actors::{
     profile::{FilePath, Profile},
     resources::Resources,
     scheduler::{Acquired, Ask, CallId, ControlError, Located, Release, Reply, Request},
-    wire::control::{BytesBySource, Warmth},
+    wire::control::{BytesBySource, Waits, Warmth},
     world::MetadataError,
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -235,6 +235,8 @@ fn start_view(id: StartId) -> StartView {
         stalls: 3,
         stalled_us: 45_000,
         longest_stall_us: 30_000,
+        waits: Waits::default(),
+        worst_stall: None,
     }
 }
 

@@ -9,7 +9,7 @@ use faasnet_actors::{
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
 };
 use tokio_tungstenite::{
@@ -268,4 +268,34 @@ async fn who_does_not_answer_pings_is_cut_off() {
     silent.write_all(handshake.as_bytes()).await.expect("sent");
     let mut all = Vec::new();
     tokio::time::timeout(PATIENCE, silent.read_to_end(&mut all)).await.expect("closed").expect("read");
+}
+
+#[actix_web::test]
+async fn the_command_line_follows_the_stream_and_comes_back() {
+    let world = World::new().await;
+    tell(&world, "acme", 1);
+    let mut command = super::cli::command(&["events", "--since", "0", "--vm", "vm-1"]);
+    command.env("FAASNET_API", &world.url).env("FAASNET_TOKEN", &world.viewer);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut line = async || {
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("in time");
+        line.expect("read").expect("a line")
+    };
+    assert_eq!(line().await, "22:13:20.000  member_left  vm-1                            left the tree");
+    // The subscriber is sent away, and tries again until the manager serves.
+    world.ready.send_replace(false);
+    let mut errors = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let said = tokio::time::timeout(PATIENCE, errors.next_line()).await.expect("in time").expect("read");
+    assert_eq!(said.as_deref(), Some("the stream has ended; waiting for the manager"));
+    tell(&world, "acme", 2);
+    tell(&world, "acme", 1);
+    world.ready.send_replace(true);
+    assert!(line().await.contains("left the tree"), "what happened meanwhile is shown");
+    child.kill().await.expect("killed");
+
+    let wrong = world.cli(&["events", "--kind", "weather"]).await;
+    assert_eq!(wrong.code, 1);
+    assert!(wrong.err.contains("there is no kind of event \"weather\""), "{}", wrong.err);
 }

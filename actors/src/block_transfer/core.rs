@@ -16,9 +16,13 @@ mod asking;
 mod events;
 mod limits;
 mod stalls;
+mod waits;
 mod wants;
 
-use self::wants::Want;
+use self::{
+    waits::{Waited, Whose},
+    wants::Want,
+};
 use super::{
     children::Child,
     found::Found,
@@ -32,7 +36,7 @@ use crate::{
     image::Index,
     support::Snapshot,
     wire::{
-        control::{BytesBySource, Seat, Step, Upstream},
+        control::{BytesBySource, Seat, Step, Upstream, Waits, WorstStall},
         peer::{NotServed, Urgency},
     },
 };
@@ -85,7 +89,8 @@ pub struct TransferCore {
     /// The cache did not take a block lately.
     cache_rests_until: Option<Instant>,
     bytes: BytesBySource,
-    stalls: Stalls,
+    pub(super) stalls: Stalls,
+    waited: Waited,
 }
 
 impl TransferCore {
@@ -124,6 +129,7 @@ impl TransferCore {
             cache_rests_until: None,
             bytes: BytesBySource::default(),
             stalls: Stalls::default(),
+            waited: Waited::default(),
         }
     }
 
@@ -159,7 +165,17 @@ impl TransferCore {
     pub fn stalls(&self, now: Instant) -> Stalls {
         let waiting = self.wanted.values().filter(|want| want.is_read);
         let longest = waiting.map(|want| now.duration_since(want.since)).max().unwrap_or_default();
+        let longest = longest.max(self.waited.longest(now));
         Stalls { longest: longest.max(self.stalls.longest), ..self.stalls }
+    }
+
+    pub fn waits(&self) -> Waits {
+        self.waited.waits()
+    }
+
+    /// The longest wait of a read, once it is over.
+    pub fn worst_stall(&self) -> Option<&WorstStall> {
+        self.waited.worst()
     }
 
     /// What is there, and what is waited for of each bounded thing.
@@ -330,6 +346,7 @@ impl TransferCore {
                 continue;
             }
             if self.writing.contains_key(&block) {
+                self.stalls.count += u32::from(self.waited.read(block, now));
                 continue; // every kept block is told
             }
             if self.cache_rests(now) {
@@ -365,17 +382,26 @@ impl TransferCore {
         self.links.arrived(upstream, block, now);
         self.progress_at = now;
         let length = stored.len() as u64;
-        match upstream {
-            Upstream::Origin => self.bytes.origin += length,
-            Upstream::Vm { .. } if self.links.is_parent(upstream, block) => self.bytes.parent += length,
-            Upstream::Vm { .. } => self.bytes.ancestor += length,
+        let whose = match upstream {
+            Upstream::Origin => Whose::Origin,
+            Upstream::Vm { .. } if self.links.is_parent(upstream, block) => Whose::Parent,
+            Upstream::Vm { .. } => Whose::Ancestor,
+        };
+        match whose {
+            Whose::Origin => self.bytes.origin += length,
+            Whose::Parent => self.bytes.parent += length,
+            Whose::Ancestor => self.bytes.ancestor += length,
         }
         if self.present.contains(&block) || self.writing.contains_key(&block) {
             return; // it came twice: an upstream that counted as lost has answered after all
         }
         self.found.remove(block);
         self.writing.insert(block, stored.clone());
-        if let Some(want) = self.no_longer_wanted(block, now) {
+        let is_own = self.is_needed(block);
+        if let Some(want) = self.no_longer_wanted(block) {
+            if want.is_read || is_own {
+                self.waited.arrived(block, (want.since, want.is_read), (upstream, whose), now);
+            }
             if let Some(asked) = want.asked.as_ref().filter(|asked| *asked != upstream) {
                 self.links.forget(asked, block);
             }
@@ -389,8 +415,16 @@ impl TransferCore {
 
     fn kept(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
         self.writing.remove(&block);
+        self.is_written(block, now);
         self.present.insert(block);
         self.is_kept(block, now, effects);
+    }
+
+    /// A read that waited for the block goes on, or fails.
+    fn is_written(&mut self, block: BlockId, now: Instant) {
+        if let Some(wait) = self.waited.written(block, now) {
+            self.stalls.ended(wait);
+        }
     }
 
     pub(super) fn is_kept(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
@@ -406,6 +440,7 @@ impl TransferCore {
     /// nothing is fetched for this VM's own sake while the cache cannot take it.
     fn not_kept(&mut self, block: BlockId, now: Instant, effects: &mut Vec<Effect>) {
         self.writing.remove(&block);
+        self.is_written(block, now);
         self.cache_rests_until = Some(now + self.limits.retry_max);
         effects.push(Effect::Unavailable { blocks: vec![block] });
     }

@@ -91,7 +91,10 @@ impl TransferCore {
             return self.enqueue(block, now);
         }
         self.present.insert(block);
-        if let Some(want) = self.no_longer_wanted(block, now) {
+        if let Some(want) = self.no_longer_wanted(block) {
+            if want.is_read {
+                self.stalls.ended(now.duration_since(want.since));
+            }
             for child in want.children {
                 self.child_answered(child, block);
                 self.serve(child, block, want.urgency, effects);

@@ -10,7 +10,10 @@ use crate::{
     id::{BlockId, Epoch, ImageId, StartId, TreeId, VmId},
     support::{Flow, Hop, micros},
     wire::{
-        control::{BytesBySource, HeldTree, OriginAnswer, Place, Preheated, StartReport, Step, Warmth},
+        control::{
+            BytesBySource, HeldTree, OriginAnswer, Place, Preheated, StartReport, Step, Waits, Warmth,
+            WorstStall,
+        },
         peer::{Reach, Refusal, Urgency},
     },
 };
@@ -104,6 +107,8 @@ pub struct TransferReport {
     pub hot_missing: Option<u32>,
     pub bytes: BytesBySource,
     pub stalls: Stalls,
+    pub waits: Waits,
+    pub worst_stall: Option<WorstStall>,
 }
 
 impl TransferReport {
@@ -114,6 +119,8 @@ impl TransferReport {
             hot_missing: core.hot_missing(),
             bytes: core.bytes(),
             stalls: core.stalls(now),
+            waits: core.waits(),
+            worst_stall: core.worst_stall().cloned(),
         }
     }
 
@@ -125,13 +132,19 @@ impl TransferReport {
             hot_missing: self.hot_missing.zip(other.hot_missing).map(|(own, more)| own.saturating_add(more)),
             bytes: self.bytes.plus(other.bytes),
             stalls: self.stalls.plus(other.stalls),
+            waits: self.waits.plus(other.waits),
+            worst_stall: [self.worst_stall, other.worst_stall]
+                .into_iter()
+                .flatten()
+                .max_by_key(|stall| stall.us),
         }
     }
 
     /// As a member tells the manager.
     pub fn held(self, tree: TreeId, epoch: Epoch, place: u64, preheat: Option<(u64, Warmth)>) -> HeldTree {
         let preheated = preheat.and_then(|(order, what)| self.preheated(order, what));
-        let Self { blocks_present, blocks_total, hot_missing: _, bytes, stalls } = self;
+        let Self { blocks_present, blocks_total, hot_missing: _, bytes, stalls, waits: _, worst_stall: _ } =
+            self;
         let longest_stall_us = micros(stalls.longest);
         HeldTree { tree, epoch, place, blocks_present, blocks_total, bytes, longest_stall_us, preheated }
     }
@@ -158,6 +171,8 @@ impl TransferReport {
             stalls: after.stalls.count.saturating_sub(before.stalls.count),
             stalled_us: micros(after.stalls.together.saturating_sub(before.stalls.together)),
             longest_stall_us: micros(after.stalls.longest),
+            waits: after.waits.since(before.waits),
+            worst_stall: after.worst_stall.clone().filter(|stall| before.worst_stall.as_ref() != Some(stall)),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     image::Index,
     tree::{Node, Striped, Topology, ancestors},
     wire::{
-        control::{Seat, Upstream},
+        control::{Seat, Upstream, Wait, Waits, WorstStall},
         peer::{NotServed, Reach, Urgency},
     },
 };
@@ -574,9 +574,48 @@ fn the_longest_stall_counts_a_read_that_still_waits_and_is_kept_when_it_is_over(
     for block in [3, 5].map(BlockId) {
         asker.apply(Event::Arrived { upstream: upstream(1), blocks: vec![(block, stored(block))] });
     }
+    asker.now += Duration::from_millis(10);
+    assert_eq!(longest(&asker), 350, "it is on its way to the disk");
+    for block in [3, 5].map(BlockId) {
+        asker.apply(Event::Kept { block });
+    }
     asker.now += Duration::from_secs(9);
-    assert_eq!(longest(&asker), 340);
-    assert_eq!(asker.core.stalls(asker.now).together.as_millis(), 380);
+    assert_eq!(longest(&asker), 350);
+    assert_eq!(asker.core.stalls(asker.now).together.as_millis(), 400);
+    let worst = WorstStall { block: BlockId(3), us: 350_000, disk_us: 10_000, from: Some(vm(1)) };
+    assert_eq!(asker.core.worst_stall(), Some(&worst));
+}
+
+#[test]
+fn what_blocks_waited_for_is_told_apart() {
+    let mut asker = Asker::new(LIMITS, vec![upstream(1), upstream(2)]);
+    for (block, from) in [(3, 1), (4, 2)] {
+        asker.apply(Event::Demanded { blocks: vec![BlockId(block)] });
+        asker.now += Duration::from_millis(5);
+        let blocks = vec![(BlockId(block), stored(BlockId(block)))];
+        asker.apply(Event::Arrived { upstream: upstream(from), blocks });
+    }
+    asker.now += Duration::from_millis(20);
+    // Somebody reads what is being written: a stall that is the disk's alone.
+    asker.apply(Event::Demanded { blocks: vec![BlockId(4)] });
+    asker.apply(Event::Kept { block: BlockId(4) });
+    let Waits { parent, ancestor, origin, disk } = asker.core.waits();
+    let wait = |blocks, us| Wait { blocks, us };
+    assert_eq!((parent, ancestor), (wait(1, 5_000), wait(1, 5_000)));
+    assert_eq!((origin, disk), (wait(0, 0), wait(1, 20_000)));
+    assert_eq!(asker.core.stalls(asker.now).count, 2, "the second was stalled already");
+    // What was only passed on to a child is nobody's wait here.
+    asker.apply(Event::ChildOpened { child: ChildId(1), vm: vm(10) });
+    let want = Event::ChildWanted {
+        child: ChildId(1),
+        blocks: vec![BlockId(7)],
+        urgency: Urgency::Demand,
+        path: vec![vm(10)],
+        reach: FROM_BELOW,
+    };
+    asker.apply(want);
+    asker.apply(Event::Arrived { upstream: upstream(1), blocks: vec![(BlockId(7), stored(BlockId(7)))] });
+    assert_eq!(asker.core.waits().parent.blocks, 1);
 }
 
 #[test]

@@ -198,6 +198,69 @@ pub struct StartReport {
     pub stalled_us: u64,
     /// The longest wait of one read of the image on this VM so far.
     pub longest_stall_us: u64,
+    /// What the VM waited for, from the order to this report.
+    #[serde(default)]
+    pub waits: Waits,
+    /// The longest of the stalls, if it was longer than any before the order.
+    #[serde(default)]
+    pub worst_stall: Option<WorstStall>,
+}
+
+/// How long blocks that a VM wanted for itself took to come, by whom they came from, and then to its disk. The
+/// waits of many blocks overlap: only their means, and they against each other, say something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    pub parent: Wait,
+    pub ancestor: Wait,
+    pub origin: Wait,
+    /// From the arrival of a block until it can be read from the cache.
+    pub disk: Wait,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    pub blocks: u32,
+    /// Of all of them together, in microseconds.
+    pub us: u64,
+}
+
+/// One wait of a read for a block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorstStall {
+    pub block: BlockId,
+    pub us: u64,
+    /// The part of it in which the block had arrived, and was written to the cache.
+    pub disk_us: u64,
+    /// The VM that the block came from; none for the origin.
+    pub from: Option<VmId>,
+}
+
+impl Waits {
+    /// Each wait with the other.
+    fn each(self, other: Self, with: impl Fn(Wait, Wait) -> Wait) -> Self {
+        Self {
+            parent: with(self.parent, other.parent),
+            ancestor: with(self.ancestor, other.ancestor),
+            origin: with(self.origin, other.origin),
+            disk: with(self.disk, other.disk),
+        }
+    }
+
+    /// Of two images together.
+    pub fn plus(self, other: Self) -> Self {
+        self.each(other, |a, b| Wait {
+            blocks: a.blocks.saturating_add(b.blocks),
+            us: a.us.saturating_add(b.us),
+        })
+    }
+
+    /// What came since `before`.
+    pub fn since(self, before: Self) -> Self {
+        self.each(before, |a, b| Wait {
+            blocks: a.blocks.saturating_sub(b.blocks),
+            us: a.us.saturating_sub(b.us),
+        })
+    }
 }
 
 /// Stored bytes of blocks by where they came from.

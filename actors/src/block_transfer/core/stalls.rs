@@ -22,7 +22,7 @@ impl Stalls {
         }
     }
 
-    pub(super) fn ended(&mut self, wait: Duration) {
+    pub(in crate::block_transfer) fn ended(&mut self, wait: Duration) {
         self.together += wait;
         self.longest = self.longest.max(wait);
     }

@@ -105,16 +105,9 @@ impl TransferCore {
     }
 
     /// Ends a want because its block is here.
-    pub(in crate::block_transfer) fn no_longer_wanted(
-        &mut self,
-        block: BlockId,
-        now: Instant,
-    ) -> Option<Want> {
+    pub(in crate::block_transfer) fn no_longer_wanted(&mut self, block: BlockId) -> Option<Want> {
         let want = self.wanted.remove(&block)?;
         self.dequeue(block);
-        if want.is_read {
-            self.stalls.ended(now.duration_since(want.since));
-        }
         Some(want)
     }
 

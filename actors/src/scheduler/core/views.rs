@@ -157,6 +157,8 @@ impl SchedulerCore {
             stalls: start.report.stalls,
             stalled_us: start.report.stalled_us,
             longest_stall_us: self.longest_stall_us(start),
+            waits: start.report.waits,
+            worst_stall: start.report.worst_stall.clone(),
         }
     }
 
