@@ -90,7 +90,7 @@ fn show(context: &mut Context<'_>, place: &mut Place, item: Value) -> Result<(),
             // One that was asked for is still to be told that it has ended.
             place.stream.get_or_insert(stream);
             place.since.get_or_insert(next.saturating_sub(1));
-            return Ok(());
+            Ok(())
         }
         Item::Event(event) => {
             place.since = Some(event.number);

@@ -23,7 +23,7 @@ pub enum Event {
         heartbeat: Duration,
     },
     Closed,
-    Say(ToManager),
+    Say(Box<ToManager>),
     /// Another process takes over.
     Yield,
     /// The manager sends no more orders.
@@ -34,7 +34,7 @@ pub enum Event {
 #[derive(Debug, PartialEq)]
 pub enum Effect {
     Connect,
-    Send(ToManager),
+    Send(Box<ToManager>),
     Heartbeat,
     /// There is no session any more, nor will there be one.
     Leave,
@@ -76,7 +76,7 @@ impl SessionCore {
             _ if self.has_left() => {}
             Event::Yield if self.is_open() => {
                 self.yields = true;
-                effects.push(Effect::Send(ToManager::Yield));
+                effects.push(Effect::Send(Box::new(ToManager::Yield)));
             }
             Event::Yield | Event::Yielded => self.leave(effects),
             Event::Closed if self.yields => self.leave(effects),
@@ -150,12 +150,12 @@ mod tests {
             let mut effects = Vec::new();
             core.apply(Event::Welcomed { heartbeat: Duration::from_secs(1) }, now, &mut effects);
             core.apply(Event::Yield, now, &mut effects);
-            core.apply(Event::Say(ToManager::Heartbeat { held: Vec::new() }), now, &mut effects);
+            core.apply(Event::Say(Box::new(ToManager::Heartbeat { held: Vec::new() })), now, &mut effects);
             assert!(!core.has_left(), "what is said before the answer is heard");
             core.apply(end(), now, &mut effects);
             core.apply(Event::Tick, now + Duration::from_secs(60), &mut effects);
-            let said = Effect::Send(ToManager::Heartbeat { held: Vec::new() });
-            assert_eq!(effects, [Effect::Send(ToManager::Yield), said, Effect::Leave]);
+            let said = Effect::Send(Box::new(ToManager::Heartbeat { held: Vec::new() }));
+            assert_eq!(effects, [Effect::Send(Box::new(ToManager::Yield)), said, Effect::Leave]);
         }
         let (mut core, now) = core();
         let mut effects = Vec::new();

@@ -62,7 +62,7 @@ impl AgentSession {
         for effect in effects {
             match effect {
                 Effect::Connect => self.connect(ctx),
-                Effect::Send(message) => self.send(message, ctx),
+                Effect::Send(message) => self.send(*message, ctx),
                 Effect::Heartbeat => self.heartbeat(ctx),
                 Effect::Leave => self.leave(ctx),
             }
@@ -135,7 +135,7 @@ impl Handler<Say> for AgentSession {
 
     fn handle(&mut self, Say(message): Say, ctx: &mut Context<Self>) {
         self.life.took(ctx);
-        self.apply(Event::Say(message), ctx);
+        self.apply(Event::Say(Box::new(message)), ctx);
     }
 }
 

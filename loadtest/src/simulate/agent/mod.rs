@@ -274,7 +274,7 @@ impl Agent {
                     effects.push(Effect::DialManager { link: self.link, hello: self.hello(now) });
                     continue;
                 }
-                agent_session::Effect::Send(message) => message,
+                agent_session::Effect::Send(message) => *message,
                 agent_session::Effect::Heartbeat => {
                     let (link, held) = (self.link, self.held(now));
                     effects.push(Effect::Say { link, message: ToManager::Heartbeat { held } });
@@ -298,7 +298,7 @@ impl Agent {
 
     fn say(&mut self, message: ToManager, now: Instant, effects: &mut Vec<Effect>) {
         self.told.note(&message);
-        self.session(agent_session::Event::Say(message), now, effects);
+        self.session(agent_session::Event::Say(Box::new(message)), now, effects);
     }
 
     fn hello(&self, now: Instant) -> Hello {
@@ -337,7 +337,7 @@ impl Agent {
                 let heartbeat = Duration::from_millis(heartbeat_ms);
                 self.session(agent_session::Event::Welcomed { heartbeat }, now, effects);
                 for message in self.told.iter().cloned().collect::<Vec<_>>() {
-                    self.session(agent_session::Event::Say(message), now, effects);
+                    self.session(agent_session::Event::Say(Box::new(message)), now, effects);
                 }
             }
             ToAgent::Start(order) => self.start(*order, now, effects),
