@@ -44,7 +44,6 @@ pub(super) async fn file(request: HttpRequest, path: Path<String>) -> Result<Htt
         .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .insert_header((header::X_FRAME_OPTIONS, "DENY"))
         .insert_header((header::REFERRER_POLICY, "no-referrer"))
-        .insert_header((header::CROSS_ORIGIN_OPENER_POLICY, "same-origin"))
         .insert_header((header::CROSS_ORIGIN_RESOURCE_POLICY, "same-origin"))
         .content_type(content_type);
     Ok(if is_known { response.finish() } else { response.body(file.data.into_owned()) })

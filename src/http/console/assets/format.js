@@ -36,11 +36,6 @@ export function day(ms) {
   return new Date(ms).toLocaleString("en-GB", { hour12: false });
 }
 
-// The id of a start is a UUID of version 7: it begins with the time in which it was made.
-export function startedAt(id) {
-  return parseInt(id.slice(0, 8) + id.slice(9, 13), 16);
-}
-
 export function short(id) {
   return id.length > 20 ? `${id.slice(0, 8)}…${id.slice(-4)}` : id;
 }

@@ -62,6 +62,7 @@ export class Store {
     this.stream = null;
     this.next = 0; // the number behind the last event
     this.seen = 0; // events in all
+    this.rank = 1; // of the next start: later is higher
     this.lost = 0;
     this.is_stale = false;
   }
@@ -118,7 +119,7 @@ export class Store {
         this.functions.delete(key(tenant, data.name));
         return "functions";
       case "start":
-        this.take_start(tenant, data);
+        this.take_start(tenant, data, event.at_ms);
         return "starts";
       case "vm":
         this.take_vm(data, now);
@@ -159,13 +160,24 @@ export class Store {
     return true;
   }
 
-  take_start(tenant, view) {
-    if (!this.starts.has(view.id) && this.starts.size >= STARTS_MAX) this.starts.delete(this.starts.keys().next().value);
-    this.starts.set(view.id, { tenant, ...view });
+  // `at` is when it was heard of first, by the manager's clock; a start of which only a list tells has none.
+  take_start(tenant, view, at = null) {
+    const known = this.starts.get(view.id);
+    if (!known && this.starts.size >= STARTS_MAX) this.starts.delete(this.starts.keys().next().value);
+    const place = known ? { at: known.at, rank: known.rank, is_dated: known.is_dated } : { at: at ?? 0, rank: this.rank++, is_dated: at !== null };
+    this.starts.set(view.id, { tenant, ...view, ...place });
   }
 
-  take_starts(tenant, views) {
-    for (const view of views) this.take_start(tenant, view);
+  // A list, the newest first. What it alone knows of is as old as its place says.
+  take_starts(tenant, views, now) {
+    let before = now;
+    views.forEach((view, index) => {
+      const known = this.starts.get(view.id);
+      this.take_start(tenant, view);
+      const taken = this.starts.get(view.id);
+      if (known?.is_dated) before = Math.min(before, known.at);
+      else Object.assign(taken, { at: before, rank: -index });
+    });
   }
 
   take_functions(tenant, views) {
@@ -274,10 +286,10 @@ export class Store {
     return number;
   }
 
-  // Starts of a function, or of all of a tenant, newest first: ids begin with their time.
+  // Starts of a function, or of all of a tenant, newest first.
   starts_of(tenant, name = null) {
     const own = [...this.starts.values()].filter((start) => start.tenant === tenant && (!name || start.function === name));
-    return own.sort((one, other) => (one.id < other.id ? 1 : -1));
+    return own.sort((one, other) => other.at - one.at || other.rank - one.rank);
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { button, h, setText } from "./dom.js";
 import { fraction } from "./format.js";
-import { NODE, folded_at_first, layout, signature, way_up } from "./tree.js";
+import { Folding, NODE, layout, signature, way_up } from "./tree.js";
 
 // How long a change is seen.
 const FLASH_MS = 4_000;
@@ -21,13 +21,14 @@ export class TreeView {
     this.clock = clock;
     this.members = new Map();
     this.stripe = 0;
-    this.collapsed = null;
+    this.folding = new Folding();
+    this.is_folded_by_hand = false;
     this.selected = null;
     this.found = new Set();
     this.view = { x: 0, y: 0, zoom: 1 };
     this.is_fitted = true;
     this.signature = "";
-    this.placed = layout(new Map(), 0, new Set());
+    this.placed = layout(new Map(), 0, this.folding);
     this.canvas = h("canvas", {
       class: "tree", tabindex: 0, role: "application",
       "aria-label": "The tree. Arrow keys go from VM to VM, Enter folds, plus and minus zoom, 0 shows everything.",
@@ -62,13 +63,16 @@ export class TreeView {
 
   // Shows these members; drawn with the next frame.
   update(members, stripe) {
-    if (this.collapsed === null || (stripe !== this.stripe && members.size > 0)) this.collapsed = folded_at_first(members, stripe);
+    if (!this.is_folded_by_hand) {
+      const wanted = Folding.at_first(members.size);
+      if (wanted.depth !== this.folding.depth) this.folding = wanted;
+    }
     this.members = members;
     this.stripe = stripe;
-    const now = signature(members, stripe, this.collapsed);
+    const now = signature(members, stripe, this.folding);
     if (now !== this.signature) {
       this.signature = now;
-      this.placed = layout(members, stripe, this.collapsed);
+      this.placed = layout(members, stripe, this.folding);
       if (this.selected && !members.has(this.selected)) this.select(null);
     }
     this.again();
@@ -83,12 +87,14 @@ export class TreeView {
   }
 
   fold(vm) {
-    if (!this.collapsed.delete(vm)) this.collapsed.add(vm);
+    this.is_folded_by_hand = true;
+    this.folding.turn(vm, this.placed.nodes.get(vm).depth);
     this.update(this.members, this.stripe);
   }
 
   fold_all(is_folded) {
-    this.collapsed = is_folded ? folded_at_first(this.members, this.stripe) : new Set();
+    this.is_folded_by_hand = true;
+    this.folding = is_folded ? Folding.at_first(Infinity) : new Folding();
     this.is_fitted = true;
     this.update(this.members, this.stripe);
   }
@@ -104,7 +110,8 @@ export class TreeView {
     this.found = new Set(wanted ? [...this.members.keys()].filter((vm) => vm.toLowerCase().includes(wanted)) : []);
     const first = this.members.has(wanted) ? wanted : this.found.values().next().value;
     if (first) {
-      for (const above of way_up(this.members, this.stripe, first)) this.collapsed.delete(above);
+      this.is_folded_by_hand = true;
+      for (const above of way_up(this.members, this.stripe, first)) this.folding.open(above);
       this.update(this.members, this.stripe);
       this.select(first);
       this.go_to(first);
@@ -249,12 +256,12 @@ export class TreeView {
   }
 
   fit_now(width, height) {
-    const inner = { width: this.placed.width + MARGIN, height: this.placed.height - NODE.down + NODE.height + 2 * MARGIN };
+    const inner = { width: this.placed.width + MARGIN, height: this.placed.height + 2 * MARGIN };
     const zoom = Math.min(1, width / inner.width, height / inner.height);
     this.view = {
       zoom: Math.max(ZOOM_MIN, zoom),
       x: (width - (this.placed.width - NODE.across) * zoom) / 2,
-      y: MARGIN * zoom + (NODE.height / 2) * zoom + Math.max(0, (height - inner.height * zoom) / 3),
+      y: (MARGIN + NODE.height / 2) * zoom + Math.max(0, (height - inner.height * zoom) / 3),
     };
   }
 
@@ -304,12 +311,19 @@ export class TreeView {
     for (const node of nodes.values()) {
       const above = node.parent && nodes.get(node.parent);
       if (!above || node.y < sight.top || above.y > sight.bottom) continue;
-      if (Math.max(node.x, above.x) < sight.left || Math.min(node.x, above.x) > sight.right) continue;
-      const from = above.y + NODE.height / 2;
-      const to = node.y - NODE.height / 2;
-      const half = (from + to) / 2;
       const member = this.members.get(node.vm);
       const path = member && now - (member.moved_at ?? 0) < ACTIVE_MS && member.present < member.total ? active : quiet;
+      if (Math.max(node.x, above.x) < sight.left || Math.min(node.x, above.x) > sight.right) continue;
+      const from = above.y + NODE.height / 2;
+      if (node.is_listed && !node.is_column) {
+        const rail = above.x - NODE.width / 2 + NODE.indent / 2;
+        path.moveTo(rail, from);
+        path.lineTo(rail, node.y);
+        path.lineTo(node.x - NODE.width / 2, node.y);
+        continue;
+      }
+      const to = node.y - NODE.height / 2;
+      const half = (from + to) / 2;
       path.moveTo(above.x, from);
       path.bezierCurveTo(above.x, half, node.x, half, node.x, to);
     }

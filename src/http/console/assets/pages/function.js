@@ -73,6 +73,12 @@ export function functionPage(app, [name, first = "tree"]) {
   };
 }
 
+// A function without an image, a tree or a profile has none to show; the page says so.
+function nothingYet(error) {
+  if (error.status === 404 || error.status === 409 || error.code === "image_not_ready") return null;
+  throw error;
+}
+
 function treePart(app, name, view) {
   const { store, api } = app;
   const which = h("select", { "aria-label": "Image" });
@@ -175,16 +181,13 @@ function treePart(app, name, view) {
       options(stripes, Array.from({ length: number }, (_, index) => [String(index), `stripe ${index + 1} of ${number}`]));
       tree.update(known.members, stripe());
       const { size: all } = known.members;
-      setText(summary, `${count(ready)} of ${count(all)} VMs ready, height ${tree.placed.depth}${tree.collapsed.size ? " as folded" : ""}, ${Math.floor((filled / all) * 100)} % of all blocks, epoch ${known.epoch.term}.${known.epoch.counter}`);
+      setText(summary, `${count(ready)} of ${count(all)} VMs ready, height ${tree.placed.depth}, ${Math.floor((filled / all) * 100)} % of all blocks, epoch ${known.epoch.term}.${known.epoch.counter}`);
       drawChosen(known);
       drawChanges(known);
       table.update([...known.members.values()].sort((one, other) => (one.places[stripe()]?.place ?? 0) - (other.places[stripe()]?.place ?? 0)));
     },
     async load() {
-      const ask = () => api.get(api.function(name, "/tree")).catch((error) => {
-        if (error.status === 404) return null;
-        throw error;
-      });
+      const ask = () => api.get(api.function(name, "/tree")).catch(nothingYet);
       await store.load(ask, (known, tree, now) => known.take_tree(tree, now), () => app.now());
     },
     close() {
@@ -235,7 +238,7 @@ function instancesPart(app, name) {
 export function loadStarts(app, name, limit = 1000) {
   const tenant = app.tenant;
   const ask = () => app.api.get(app.api.function(name, `/starts?limit=${limit}`));
-  return app.store.load(ask, (store, answer) => store.take_starts(tenant, [...answer.starts].reverse()), () => app.now());
+  return app.store.load(ask, (store, answer, now) => store.take_starts(tenant, answer.starts, now), () => app.now());
 }
 
 function profilePart(app, name) {
@@ -253,10 +256,7 @@ function profilePart(app, name) {
     empty: empty(h("p", {}, "Nothing was recorded yet: the first starts of a function are.")),
   });
   const load = async () => {
-    const profile = await api.get(api.function(name, "/profile")).catch((error) => {
-      if (error.status === 404 || error.status === 409) return null;
-      throw error;
-    });
+    const profile = await api.get(api.function(name, "/profile")).catch(nothingYet);
     const parts = profile?.profile.parts ?? [];
     table.update(parts.map((part, index) => ({ ...part, index })));
     if (!profile) {

@@ -1,7 +1,7 @@
 // What several pages show.
 
 import { badge, bar, button, h } from "../dom.js";
-import { clock, day, duration, fraction, reason, short, size, startedAt } from "../format.js";
+import { clock, day, duration, fraction, reason, short, size } from "../format.js";
 import { PHASES } from "../waterfall.js";
 
 export const START_KIND = { waiting: "wait", starting: "loading", ready: "ready", ended: "dim" };
@@ -23,7 +23,7 @@ export function slowest(timeline) {
 
 export const startColumns = {
   id: { title: "Start", cell: (start) => ({ text: short(start.id), href: `#/start/${start.id}`, title: start.id }) },
-  at: { title: "At", class: "time", cell: (start) => ({ text: clock(startedAt(start.id)), title: day(startedAt(start.id)) }) },
+  at: { title: "At", class: "time", cell: (start) => (start.is_dated ? { text: clock(start.at), title: day(start.at) } : "earlier") },
   function: { title: "Function", cell: (start) => ({ text: start.function, href: `#/functions/${encodeURIComponent(start.function)}` }) },
   vm: { title: "VM", cell: (start) => start.vm ?? "–" },
   state: { title: "State", cell: startState },

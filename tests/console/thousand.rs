@@ -1,0 +1,81 @@
+//! A thousand VMs and a thousand events a second: the page stays fluid.
+
+use crate::{browser::with_browser, spec};
+use faasnet_loadtest::rig::Cluster;
+use serde_json::Value;
+
+/// Collects, for five seconds, how far apart frames are, how long scripts kept the page busy, and what was applied.
+const MEASURE: &str = r"
+    const done = arguments[arguments.length - 1];
+    const frames = [];
+    let busy = 0;
+    let longest = 0;
+    new PerformanceObserver((list) => {
+      for (const task of list.getEntries()) {
+        busy += task.duration;
+        longest = Math.max(longest, task.duration);
+      }
+    }).observe({ type: 'longtask' });
+    const sent = window.feed.sent;
+    const began = performance.now();
+    let before = began;
+    const frame = (now) => {
+      frames.push(now - before);
+      before = now;
+      if (now - began < 5000) return requestAnimationFrame(frame);
+      frames.sort((one, other) => one - other);
+      const at = (share) => frames[Math.floor((frames.length - 1) * share)];
+      const seconds = (now - began) / 1000;
+      done({ frames_per_second: frames.length / seconds, median_ms: at(0.5), p95_ms: at(0.95), max_ms: at(1),
+        long_tasks_ms_per_second: busy / seconds, longest_task_ms: longest, events_per_second: (window.feed.sent - sent) / seconds });
+    };
+    requestAnimationFrame(frame);";
+
+#[test]
+fn a_thousand_vms_and_a_thousand_events_a_second_stay_fluid() {
+    let mut cluster = Cluster::up(spec(0)).unwrap();
+    with_browser(&mut cluster, async |_, browser| {
+        let feed = format!("window.feed = {{ vms: 1000, rate: 1000 }};\n{}", include_str!("feed.js"));
+        browser.first_run(&feed).await;
+        browser.driver.goto(format!("{}/console/", browser.url)).await.unwrap();
+        browser.see("document.body.dataset.stream === 'live'").await;
+        for (name, page, text) in [
+            ("function", "functions/web", "of 1,000 VMs ready"),
+            ("vms", "vms", "vm-20"),
+            ("starts", "starts", "Longest phase"),
+            ("actors", "actors", "and 800 more"),
+            ("events", "events", "transfer"),
+            ("overview", "", "From the registry"),
+        ] {
+            browser.go(page).await;
+            browser.see(&format!("document.body.innerText.includes({text:?})")).await;
+            let measured = browser.driver.execute_async(MEASURE, vec![]).await.unwrap().json().clone();
+            println!("{name} with 1,000 VMs: {measured}");
+            browser.picture(&format!("{name}-thousand")).await;
+            let figure =
+                |name: &str| measured[name].as_f64().unwrap_or_else(|| panic!("no {name}: {measured}"));
+            assert!(figure("events_per_second") > 900.0, "{name}: {measured}");
+            // A machine that has other things to do draws fewer; a page that cannot follow draws almost none.
+            assert!(figure("frames_per_second") > 10.0, "{name}: {measured}");
+        }
+        unfold(browser).await;
+        let complaints = browser.complaints().await;
+        assert_eq!(complaints, Vec::<String>::new());
+    });
+}
+
+/// All thousand at once, and the way to one of them.
+async fn unfold(browser: &crate::browser::Browser) {
+    browser.go("functions/web").await;
+    browser.click("button", "Unfold").await;
+    let measured = browser.driver.execute_async(MEASURE, vec![]).await.unwrap().json().clone();
+    println!("the whole tree with 1,000 VMs: {measured}");
+    assert!(measured["frames_per_second"].as_f64().unwrap() > 10.0, "{measured}");
+    browser.picture("unfolded-thousand").await;
+    let find = "const field = document.querySelector('[aria-label=\"Find a VM\"]'); field.value = 'vm-777'; field.dispatchEvent(new Event('input'));";
+    browser.run(find, vec![]).await;
+    browser.see("document.querySelector('.chosen h2')?.textContent === 'vm-777'").await;
+    let found: Value = browser.see("document.querySelector('.tools-row [role=status]').textContent").await;
+    assert_eq!(found, "1 found");
+    browser.picture("search-thousand").await;
+}
