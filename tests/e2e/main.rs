@@ -20,3 +20,4 @@ mod preheat;
 mod sample;
 mod shapes;
 mod support;
+mod why_slow;

@@ -49,6 +49,12 @@ pub struct Image {
     pub folder: TempDir,
 }
 
+/// With sorted keys: their order else depends on a feature that any crate of the workspace may turn on.
+fn text(mut value: Value) -> Vec<u8> {
+    value.sort_all_objects();
+    serde_json::to_vec(&value).unwrap()
+}
+
 impl Image {
     pub fn new(layers: &[Layer]) -> Self {
         Self::with_config(layers, json!({}))
@@ -66,8 +72,7 @@ impl Image {
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let layers: Vec<_> = layers.iter().map(|layer| image.put(layer.media_type, &layer.stored)).collect();
-        let config =
-            image.put("application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&config).unwrap());
+        let config = image.put("application/vnd.oci.image.config.v1+json", &text(config));
         image.put_manifest(json!({ "config": config, "layers": layers }));
         image
     }
@@ -85,7 +90,7 @@ impl Image {
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         manifest["schemaVersion"] = json!(2);
         manifest["mediaType"] = json!(media_type);
-        let mut entry = self.put(media_type, &serde_json::to_vec(&manifest).unwrap());
+        let mut entry = self.put(media_type, &text(manifest));
         entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "test" });
         self.put_index(&json!({ "schemaVersion": 2, "manifests": [entry] }));
     }
