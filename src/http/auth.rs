@@ -48,28 +48,50 @@ pub(super) async fn authenticate<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     if !is_public(request.method(), request.path()) {
-        let principal = match identify(&request) {
-            Ok(principal) => principal,
+        let (shown, principal) = match identify(&request) {
+            Ok(known) => known,
             Err(problem) => return Ok(refuse(request, problem)),
         };
+        request.extensions_mut().insert(shown);
         request.extensions_mut().insert(principal);
     }
     next.call(request).await.map(ServiceResponse::map_into_boxed_body)
 }
 
-fn identify(request: &ServiceRequest) -> Result<Principal, Problem> {
-    let state = request.app_data::<Data<HttpState>>().expect("the application has its state");
-    if let Some(header) = request.headers().get(header::AUTHORIZATION) {
-        let known = header.to_str().ok().and_then(|text| state.tokens.authenticate(text));
-        return known.ok_or_else(unauthorized);
+/// What a caller has shown: a token by its row, or a session by its text. Worth as much as it is at that moment.
+#[derive(Clone)]
+pub(super) enum Shown {
+    Token(String),
+    Session(String),
+}
+
+impl Shown {
+    /// Who it stands for, if it is still good.
+    pub fn principal(&self, state: &HttpState) -> Option<Principal> {
+        match self {
+            Self::Token(row) => state.tokens.of_row(row),
+            Self::Session(text) => state.tokens.of_row(&state.sessions.check(text, SystemTime::now())?),
+        }
     }
-    // What instances answer at the gateway shares the console's origin. A session is worth nothing there, or a
-    // function's page could act as whoever looks at it.
-    let cookie = request.path().starts_with("/v1/").then(|| request.cookie(SESSION_COOKIE)).flatten();
-    let session = cookie.and_then(|cookie| state.sessions.check(cookie.value(), SystemTime::now()));
-    let known = session.and_then(|row| state.tokens.of_row(&row)).ok_or_else(unauthorized)?;
-    demand_own_page(request.method(), request.headers())?;
-    Ok(known)
+}
+
+fn identify(request: &ServiceRequest) -> Result<(Shown, Principal), Problem> {
+    let state = request.app_data::<Data<HttpState>>().expect("the application has its state");
+    let shown = match request.headers().get(header::AUTHORIZATION) {
+        Some(header) => header.to_str().ok().and_then(|text| state.tokens.row_of(text)).map(Shown::Token),
+        // What instances answer at the gateway shares the console's origin. A session is worth nothing there, or a
+        // function's page could act as whoever looks at it.
+        None if request.path().starts_with("/v1/") => {
+            request.cookie(SESSION_COOKIE).map(|cookie| Shown::Session(cookie.value().to_owned()))
+        }
+        None => None,
+    };
+    let shown = shown.ok_or_else(unauthorized)?;
+    let principal = shown.principal(state).ok_or_else(unauthorized)?;
+    if matches!(shown, Shown::Session(_)) {
+        demand_own_page(request.method(), request.headers())?;
+    }
+    Ok((shown, principal))
 }
 
 /// A browser adds the session to what other sites make it send as well. What changes something must come from our

@@ -90,6 +90,7 @@ pub(super) async fn subscribe(
     let newest = *log.newest.borrow();
     let filter = filter(&request, &wanted)?;
     let (stream, position) = position(&wanted, newest)?;
+    let shown = request.extensions().get::<auth::Shown>().cloned().ok_or_else(auth::unauthorized)?;
     let place = places.try_acquire_owned().map_err(|_| {
         let detail = "as many subscribers are connected as may be (events.subscribers_max)";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_subscribers", detail)
@@ -103,6 +104,8 @@ pub(super) async fn subscribe(
         session,
         reader: Reader::new(stream, position, filter),
         settings: Arc::clone(&settings),
+        shown,
+        state: state.clone(),
         _place: place,
     };
     let messages = messages.max_frame_size(settings.frame_bytes_max);
@@ -162,6 +165,9 @@ struct Subscriber {
     reader: Reader,
     session: Session,
     settings: Arc<EventSettings>,
+    /// Looked at again with each ping: what was deleted or has ended opens nothing any more.
+    shown: auth::Shown,
+    state: Data<HttpState>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -200,10 +206,15 @@ impl Subscriber {
                     Some(Ok(_)) => Err(End::Because(CloseCode::Policy, "a subscriber only listens")),
                     Some(Err(_)) => Err(End::Because(CloseCode::Protocol, "a frame is wrong or too long")),
                 },
-                _ = ping.tick() => match heard.elapsed() > idle {
-                    true => Err(End::Because(CloseCode::Policy, "no answer to pings")),
-                    false => self.ping().await,
-                },
+                _ = ping.tick() => {
+                    if heard.elapsed() > idle {
+                        Err(End::Because(CloseCode::Policy, "no answer to pings"))
+                    } else if self.shown.principal(&self.state).is_none() {
+                        Err(End::Because(CloseCode::Policy, "the token is deleted, or the session has ended"))
+                    } else {
+                        self.ping().await
+                    }
+                }
                 _ = serving.wait_for(|serving| !serving) => {
                     Err(End::Because(CloseCode::Away, "the manager shuts down"))
                 }

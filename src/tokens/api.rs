@@ -188,13 +188,18 @@ impl ApiTokens {
         Ok(format!("{PREFIX}{}", encode(&(self.secrets)()?)))
     }
 
-    /// Who an `Authorization` header belongs to, if it holds a valid bearer token.
-    pub fn authenticate(&self, header: &str) -> Option<Principal> {
+    /// The row of the token in an `Authorization` header, if it holds a valid bearer token.
+    pub fn row_of(&self, header: &str) -> Option<String> {
         let (scheme, text) = header.split_once(' ')?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return None;
         }
-        self.find(text).map(|(_, principal)| principal)
+        self.find(text).map(|(row, _)| row)
+    }
+
+    /// Who such a header belongs to.
+    pub fn authenticate(&self, header: &str) -> Option<Principal> {
+        self.of_row(&self.row_of(header)?)
     }
 
     /// The row of a token and who it belongs to, if this is the text of a valid one.

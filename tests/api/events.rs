@@ -256,6 +256,20 @@ async fn subscribers_are_told_that_the_manager_shuts_down() {
 }
 
 #[actix_web::test]
+async fn a_deleted_token_ends_its_subscriptions() {
+    let world = World::with_events(vec![], |_| {}, |events| events.ping_ms = 20).await;
+    let made = world.as_admin("POST", "/v1/tokens").json(&json!({ "name": "guest", "role": "viewer" }));
+    let made: Value = made.send().await.expect("answered").json().await.expect("JSON");
+    let (mut guest, _) = subscribe(&world, "", made["token"].as_str().expect("text")).await;
+    let (mut other, _) = subscribe(&world, "", &world.viewer).await;
+    let path = format!("/v1/tokens/{}", made["id"].as_str().expect("text"));
+    assert_eq!(world.as_admin("DELETE", &path).send().await.expect("answered").status(), 204);
+    assert_eq!(closed(&mut guest).await, Some(CloseCode::Policy));
+    tell(&world, "acme", 1);
+    read_until(&mut other, 1).await;
+}
+
+#[actix_web::test]
 async fn who_does_not_answer_pings_is_cut_off() {
     let quick = |events: &mut faasnet::settings::EventSettings| (events.ping_ms, events.idle_ms) = (50, 200);
     let world = World::with_events(vec![], |_| {}, quick).await;

@@ -137,7 +137,7 @@ function treePart(app, name, view) {
       chosen.replaceChildren(h("p", { class: "dim" }, "Choose a VM to see who feeds it. Again, or Enter, folds what is below it."));
       return;
     }
-    const of = (number) => (known.stripes > 1 ? ` of stripe ${number + 1}` : "");
+    const of = (number) => (known.stripes > 1 ? `, stripe ${number + 1}` : "");
     chosen.replaceChildren(h("h2", {}, member.vm), facts([
       ["State", member.ready ? "ready" : "loading"],
       ["Blocks", `${count(member.present)} of ${count(member.total)}`],
