@@ -120,7 +120,11 @@ fn announce(ready: &UpReady, is_json: bool) {
         return;
     }
     println!("FaaSNet is up: {} VMs, API at {}", ready.vms.len(), ready.api);
-    println!("The API token is in {}", ready.token_file.display());
+    println!(
+        "The API token is in {}; with it you can log in to the console at {}/",
+        ready.token_file.display(),
+        ready.api
+    );
     if let Some(function) = &ready.function {
         println!("The function {function:?} is deployed. Try, in another terminal:");
         println!("  export FAASNET_API={} FAASNET_TOKEN=$(cat {})", ready.api, ready.token_file.display());

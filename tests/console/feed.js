@@ -106,6 +106,7 @@
         let begun = performance.now();
         let sent = 0;
         this.timer = setInterval(() => {
+          if (window.feed.is_paused) return;
           const due = ((performance.now() - begun) / 1000) * rate;
           const items = [];
           while (sent < due && items.length < 5000) {

@@ -72,10 +72,24 @@ async fn unfold(browser: &crate::browser::Browser) {
     println!("the whole tree with 1,000 VMs: {measured}");
     assert!(measured["frames_per_second"].as_f64().unwrap() > 10.0, "{measured}");
     browser.picture("unfolded-thousand").await;
+    // Or whoever is looked for may move meanwhile.
+    browser.run("window.feed.is_paused = true;", vec![]).await;
     let find = "const field = document.querySelector('[aria-label=\"Find a VM\"]'); field.value = 'vm-777'; field.dispatchEvent(new Event('input'));";
     browser.run(find, vec![]).await;
     browser.see("document.querySelector('.chosen h2')?.textContent === 'vm-777'").await;
     let found: Value = browser.see("document.querySelector('.tools-row [role=status]').textContent").await;
     assert_eq!(found, "1 found");
     browser.picture("search-thousand").await;
+    // The same with keys alone: from whoever was found to its parent, and to everything.
+    let key = |key: &str| {
+        format!(
+            "const tree = document.querySelector('canvas.tree'); tree.focus(); tree.dispatchEvent(new KeyboardEvent('keydown', {{ key: '{key}' }}));"
+        )
+    };
+    let parent = "[...document.querySelectorAll('.chosen dt')].find((one) => one.textContent === 'Fed by')?.nextSibling.textContent";
+    let above = browser.see(parent).await;
+    browser.run(&key("ArrowUp"), vec![]).await;
+    browser.see(&format!("document.querySelector('.chosen h2')?.textContent === {above}")).await;
+    browser.run(&key("Escape"), vec![]).await;
+    browser.see("document.querySelector('.chosen h2') === null").await;
 }

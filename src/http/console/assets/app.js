@@ -235,7 +235,7 @@ class App {
     document.title = `${this.page.title} · FaaSNet`;
     this.content.replaceChildren(this.page.element);
     scrollTo(0, 0);
-    this.page.update?.(new Set(["functions", "starts", "vms", "trees", "refused", "events", "audit"]));
+    this.page.update?.(new Set(["functions", "starts", "vms", "trees", "refused", "events"]));
     this.page.load?.();
   }
 

@@ -6,7 +6,6 @@
 
 const EVENTS_MAX = 10_000;
 const STARTS_MAX = 5_000;
-const AUDITS_MAX = 2_000;
 const CHANGES_MAX = 200;
 const SECONDS_KEPT = 120;
 const SNAPSHOT_TRIES = 3;
@@ -42,7 +41,7 @@ export class Ring {
   }
 }
 
-export function is_older(one, other) {
+function is_older(one, other) {
   return one.term < other.term || (one.term === other.term && one.counter < other.counter);
 }
 
@@ -57,7 +56,6 @@ export class Store {
     this.trees = new Map(); // image -> {image, epoch, members: vm -> Member, changes}
     this.refused = new Map(); // code -> count
     this.events = new Ring(EVENTS_MAX);
-    this.audits = new Ring(AUDITS_MAX);
     this.traffic = new Traffic();
     this.stream = null;
     this.next = 0; // the number behind the last event
@@ -145,9 +143,6 @@ export class Store {
       case "refused":
         if (this.counted(event)) this.refused.set(data.code, (this.refused.get(data.code) ?? 0) + data.count);
         return "refused";
-      case "audit":
-        if (this.counted(event)) this.audits.push(event);
-        return "audit";
       default:
         return "events";
     }
@@ -278,12 +273,6 @@ export class Store {
     const member = tree.members.get(vm);
     if (member) member.mark = { what: "repair", at: now };
     if (this.counted(event)) tree.changes.push({ at: event.at_ms, what: "repair", vm, parent: lost });
-  }
-
-  starts_in_flight() {
-    let number = 0;
-    for (const view of this.functions.values()) number += view.starting;
-    return number;
   }
 
   // Starts of a function, or of all of a tenant, newest first.

@@ -44,7 +44,7 @@ export class Folding {
 }
 
 // Children by parent in one stripe, in the order of places; whoever's parent is not there stands at the top.
-export function shape(members, stripe) {
+function shape(members, stripe) {
   const children = new Map();
   const roots = [];
   const list = [...members.values()].filter((member) => member.places[stripe]);

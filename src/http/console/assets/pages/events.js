@@ -5,7 +5,7 @@ import { clock, count } from "../format.js";
 import { Table } from "../table.js";
 import { heading } from "./parts.js";
 
-export const KINDS = ["function", "function_deleted", "start", "vm", "vm_removed", "member", "member_left", "transfer", "repair", "tree_dissolved", "refused", "audit"];
+const KINDS = ["function", "function_deleted", "start", "vm", "vm_removed", "member", "member_left", "transfer", "repair", "tree_dissolved", "refused", "audit"];
 const SHOWN_MAX = 2_000;
 
 function what({ kind, data }) {

@@ -3,7 +3,7 @@
 import { button, empty, field, h, setText } from "../dom.js";
 import { count, size } from "../format.js";
 import { Table } from "../table.js";
-import { actions, heading, imageBadge, startColumns } from "./parts.js";
+import { heading, imageBadge, startColumns } from "./parts.js";
 
 const CHART_SECONDS = 120;
 const RECENT = 50;

@@ -1,10 +1,10 @@
 // What several pages show.
 
-import { badge, bar, button, h } from "../dom.js";
+import { bar, button, h } from "../dom.js";
 import { clock, day, duration, fraction, reason, short, size } from "../format.js";
 import { PHASES } from "../waterfall.js";
 
-export const START_KIND = { waiting: "wait", starting: "loading", ready: "ready", ended: "dim" };
+const START_KIND = { waiting: "wait", starting: "loading", ready: "ready", ended: "dim" };
 
 export function startState(start) {
   const is_failed = start.state === "ended" && start.reason && !["stopped", "idle"].includes(start.reason.kind);
@@ -64,5 +64,3 @@ export function actions(list) {
 export function heading(title, ...beside) {
   return h("div", { class: "heading" }, h("h1", {}, title), h("div", { class: "row" }, beside));
 }
-
-export { badge };
