@@ -10,6 +10,7 @@ pub mod http;
 pub mod image;
 pub mod manager;
 pub mod metadata;
+pub mod metrics;
 pub mod net;
 pub mod origin;
 pub mod registry;

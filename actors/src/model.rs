@@ -233,6 +233,22 @@ pub struct Timeline {
 }
 
 impl Timeline {
+    /// The phases in their order, with their names.
+    pub fn phases(&self) -> [(&'static str, Option<u64>); 10] {
+        [
+            ("waiting", self.waiting),
+            ("placing", self.placing),
+            ("connecting", self.connecting),
+            ("index", self.index),
+            ("metadata", self.metadata),
+            ("whole", self.whole),
+            ("mount", self.mount),
+            ("run", self.run),
+            ("probe", self.probe),
+            ("ready", self.ready),
+        ]
+    }
+
     /// Turns the points in time of a VM's report into the length of each phase. Steps overlap where
     /// the work did (a container runs while blocks arrive); a phase begins when the one before ended.
     pub fn set_steps(&mut self, steps_us: &BTreeMap<Step, u64>) {
@@ -293,7 +309,7 @@ pub enum PackingState {
     Failed { reason: String, attempts: u32 },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmState {
     /// Has a session and a lease.
@@ -304,6 +320,18 @@ pub enum VmState {
     Draining,
     /// Gets no starts, runs nothing and is in no tree.
     Drained,
+}
+
+/// How much there is of all tenants together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counts {
+    pub functions: u64,
+    /// Instances that are ready, and starts under way.
+    pub ready: u64,
+    pub starting: u64,
+    /// Requests that wait for an instance.
+    pub waiting: u64,
+    pub vms: BTreeMap<VmState, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -208,7 +208,7 @@ impl FromRequest for AllTenants {
             None => Err(unauthorized()),
             Some(TenantScope::All) => Ok(Self),
             Some(TenantScope::One(_)) => {
-                Err(forbidden("VMs are shown to tokens for all tenants only".into()))
+                Err(forbidden("what is of all tenants is shown to tokens for all tenants only".into()))
             }
         };
         ready(answer)

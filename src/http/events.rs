@@ -18,6 +18,7 @@ use actix_ws::{CloseCode, CloseReason, Message, MessageStream, Session};
 use faasnet_actors::{
     event_log::{
         Audit, EventLogHandle, Filter, Happening, Item, Kind, Newest, News, Page, Reader, StreamId, Teller,
+        Totals,
     },
     id::{FunctionName, TenantId, VmId},
 };
@@ -38,6 +39,11 @@ pub struct Events {
 }
 
 impl Events {
+    /// What has happened since the log began. None while it is rebuilt.
+    pub(super) async fn totals(&self) -> Option<Totals> {
+        self.log.totals().await
+    }
+
     pub fn new(log: EventLogHandle, teller: Teller, settings: EventSettings) -> Self {
         let places = Arc::new(Semaphore::new(settings.subscribers_max));
         Self { log, teller, settings: Arc::new(settings), places }

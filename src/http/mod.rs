@@ -13,6 +13,7 @@ mod console;
 mod dial;
 mod events;
 mod gateway;
+mod metrics;
 mod observer;
 mod problem;
 mod request;
@@ -24,6 +25,7 @@ pub use auth::{DEFAULT_TENANT, TENANT_HEADER};
 pub use dial::{AsyncReadWrite, DialError, InstanceDialer};
 pub use events::Events;
 pub use gateway::{START_HEADER, VM_HEADER};
+pub use metrics::Scrapes;
 pub use observer::Observer;
 pub use problem::{PROBLEM_JSON, Problem};
 pub use routes::{RouteEntry, routes};
@@ -57,6 +59,7 @@ pub struct HttpState {
     pub events: Events,
     /// What `/readyz` says.
     pub ready: watch::Receiver<bool>,
+    pub scrapes: Scrapes,
 }
 
 /// Serves HTTP on `listener` until the handle is told to stop. The server is a future that must be

@@ -3,7 +3,7 @@
 use super::{
     api,
     auth::{PUBLIC, SESSION, require},
-    code, console, events, gateway,
+    code, console, events, gateway, metrics,
     problem::Problem,
     session, tokens,
 };
@@ -81,6 +81,7 @@ pub fn routes() -> Vec<RouteEntry> {
         route(Method::POST, "/v1/vms/{id}/drain", Admin, || web::to(api::drain_vm)),
         route(Method::POST, "/v1/vms/{id}/undrain", Admin, || web::to(api::undrain_vm)),
         route(Method::GET, "/v1/events", Viewer, || web::to(events::subscribe)),
+        route(Method::GET, "/metrics", Viewer, || web::to(metrics::scrape)),
         route(Method::GET, "/v1/actors", Viewer, || web::to(api::list_actors)),
         route(Method::POST, "/v1/join-tokens", Admin, || web::to(api::create_join_token)),
         any("/fn/{name}", Operator, || web::to(gateway::invoke)),

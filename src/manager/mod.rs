@@ -9,7 +9,7 @@ mod survey;
 
 use crate::{
     code::{self, CodePackages},
-    http::{self, Events, HttpState},
+    http::{self, Events, HttpState, Scrapes},
     metadata::{self, Term},
     net::{
         identity::Authority,
@@ -149,6 +149,7 @@ pub async fn serve(
         settings: settings.http.clone(),
         events: Events::new(manager.events.clone(), manager.teller.clone(), settings.events.clone()),
         ready: is_serving,
+        scrapes: Scrapes::default(),
     };
     let (server, http) = http::serve(state, api_listener).context("starting HTTP")?;
     let mut server = actix::spawn(server);

@@ -100,6 +100,7 @@ impl Settings {
             events: EventLogLimits {
                 ring: RingLimits { events_max: events.kept_events_max, bytes_max: events.kept_bytes_max },
                 waiting_max: events.waiting_max,
+                counted_max: events.counted_max,
                 coalesce: millis(events.coalesce_ms),
             },
         }

@@ -61,6 +61,7 @@ pub struct HttpSettings {
     pub body_idle_ms: u64,
     pub log_tail_bytes_max: u64,
     pub starts_listed_max: usize,
+    pub metrics_ms: u64,
     pub shutdown_ms: u64,
 }
 
@@ -70,6 +71,7 @@ pub struct EventSettings {
     pub kept_events_max: usize,
     pub kept_bytes_max: usize,
     pub waiting_max: usize,
+    pub counted_max: usize,
     pub coalesce_ms: u64,
     pub subscribers_max: usize,
     pub batch_events_max: usize,

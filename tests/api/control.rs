@@ -94,6 +94,11 @@ impl Handler<Request> for Control {
             Ask::ListVms { reply } => {
                 let _ = reply.send(Ok(vec![vm()]));
             }
+            Ask::Count { reply } => {
+                let functions = self.functions.len() as u64;
+                let vms = BTreeMap::from([(VmState::Up, 1), (VmState::Lost, 2)]);
+                let _ = reply.send(Ok(Counts { functions, ready: 4, starting: 3, waiting: 2, vms }));
+            }
             Ask::RemoveVm { reply, .. } => {
                 let _ = reply.send(Err(ControlError::Conflict("the VM is up; stop its agent first".into())));
             }

@@ -42,6 +42,7 @@ impl Log {
         let limits = EventLogLimits {
             ring: RingLimits { events_max: settings.kept_events_max, bytes_max: settings.kept_bytes_max },
             waiting_max: settings.waiting_max,
+            counted_max: settings.counted_max,
             coalesce: Duration::from_millis(settings.coalesce_ms),
         };
         let link = LinkSource::new(LOG);

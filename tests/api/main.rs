@@ -11,6 +11,7 @@ mod instances;
 mod log;
 #[cfg(feature = "etcd")]
 mod metadata;
+mod metrics;
 mod packages;
 mod routes;
 mod session;

@@ -6,7 +6,7 @@ use actix_web::dev::ServerHandle;
 use bytes::Bytes;
 use faasnet::{
     code::CodePackages,
-    http::{AsyncReadWrite, DialError, HttpState, InstanceDialer, Observer, serve},
+    http::{AsyncReadWrite, DialError, HttpState, InstanceDialer, Observer, Scrapes, serve},
     metadata::RedbMetadata,
     settings::{EventSettings, HttpSettings, Settings},
     tokens::{ApiTokens, JoinTokens, Principal, Role, Sessions, TenantScope, system_secrets},
@@ -122,6 +122,7 @@ impl World {
             settings,
             events: log.events(events),
             ready: is_ready,
+            scrapes: Scrapes::default(),
         };
         let (serving, server) = serve(state, listener).expect("serves");
         actix_web::rt::spawn(serving);

@@ -1,6 +1,9 @@
 //! The ring of the last events.
 
-use super::messages::{Happening, Kind, News};
+use super::{
+    messages::{Happening, Kind, News},
+    tally::{Tally, Totals},
+};
 use crate::{
     id::{FunctionName, ImageId, TenantId, VmId},
     model::ImageState,
@@ -74,10 +77,11 @@ pub struct EventLogCore {
     users: BTreeMap<(TenantId, ImageId), BTreeSet<FunctionName>>,
     /// Refusals that no event has told of.
     refused: BTreeMap<(Option<TenantId>, Cow<'static, str>), u64>,
+    tally: Tally,
 }
 
 impl EventLogCore {
-    pub fn new(stream: StreamId, limits: RingLimits) -> Self {
+    pub fn new(stream: StreamId, limits: RingLimits, counted_max: usize) -> Self {
         Self {
             stream,
             limits,
@@ -87,6 +91,7 @@ impl EventLogCore {
             images: BTreeMap::new(),
             users: BTreeMap::new(),
             refused: BTreeMap::new(),
+            tally: Tally::new(counted_max),
         }
     }
 
@@ -107,9 +112,17 @@ impl EventLogCore {
     /// `count` events were dropped before they reached the log: they have numbers that nobody will see.
     pub fn skip(&mut self, count: u64) {
         self.next += count;
+        self.tally.dropped(count);
     }
 
-    pub fn happened(&mut self, News { tenant, happening }: News, at_ms: u64) {
+    /// Sums of all that was told, whatever the ring still has.
+    pub fn totals(&self) -> Totals {
+        self.tally.totals()
+    }
+
+    pub fn happened(&mut self, news: News, at_ms: u64) {
+        self.tally.happened(&news);
+        let News { tenant, happening } = news;
         let functions = self.functions(tenant.as_ref(), &happening);
         let (number, kind, vm) = (self.next, happening.kind(), happening.vm().cloned());
         let event = EventJson {
@@ -133,6 +146,7 @@ impl EventLogCore {
 
     /// Counted, and told with the next [`tick`](Self::tick): a flood of refusals is one event.
     pub fn refused(&mut self, tenant: Option<TenantId>, code: Cow<'static, str>) {
+        self.tally.refused(code.clone());
         *self.refused.entry((tenant, code)).or_default() += 1;
     }
 

@@ -3,6 +3,7 @@
 use super::{
     core::{Page, StreamId},
     messages::{News, ToEventLog},
+    tally::Totals,
 };
 use crate::{id::TenantId, support::Link};
 use std::{
@@ -78,5 +79,12 @@ impl EventLogHandle {
         let (reply, page) = oneshot::channel();
         self.link.send(ToEventLog::Read { from, events_max, bytes_max, reply });
         page.await.ok()
+    }
+
+    /// What has happened since the log began. None while it is being rebuilt.
+    pub async fn totals(&self) -> Option<Totals> {
+        let (reply, totals) = oneshot::channel();
+        self.link.send(ToEventLog::Sum { reply });
+        totals.await.ok()
     }
 }

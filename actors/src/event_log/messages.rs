@@ -1,6 +1,6 @@
 //! What the event log is told, and what can be read of it.
 
-use super::core::Page;
+use super::{core::Page, tally::Totals};
 use crate::{
     function_tree::{HoldingNews, SeatNews, TreeNews},
     id::{Epoch, FunctionName, ImageId, TenantId, VmId},
@@ -209,6 +209,10 @@ pub enum ToEventLog {
         events_max: usize,
         bytes_max: usize,
         reply: oneshot::Sender<Page>,
+    },
+    /// Bounded like `Read`.
+    Sum {
+        reply: oneshot::Sender<Totals>,
     },
 }
 

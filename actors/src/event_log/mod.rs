@@ -15,6 +15,9 @@ mod core;
 mod handle;
 mod messages;
 mod reader;
+mod tally;
+#[cfg(test)]
+mod tally_tests;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +26,7 @@ pub use self::{
     handle::{EventLogHandle, Newest, Teller},
     messages::{Audit, Happening, Kind, News, ToEventLog},
     reader::{Filter, Item, Reader, StreamIdError},
+    tally::{Durations, Ending, Totals},
 };
 
 use crate::support::{Life, Link, Observe, Snapshot, Stop, Threads};
@@ -42,6 +46,8 @@ pub struct EventLogLimits {
     pub ring: RingLimits,
     /// Events that may wait for the log; above it they are dropped.
     pub waiting_max: usize,
+    /// Starts, and members of trees, that are remembered so that each counts once.
+    pub counted_max: usize,
     /// How often at most a thing is told that changes all the time.
     pub coalesce: Duration,
 }
@@ -81,7 +87,7 @@ pub struct EventLog {
 impl EventLog {
     pub fn new(settings: EventLogSettings, life: Life<&'static str>) -> Self {
         let stream = StreamId { term: settings.term, generation: life.generation() };
-        let core = EventLogCore::new(stream, settings.limits.ring);
+        let core = EventLogCore::new(stream, settings.limits.ring, settings.limits.counted_max);
         Self { settings, core, life }
     }
 
@@ -129,6 +135,11 @@ impl Handler<ToEventLog> for EventLog {
             ToEventLog::Read { from, events_max, bytes_max, reply } => {
                 // Whoever asked may be gone; then nobody wants the page.
                 let _gone = reply.send(self.core.read(from, events_max, bytes_max));
+            }
+            ToEventLog::Sum { reply } => {
+                self.core.skip(self.settings.backlog.dropped.swap(0, Ordering::Relaxed));
+                // As above.
+                let _gone = reply.send(self.core.totals());
             }
         }
     }

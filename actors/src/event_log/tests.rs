@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 const LIMITS: RingLimits = RingLimits { events_max: 10, bytes_max: 100_000 };
+const COUNTED_MAX: usize = 100;
 const STREAM: StreamId = StreamId { term: 7, generation: 0 };
 
 fn vm(number: u64) -> VmId {
@@ -29,7 +30,7 @@ fn image() -> ImageId {
 }
 
 fn log_of(count: u64) -> EventLogCore {
-    let mut log = EventLogCore::new(STREAM, LIMITS);
+    let mut log = EventLogCore::new(STREAM, LIMITS, COUNTED_MAX);
     (1..=count).for_each(|number| log.happened(News::of(&tenant("acme"), left(number)), number));
     log
 }
@@ -49,7 +50,7 @@ fn numbers(items: &[Item]) -> Vec<String> {
 
 #[test]
 fn the_text_of_an_event_has_all_that_it_is_filtered_by() {
-    let mut log = EventLogCore::new(STREAM, LIMITS);
+    let mut log = EventLogCore::new(STREAM, LIMITS, COUNTED_MAX);
     log.happened(News::of(&tenant("acme"), left(3)), 1_700_000_000_000);
     let page = log.read(1, 10, 1000);
     let json: serde_json::Value = serde_json::from_str(&page.records[0].json).expect("JSON");
@@ -75,7 +76,7 @@ fn events_of_a_tree_name_the_functions_that_use_its_image() {
         });
         Happening::Function(serde_json::from_value(view).expect("a view"))
     };
-    let mut log = EventLogCore::new(STREAM, LIMITS);
+    let mut log = EventLogCore::new(STREAM, LIMITS, COUNTED_MAX);
     let mut functions_of = |happening: Happening| {
         log.happened(News::of(&tenant("acme"), happening), 0);
         log.happened(News::of(&tenant("acme"), left(0)), 0);
@@ -95,7 +96,8 @@ fn the_oldest_go_when_there_are_too_many_or_too_large_ones() {
     let log = log_of(25);
     assert_eq!(log.sizes().0, 10);
     let bytes = log.read(25, 1, 1).records[0].json.len();
-    let mut log = EventLogCore::new(STREAM, RingLimits { events_max: 1000, bytes_max: 3 * bytes });
+    let mut log =
+        EventLogCore::new(STREAM, RingLimits { events_max: 1000, bytes_max: 3 * bytes }, COUNTED_MAX);
     (1..=25).for_each(|_| log.happened(News::of(&tenant("acme"), left(25)), 25));
     assert_eq!(log.sizes(), (3, 3 * bytes));
     assert_eq!(log.read(1, 10, 0).records.len(), 1, "one that is too large for a page comes alone");
@@ -127,7 +129,7 @@ fn what_never_reached_the_log_is_told() {
 fn a_rebuilt_log_begins_a_new_stream_that_is_read_from_its_beginning() {
     let mut reader = Reader::new(STREAM, 400, everything());
     let stream = StreamId { generation: 1, ..STREAM };
-    let mut log = EventLogCore::new(stream, LIMITS);
+    let mut log = EventLogCore::new(stream, LIMITS, COUNTED_MAX);
     log.happened(News::of(&tenant("acme"), left(0)), 0);
     assert_eq!(numbers(&reader.take(log.read(reader.position(), 10, 1000))), ["began 7.1"]);
     assert_eq!(numbers(&reader.take(log.read(reader.position(), 10, 1000))), ["1"]);
@@ -135,7 +137,7 @@ fn a_rebuilt_log_begins_a_new_stream_that_is_read_from_its_beginning() {
 
 #[test]
 fn a_flood_of_refusals_is_one_event() {
-    let mut log = EventLogCore::new(STREAM, LIMITS);
+    let mut log = EventLogCore::new(STREAM, LIMITS, COUNTED_MAX);
     (0..1000).for_each(|_| log.refused(None, "overloaded".into()));
     (0..3).for_each(|_| log.refused(Some(tenant("acme")), "too_many".into()));
     assert_eq!(log.next(), 1);

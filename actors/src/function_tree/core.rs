@@ -12,10 +12,7 @@ mod unserved;
 mod view;
 
 pub(super) use self::names::{Named, Names};
-use self::{
-    helpers::Helpers,
-    news::{Cause, News},
-};
+use self::{helpers::Helpers, news::News};
 use super::{
     complaints::Complaints,
     leaving::Leaving,
@@ -37,7 +34,7 @@ use tokio::time::Instant;
 pub use self::{
     events::{Contact, Effect, Event, Placing},
     limits::TreeLimits,
-    news::{HoldingNews, SeatNews, TreeNews},
+    news::{Cause, HoldingNews, SeatNews, SeatPlace, TreeNews},
 };
 
 pub(super) struct Member {

@@ -17,7 +17,7 @@ mod rejoin;
 mod tests;
 
 pub use self::core::{
-    Contact, Effect, Event, HoldingNews, Placing, SeatNews, TreeCore, TreeLimits, TreeNews,
+    Cause, Contact, Effect, Event, HoldingNews, Placing, SeatNews, SeatPlace, TreeCore, TreeLimits, TreeNews,
 };
 pub use forest::{Forest, ForestSettings};
 pub use messages::{PreheatDraft, Role, StartDraft, ToForest, ToTree};

@@ -211,6 +211,7 @@ pub(crate) fn world(disk: &Arc<Disk>) -> ManagerWorld {
             events: EventLogLimits {
                 ring: RingLimits { events_max: 1000, bytes_max: 1 << 20 },
                 waiting_max: 1000,
+                counted_max: 1000,
                 coalesce: Duration::from_millis(250),
             },
         },

@@ -3,7 +3,10 @@
 use super::messages::{Acquired, Ask, CallId, ControlError, Located, Reply, Request};
 use crate::{
     id::{Digest, FunctionName, StartId, TenantId, VmId},
-    model::{FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView, VmView},
+    model::{
+        Counts, FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView,
+        VmView,
+    },
     support::{Full, SharedPermits},
 };
 use actix::Recipient;
@@ -136,6 +139,11 @@ impl SchedulerHandle {
 
     pub async fn vms(&self) -> Result<Vec<VmView>, ControlError> {
         self.ask(None, |reply| Ask::ListVms { reply }).await
+    }
+
+    /// How much there is of everything, of all tenants.
+    pub async fn counts(&self) -> Result<Counts, ControlError> {
+        self.ask(None, |reply| Ask::Count { reply }).await
     }
 
     pub async fn remove_vm(&self, vm: VmId) -> Result<(), ControlError> {

@@ -2,7 +2,10 @@
 
 use crate::{
     id::{Digest, FunctionName, StartId, TenantId, VmId},
-    model::{FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView, VmView},
+    model::{
+        Counts, FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView,
+        VmView,
+    },
     resources::Resources,
     support::{Flow, Hop, SharedPermit},
     world::MetadataError,
@@ -51,6 +54,7 @@ impl Flow for Request {
             | Ask::ListStarts { .. }
             | Ask::Locate { .. }
             | Ask::ListVms { .. }
+            | Ask::Count { .. }
             | Ask::ListCode { .. }
             | Ask::GetTree { .. }
             | Ask::GetProfile { .. }
@@ -143,6 +147,10 @@ pub enum Ask {
     },
     ListVms {
         reply: Reply<Vec<VmView>>,
+    },
+    /// How much there is of everything.
+    Count {
+        reply: Reply<Counts>,
     },
     /// The packages of code that functions name, or are about to.
     ListCode {

@@ -208,6 +208,7 @@ impl Scheduler {
             Ask::Locate { tenant, start, reply } => return answer(reply, self.core.locate(&tenant, &start)),
             Ask::ListCode { reply } => return answer(reply, Ok(self.core.packages())),
             Ask::ListVms { reply } => return answer(reply, Ok(self.core.vm_views())),
+            Ask::Count { reply } => return answer(reply, Ok(self.core.count())),
             Ask::GetProfile { tenant, name, reply } => {
                 return match self.core.image_of(&tenant, &name) {
                     Ok((image, _)) => {

@@ -312,6 +312,38 @@ pub enum EndReason {
     NoRoom,
 }
 
+impl EndReason {
+    /// All names.
+    pub const NAMES: [&str; 10] = [
+        "stopped",
+        "idle",
+        "image_unavailable",
+        "mount_failed",
+        "run_failed",
+        "exited",
+        "not_ready",
+        "refused",
+        "vm_lost",
+        "no_room",
+    ];
+
+    /// One word, without the detail.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Idle => "idle",
+            Self::ImageUnavailable(_) => "image_unavailable",
+            Self::MountFailed(_) => "mount_failed",
+            Self::RunFailed(_) => "run_failed",
+            Self::Exited(_) => "exited",
+            Self::NotReady => "not_ready",
+            Self::Refused(_) => "refused",
+            Self::VmLost => "vm_lost",
+            Self::NoRoom => "no_room",
+        }
+    }
+}
+
 impl fmt::Display for EndReason {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

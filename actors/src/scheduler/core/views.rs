@@ -6,8 +6,8 @@ use crate::support::{Snapshot, micros};
 use crate::{
     id::{FunctionName, StartId, TenantId, TreeId, VmId},
     model::{
-        ColdImageView, FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline, VmState,
-        VmView,
+        ColdImageView, Counts, FunctionView, HeldImageView, ImageState, StartState, StartView, Timeline,
+        VmState, VmView,
     },
     world::Source,
 };
@@ -95,6 +95,19 @@ impl SchedulerCore {
 
     pub fn vm_views(&self) -> Vec<VmView> {
         self.vms.iter().map(|(name, vm)| vm.view(name)).collect()
+    }
+
+    pub fn count(&self) -> Counts {
+        let mut counts = Counts { functions: self.functions.len() as u64, ..Counts::default() };
+        for function in self.functions.values() {
+            counts.ready += function.routable.len() as u64;
+            counts.starting += function.unfinished.len() as u64 + u64::from(function.accepting);
+            counts.waiting += function.requests_waiting as u64;
+        }
+        for vm in self.vms.values() {
+            *counts.vms.entry(vm.state()).or_default() += 1;
+        }
+        counts
     }
 
     pub fn vm_view(&self, name: &VmId) -> Option<VmView> {
