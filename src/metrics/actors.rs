@@ -25,10 +25,21 @@ struct Kinds {
     left_out: u64,
 }
 
-/// The sums of all that are below those.
-pub fn write<'a>(page: &mut Page, roots: impl Iterator<Item = &'a ActorView>) {
+/// The actors of agents and their queues. What else a VM names is left out: nobody vouches for it, and what it says must not
+/// be taken for the manager's, nor make the page longer.
+const OF_AGENTS: [(&str, &[&str]); 5] = [
+    ("agent", &["instances"]),
+    ("agent_session", &["reports"]),
+    ("block_store", &["memory bytes", "disk bytes", "cold images", "writes without room"]),
+    ("block_transfer", &["blocks wanted", "blocks in flight", "blocks on their way to the disk", "children"]),
+    ("instance", &[]),
+];
+
+/// The sums of the manager's actors and of all agents'.
+pub fn write(page: &mut Page, manager: Option<&ActorView>, agents: &[ActorView]) {
     let mut sums = Kinds::default();
-    roots.for_each(|root| add(&mut sums, root));
+    manager.iter().for_each(|root| add(&mut sums, root, false));
+    agents.iter().for_each(|root| add(&mut sums, root, true));
     let Kinds { kinds, left_out } = sums;
 
     let mut mailboxes = page.gauges("faasnet_mailbox_length", "Messages that wait for actors.");
@@ -58,11 +69,16 @@ pub fn write<'a>(page: &mut Page, roots: impl Iterator<Item = &'a ActorView>) {
     page.gauge("faasnet_actors_left_out", help, left_out as f64);
 }
 
-fn add(sums: &mut Kinds, view: &ActorView) {
+fn add(sums: &mut Kinds, view: &ActorView, is_agents: bool) {
+    let known = OF_AGENTS.iter().find(|(kind, _)| *kind == view.kind).map(|(_, queues)| *queues);
+    if is_agents && known.is_none() {
+        return;
+    }
+    let is_known = |queue: &str| !is_agents || known.is_some_and(|queues| queues.contains(&queue));
     let kind = sums.kinds.entry(view.kind.clone()).or_default();
-    kind.mailbox += view.mailbox as u64;
-    kind.rebuilt += u64::from(view.generation);
-    for queue in &view.queues {
+    kind.mailbox = kind.mailbox.saturating_add(view.mailbox as u64);
+    kind.rebuilt = kind.rebuilt.saturating_add(view.generation.into());
+    for queue in view.queues.iter().filter(|queue| is_known(&queue.name)) {
         let sum = kind.queues.entry(queue.name.clone()).or_default();
         sum.length = sum.length.saturating_add(queue.length);
         sum.limit = sum.limit.saturating_add(queue.limit);
@@ -70,6 +86,37 @@ fn add(sums: &mut Kinds, view: &ActorView) {
             sum.fullest = sum.fullest.max(queue.length as f64 / queue.limit as f64);
         }
     }
-    sums.left_out += view.children_left_out as u64;
-    view.children.iter().for_each(|child| add(sums, child));
+    sums.left_out = sums.left_out.saturating_add(view.children_left_out as u64);
+    view.children.iter().for_each(|child| add(sums, child, is_agents));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faasnet_actors::support::{QueueView, Snapshot};
+
+    #[test]
+    fn an_agent_can_neither_speak_for_the_manager_nor_make_up_names() {
+        let queue = |name: &str| QueueView { name: name.into(), length: u64::MAX, limit: 1 };
+        let says = |kind: &str, queues: &[&str]| ActorView {
+            mailbox: usize::MAX,
+            queues: queues.iter().map(|name| queue(name)).collect(),
+            ..Snapshot::new("up").into_root(kind)
+        };
+        let agent = ActorView {
+            children: vec![
+                says("journal", &["commits"]),
+                says("made up", &[]),
+                says("block_store", &["disk bytes", "x"]),
+            ],
+            ..says("agent", &["commits"])
+        };
+        let mut page = Page::default();
+        write(&mut page, Some(&Snapshot::new("up").into_root("manager")), &[agent.clone(), agent]);
+        let text = page.text();
+        assert!(text.contains(r#"faasnet_queue_length{actor="block_store",queue="disk bytes"}"#), "{text}");
+        for made_up in ["commits", "journal", "made up", "\"x\""] {
+            assert!(!text.contains(made_up), "{made_up} in {text}");
+        }
+    }
 }

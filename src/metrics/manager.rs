@@ -39,7 +39,7 @@ pub fn page(Manager { totals, counts, actors, agents }: &Manager) -> String {
     let agents = agents.as_deref().unwrap_or_default();
     let help = "Agents whose actors are in the sums of actors here, at most manager.children_shown_max.";
     page.gauge("faasnet_agents_asked", help, agents.len() as f64);
-    actors::write(&mut page, actors.iter().chain(agents));
+    actors::write(&mut page, actors.as_ref(), agents);
     process::write(&mut page);
     page.text()
 }
