@@ -1,6 +1,7 @@
 //! Measures how many starts a second a manager accepts: a real manager process with its real metadata
 //! store, agents that hold sessions over TLS and answer every order with ready and ended at once, and
-//! clients that post starts over HTTP as fast as they are answered. An accepted start is durable.
+//! clients that post starts over HTTP as fast as they are answered, or at a rate. An accepted start is durable.
+//! With subscribers of the event stream it measures what they get, and what they cost the manager.
 //!
 //! `cargo build --release && cargo run --release --example accept_starts -- --help`
 
@@ -26,6 +27,7 @@ use faasnet_actors::{
     },
 };
 use faasnet_loadtest::rig::{Image, Variant};
+use futures::StreamExt;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode, body::Bytes, client::conn::http1::SendRequest, header};
 use hyper_util::rt::TokioIo;
@@ -45,6 +47,10 @@ use tokio::{
     net::TcpStream,
     process::{Child, Command},
 };
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream,
+    tungstenite::{Message, client::IntoClientRequest},
+};
 
 #[derive(Parser)]
 struct Options {
@@ -63,6 +69,12 @@ struct Options {
     /// Client address of an etcd to use instead of the file
     #[arg(long)]
     etcd: Option<String>,
+    /// Requests a second of all connections; 0 is as many as are answered
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
+    /// Subscribers of the event stream, of which each gets everything
+    #[arg(long, default_value_t = 0)]
+    subscribers: usize,
     /// Seconds that the manager is given before it is measured, to attach a profiler
     #[arg(long, default_value_t = 1)]
     warm_up: u64,
@@ -99,13 +111,26 @@ async fn main() -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(options.warm_up)).await;
 
     let stop = Arc::new(AtomicBool::new(false));
+    let got = Arc::new(Got::default());
+    let mut memory = vec![rss_mib(pid)?];
+    for _ in 0..options.subscribers {
+        let stream = subscribe(&ready.api, &token).await?;
+        tokio::spawn(follow(stream, Arc::clone(&got)));
+    }
+    memory.push(rss_mib(pid)?);
     let begin = (Instant::now(), cpu_seconds(pid)?, flushes()?, orders.load(Ordering::Relaxed));
     let mut tasks = Vec::new();
+    let pause =
+        (options.rate > 0).then(|| Duration::from_secs_f64(options.connections as f64 / options.rate as f64));
     for _ in 0..options.connections {
         let client = Client::open(api, &token).await?;
-        tasks.push(tokio::spawn(post(client, options.count, Arc::clone(&stop))));
+        tasks.push(tokio::spawn(post(client, options.count, pause, Arc::clone(&stop))));
     }
-    tokio::time::sleep(Duration::from_secs(options.seconds)).await;
+    for _ in 0..options.seconds {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        memory.push(rss_mib(pid)?);
+    }
+    let events = (got.events.load(Ordering::Relaxed), got.lost.load(Ordering::Relaxed));
     stop.store(true, Ordering::Relaxed);
     let mut posted = Posted::default();
     for task in tasks {
@@ -132,8 +157,62 @@ async fn main() -> anyhow::Result<()> {
         (cpu_seconds(pid)? - begin.1) / elapsed,
         (flushes()? - begin.2) as f64 / elapsed,
     );
+    if options.subscribers > 0 {
+        let each = |count: u64| count as f64 / options.subscribers as f64;
+        println!(
+            "{} subscribers: {:.0} events/s each, {:.0} of them lost to each in all, {} of them cut off; manager's memory \
+             {:.0} MiB before them, {:.0} with them, at most {:.0}",
+            options.subscribers,
+            each(events.0) / elapsed,
+            each(events.1),
+            got.ended.load(Ordering::Relaxed),
+            memory[0],
+            memory[1],
+            memory.iter().copied().fold(0.0, f64::max),
+        );
+    }
     drop(manager);
     Ok(())
+}
+
+/// What subscribers got, together.
+#[derive(Default)]
+struct Got {
+    events: AtomicU64,
+    lost: AtomicU64,
+    ended: AtomicU64,
+}
+
+type EventStream = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+async fn subscribe(api: &str, token: &str) -> anyhow::Result<EventStream> {
+    let mut request = format!("{}/v1/events", api.replace("http:", "ws:")).into_client_request()?;
+    request.headers_mut().insert(header::AUTHORIZATION, format!("Bearer {token}").parse()?);
+    Ok(tokio_tungstenite::connect_async(request).await?.0)
+}
+
+async fn follow(mut stream: EventStream, got: Arc<Got>) {
+    const EVENT: &str = "{\"type\":\"event\"";
+    const LOST: &str = "{\"type\":\"lost\"";
+    while let Some(Ok(message)) = stream.next().await {
+        let Message::Text(text) = message else { continue };
+        got.events.fetch_add(text.matches(EVENT).count() as u64, Ordering::Relaxed);
+        if text.contains(LOST) {
+            let items: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
+            let lost = items.iter().filter(|item| item["type"] == "lost");
+            let count = |item: &Value| Some(item["to"].as_u64()? - item["from"].as_u64()? + 1);
+            got.lost.fetch_add(lost.filter_map(count).sum(), Ordering::Relaxed);
+        }
+    }
+    got.ended.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Memory that a process has, in MiB.
+fn rss_mib(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
 }
 
 async fn start_manager(
@@ -250,10 +329,19 @@ impl Posted {
     }
 }
 
-async fn post(mut client: Client, count: usize, stop: Arc<AtomicBool>) -> anyhow::Result<Posted> {
+async fn post(
+    mut client: Client,
+    count: usize,
+    pause: Option<Duration>,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<Posted> {
     let body = Bytes::from(json!({ "count": count }).to_string());
     let mut posted = Posted::default();
+    let mut beat = pause.map(tokio::time::interval);
     while !stop.load(Ordering::Relaxed) {
+        if let Some(beat) = &mut beat {
+            beat.tick().await;
+        }
         let begin = Instant::now();
         let (status, answer) = client.send("POST", "/v1/functions/x/starts", body.clone()).await?;
         match status {
