@@ -125,6 +125,7 @@ impl Tree {
 
     fn joins(&self, numbers: &[u32]) -> Vec<Event> {
         let draft = StartDraft {
+            request: None,
             start: "start".parse().expect("an id"),
             function: "api".parse().expect("a name"),
             image: Arc::clone(&self.image),

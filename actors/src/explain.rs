@@ -10,6 +10,7 @@ use crate::{
     wire::control::{Wait, Waits},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Fewer other starts than that have no median worth the name.
 const OTHERS_MIN: usize = 3;
@@ -17,7 +18,7 @@ const OTHERS_MIN: usize = 3;
 const USUAL: u64 = 5;
 
 /// The parts of a start, one after the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Waiting,
@@ -81,7 +82,7 @@ impl Phase {
             Self::Connecting => "connecting",
             Self::Index => "index",
             Self::Metadata => "metadata",
-            Self::Whole => "whole image",
+            Self::Whole => "whole",
             Self::Mount => "mount",
             Self::Run => "run",
             Self::Probe => "probe",
@@ -90,8 +91,9 @@ impl Phase {
 }
 
 /// What a start lost its time to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "vm")]
+#[schema(as = StartCause)]
 pub enum Cause {
     /// It has not come far enough to say.
     Unknown,
@@ -119,7 +121,7 @@ pub enum Cause {
     Application,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
     pub start: StartId,
     pub cause: Cause,
@@ -265,6 +267,8 @@ mod tests {
         StartView {
             id: format!("start-{number}").parse().expect("name"),
             function: "web".parse().expect("name"),
+            accepted_at_ms: None,
+            request_id: None,
             vm: Some("vm-1".parse().expect("name")),
             state: StartState::Ready,
             reason: None,

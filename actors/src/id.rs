@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, sync::Arc};
+use utoipa::ToSchema;
 
 /// Why a text is not a valid name or identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,30 +30,12 @@ fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(Arc<str>);
-
+/// What texts that were checked when they were read share.
+macro_rules! checked_text {
+    ($name:ident) => {
         impl $name {
             pub fn as_str(&self) -> &str {
                 &self.0
-            }
-        }
-
-        impl AsRef<[u8]> for $name {
-            fn as_ref(&self) -> &[u8] {
-                self.0.as_bytes()
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = IdError;
-
-            fn from_str(text: &str) -> Result<Self, IdError> {
-                if is_label(text) { Ok(Self(text.into())) } else { Err(invalid($what, text, LABEL_RULE)) }
             }
         }
 
@@ -84,6 +67,32 @@ macro_rules! label {
     };
 }
 
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schema(value_type = String, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+        pub struct $name(Arc<str>);
+
+        impl AsRef<[u8]> for $name {
+            fn as_ref(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                if is_label(text) { Ok(Self(text.into())) } else { Err(invalid($what, text, LABEL_RULE)) }
+            }
+        }
+
+        checked_text!($name);
+    };
+}
+
 label!(
     /// A host with an agent on it.
     VmId,
@@ -105,9 +114,33 @@ label!(
     "start id"
 );
 
-/// A SHA-256 digest in the notation of OCI, `sha256:` and 64 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Longest id of a request that is taken over from a caller: it goes into lines of logs, records and orders.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+const REQUEST_RULE: &str = "use 1 to 128 visible ASCII characters";
+
+/// What a caller, or the manager for it, calls one request, to find what was done for it in all logs.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^[!-~]{1,128}$")]
+pub struct RequestId(Arc<str>);
+
+checked_text!(RequestId);
+
+impl FromStr for RequestId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let is_fit = (1..=REQUEST_ID_BYTES_MAX).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_fit { Ok(Self(text.into())) } else { Err(invalid("request id", text, REQUEST_RULE)) }
+    }
+}
+
+/// A SHA-256 digest in the notation of OCI, `sha256:` and 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^sha256:[0-9a-f]{64}$")]
 pub struct Digest([u8; 32]);
 
 const DIGEST_RULE: &str = "use sha256: followed by 64 lower-case hexadecimal digits";
@@ -190,7 +223,9 @@ impl fmt::Display for TreeId {
 
 /// The version of a tree: the manager's term, then a counter within it. A member refuses what is
 /// older than the last it accepted (invariant 4).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(deny_unknown_fields)]
 pub struct Epoch {
     pub term: u64,
@@ -198,7 +233,7 @@ pub struct Epoch {
 }
 
 /// The number of a block within its block image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct BlockId(pub u32);
 
@@ -212,6 +247,14 @@ mod tests {
             assert!(text.parse::<VmId>().is_err(), "{text:?}");
         }
         assert!("vm-1".parse::<VmId>().is_ok());
+    }
+
+    #[test]
+    fn request_ids_that_would_break_a_line_or_fill_a_log_are_refused() {
+        for text in ["", "a b", "a\nb", "ä", "\u{1b}[2J", &"a".repeat(129)] {
+            assert!(text.parse::<RequestId>().is_err(), "{text:?}");
+        }
+        assert!("a".repeat(128).parse::<RequestId>().is_ok());
     }
 
     #[test]

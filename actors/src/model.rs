@@ -1,16 +1,17 @@
 //! What users see: functions, starts, VMs and trees, as the API gives them and the actors keep them.
 
 use crate::{
-    id::{Digest, Epoch, FunctionName, ImageId, StartId, TenantId, VmId},
+    id::{Digest, Epoch, FunctionName, ImageId, RequestId, StartId, TenantId, VmId},
     profile::Profile,
     resources::Resources,
     wire::control::{BytesBySource, EndReason, Mode, Step, Waits, Warmth, WorstStall},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr};
+use utoipa::ToSchema;
 
 /// What a user says of a function.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FunctionSpec {
     /// The source image: a registry reference, or `oci:DIR[:TAG]` below a permitted folder.
@@ -144,7 +145,7 @@ fn is_command(words: &[String]) -> bool {
 }
 
 /// Where a function's block image stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum ImageState {
     /// The converter reads the source image. Both counts are bytes; `total` is 0 until it is known.
@@ -164,7 +165,7 @@ pub enum ImageState {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FunctionView {
     pub name: FunctionName,
     #[serde(flatten)]
@@ -181,7 +182,7 @@ pub struct FunctionView {
     pub waiting: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StartState {
     /// No VM has been chosen.
@@ -193,10 +194,16 @@ pub enum StartState {
 }
 
 /// One start: the answer to "why did it take that long?".
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StartView {
     pub id: StartId,
     pub function: FunctionName,
+    /// Unix time of its acceptance. None if a manager of an earlier release accepted it.
+    #[serde(default)]
+    pub accepted_at_ms: Option<u64>,
+    /// What the request is called that it was accepted for; none if the function's scaling wanted it later.
+    #[serde(default)]
+    pub request_id: Option<RequestId>,
     pub vm: Option<VmId>,
     pub state: StartState,
     pub reason: Option<EndReason>,
@@ -216,7 +223,7 @@ pub struct StartView {
 
 /// Duration of each phase of a start in microseconds, as far as it has come. `ready` is the whole,
 /// from the acceptance of the start until the manager heard that the probe had answered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Timeline {
     pub waiting: Option<u64>,
     pub placing: Option<u64>,
@@ -233,22 +240,6 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// The phases in their order, with their names.
-    pub fn phases(&self) -> [(&'static str, Option<u64>); 10] {
-        [
-            ("waiting", self.waiting),
-            ("placing", self.placing),
-            ("connecting", self.connecting),
-            ("index", self.index),
-            ("metadata", self.metadata),
-            ("whole", self.whole),
-            ("mount", self.mount),
-            ("run", self.run),
-            ("probe", self.probe),
-            ("ready", self.ready),
-        ]
-    }
-
     /// Turns the points in time of a VM's report into the length of each phase. Steps overlap where
     /// the work did (a container runs while blocks arrive); a phase begins when the one before ended.
     pub fn set_steps(&mut self, steps_us: &BTreeMap<Step, u64>) {
@@ -274,7 +265,7 @@ impl Timeline {
 }
 
 /// What starts of a function read of their image before they are ready.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProfileView {
     pub source: Digest,
     /// The block image that the function's starts use now; what is said of blocks is said of this one.
@@ -294,7 +285,7 @@ pub struct ProfileView {
 }
 
 /// Whether an image is being packed by a profile.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum PackingState {
     /// Nobody has asked for it.
@@ -309,7 +300,7 @@ pub enum PackingState {
     Failed { reason: String, attempts: u32 },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VmState {
     /// Has a session and a lease.
@@ -334,9 +325,10 @@ pub struct Counts {
     pub vms: BTreeMap<VmState, u64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
     pub id: VmId,
+    #[schema(value_type = Option<String>)]
     pub address: Option<SocketAddr>,
     pub state: VmState,
     /// It gets no starts because it is drained, also while it is lost.
@@ -356,7 +348,7 @@ pub struct VmView {
     pub cold: Vec<ColdImageView>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ColdImageView {
     pub image: ImageId,
     pub blocks_present: u32,
@@ -364,7 +356,7 @@ pub struct ColdImageView {
 }
 
 /// What a VM holds of one block image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HeldImageView {
     pub image: ImageId,
     pub blocks_present: u32,
@@ -373,7 +365,7 @@ pub struct HeldImageView {
 }
 
 /// To which VMs a function's image is brought before any start: so many, or these.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PreheatSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -385,13 +377,13 @@ pub struct PreheatSpec {
 }
 
 /// What VMs hold of a function's present image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PreheatView {
     pub image: ImageId,
     pub vms: Vec<PreheatedVm>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PreheatedVm {
     pub vm: VmId,
     /// What it was told to hold, as far as this manager knows.
@@ -404,7 +396,7 @@ pub struct PreheatedVm {
     pub bytes: BytesBySource,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TreeView {
     pub image: ImageId,
     pub epoch: Epoch,
@@ -418,11 +410,12 @@ pub struct TreeView {
     pub further_stripes: Vec<Vec<PlaceView>>,
     /// The tree of the function's code, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(no_recursion)]
     pub code: Option<Box<TreeView>>,
 }
 
 /// A member's place in a further stripe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlaceView {
     pub vm: VmId,
     pub place: u32,
@@ -430,7 +423,7 @@ pub struct PlaceView {
     pub children: Vec<VmId>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemberView {
     pub vm: VmId,
     pub place: u32,

@@ -11,6 +11,7 @@ use std::{
     str::FromStr,
     sync::Arc,
 };
+use utoipa::ToSchema;
 
 /// The most parts of a profile. A start of Python with SciPy reads some thousand.
 pub const PARTS_MAX: usize = 16_384;
@@ -26,8 +27,9 @@ const NAME_BYTES_MAX: usize = 255;
 
 /// The path of a file within an image, from its root: bytes, as Linux has them. As text, `%` and bytes that
 /// are not UTF-8 are written as `%` and two hexadecimal digits, so that no byte is lost.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^/")]
 pub struct FilePath(Arc<[u8]>);
 
 impl FilePath {
@@ -122,7 +124,7 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
 }
 
 /// A range of a file that starts read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
     pub path: FilePath,
@@ -183,7 +185,7 @@ pub enum ProfileError {
 ///
 /// No two parts overlap, no path or range is out of bounds, and the limits above hold: checked whenever one
 /// is made or decoded.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "Unchecked")]
 pub struct Profile {
     recordings: u32,

@@ -13,6 +13,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+/// Nobody sends more signals than that at once, and a bed that stands after so many is told of.
+const TRIES_MAX: usize = 5;
+
 /// Runs this program again with these arguments. When that process ends, or this one is asked to end,
 /// everything that it has started ends, and its beds and its temporary files go.
 pub fn guard(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
@@ -40,9 +43,10 @@ pub fn guard(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCo
         }
         let _all_gone_already = kill_process_group(pid, Signal::KILL);
         let status = child.wait().await?;
-        for id in bed::made_by(pid.as_raw_pid().unsigned_abs())? {
-            bed::remove(&id)?;
-        }
+        // One that resists does not save the others.
+        let made = bed::made_by(pid.as_raw_pid().unsigned_abs())?;
+        let removed: Vec<_> = made.iter().map(|id| take_down(id)).collect();
+        removed.into_iter().collect::<anyhow::Result<()>>()?;
         let code = status.code().or(status.signal().map(|signal| 128 + signal));
         Ok(match ended {
             Some(_) => ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
@@ -50,4 +54,16 @@ pub fn guard(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCo
             None => ExitCode::from(130),
         })
     })
+}
+
+/// A second signal, to all processes of this group, ends the tools that take the bed down, too.
+fn take_down(id: &str) -> anyhow::Result<()> {
+    let mut result = bed::remove(id);
+    for _ in 1..TRIES_MAX {
+        if result.is_ok() {
+            break;
+        }
+        result = bed::remove(id);
+    }
+    result
 }

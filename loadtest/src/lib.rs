@@ -10,6 +10,7 @@ pub mod hotset;
 pub mod load;
 pub mod overload;
 pub mod paper;
+pub mod reading;
 pub mod report;
 pub mod rig;
 pub mod rivals;

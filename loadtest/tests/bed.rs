@@ -147,6 +147,22 @@ fn a_bed_whose_maker_is_gone_is_taken_down_by_name() {
     assert_gone(&id);
 }
 
+/// As `ip netns add` leaves it when it is killed: a name that is no namespace yet.
+#[test]
+fn a_bed_that_was_interrupted_while_it_was_made_is_taken_down() {
+    let kept = bed(&[("a", None)]).keep(None).unwrap();
+    let half_made = format!("/run/netns/fbed-{}-b", kept.id());
+    std::fs::write(&half_made, "").unwrap();
+    remove(kept.id()).unwrap();
+    assert_gone(kept.id());
+    let nobody = format!("{:x}x0", u32::MAX);
+    for name in [format!("fbed-{nobody}"), format!("fbed-{nobody}-a")] {
+        std::fs::write(format!("/run/netns/{name}"), "").unwrap();
+    }
+    remove(&nobody).unwrap();
+    assert_gone(&nobody);
+}
+
 #[test]
 fn what_runs_on_a_host_is_paused_and_killed_by_hand_and_who_is_not_root_is_told() {
     let bed = bed(&[("a", None)]);

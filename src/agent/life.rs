@@ -3,7 +3,7 @@
 
 use super::{
     AgentOptions, Parts, disk::Cache, handover, handover::Lock, handover::Successor, holder_link, listener,
-    listener_limits, manager_link, prober, renewal, upstream, upstream_limits,
+    listener_limits, manager_link, metrics, prober, renewal, upstream, upstream_limits,
 };
 use crate::{
     holder,
@@ -50,6 +50,7 @@ struct Life {
     listening: AbortOnDropHandle<()>,
     _renewing: AbortOnDropHandle<()>,
     connections: TaskTracker,
+    metrics: Option<metrics::Serving>,
     /// The holder that ends is not to be started again.
     leave: watch::Sender<bool>,
     /// Children are to turn to others.
@@ -83,9 +84,10 @@ impl Life {
             limits: settings.agent_limits(),
             upstreams: Arc::new(upstream::Dialling {
                 dialer: dialer.clone(),
-                origin: Arc::clone(&parts.origin),
+                origin: parts.origin.clone(),
                 limits: upstream_limits(settings),
             }),
+            done: Arc::clone(&parts.done),
             disk: Arc::new(cache.clone()),
             holder: Arc::new(holder),
             prober: Arc::new(prober::HttpProber),
@@ -118,6 +120,20 @@ impl Life {
             leaving: leaves,
             requests: Mutex::new(BTreeMap::new()),
         });
+        let metrics = match (settings.agent.metrics_listen, &parts.metrics) {
+            (Some(listen), Some(token)) => Some(metrics::serve(
+                listen,
+                metrics::Sources {
+                    token: token.clone(),
+                    agent: agent.clone(),
+                    done: Arc::clone(&parts.done),
+                    origin: parts.origin.counters(),
+                    connections: connections.clone(),
+                    connections_max: settings.agent.connections_max,
+                },
+            )?),
+            _ => None,
+        };
         let users = renewal::Users { acceptors, dialers, handshake, connect };
         let folder = data.join("identity");
         let renewing = renewal::keep_fresh(folder, parts.identity.clone(), agent.clone(), renewed, users);
@@ -129,6 +145,7 @@ impl Life {
             listening: AbortOnDropHandle::new(tokio::spawn(listener::listen(listener, doors))),
             _renewing: AbortOnDropHandle::new(tokio::spawn(renewing)),
             connections,
+            metrics,
             leave,
             leaving,
         })
@@ -154,6 +171,9 @@ impl Life {
     /// Lets go of all that the next process needs. What is under way on connections goes on.
     async fn yield_all(&mut self) {
         self.listening.abort();
+        if let Some(metrics) = self.metrics.take() {
+            metrics.stop().await;
+        }
         let resting = async {
             let _ = self.agent.send(Yield).await;
             self.keeping.abort();

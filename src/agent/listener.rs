@@ -216,8 +216,8 @@ async fn hear_child<R: AsyncRead + Unpin>(
     while let Ok(Some(frame)) = frames.next().await {
         let event = match frame.header {
             ToParent::WantIndex { reach } => ChildEvent::WantsIndex { reach },
-            ToParent::Want { blocks, urgency, path, reach } => {
-                ChildEvent::Wants { blocks, urgency, path, reach }
+            ToParent::Want { blocks, urgency, path, reach, request } => {
+                ChildEvent::Wants { blocks, urgency, path, reach, request }
             }
             ToParent::Hurry { blocks } => ChildEvent::Hurries(blocks),
             ToParent::Corrupt { block } => ChildEvent::SaysCorrupt(block),

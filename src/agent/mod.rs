@@ -6,6 +6,7 @@ mod holder_link;
 mod life;
 mod listener;
 mod manager_link;
+mod metrics;
 mod named_index;
 mod origin_reader;
 mod prober;
@@ -17,14 +18,14 @@ use crate::{
         identity::{Identity, Peer},
         tls::{Acceptor, Dialer},
     },
-    origin,
+    origin::{self, OriginReader},
     settings::Settings,
-    tokens::JoinToken,
+    tokens::{FileToken, JoinToken, system_secrets},
 };
 use actix::System;
 use anyhow::{Context, bail};
 pub use disk::Cache;
-use faasnet_actors::{id::VmId, wire::frame::FrameLimits, world::Origin};
+use faasnet_actors::{block_transfer::DoneByAll, id::VmId, wire::frame::FrameLimits};
 use handover::{Inherited, Lock};
 use life::End;
 use std::{
@@ -74,7 +75,11 @@ pub fn run(settings: Settings, options: AgentOptions) -> anyhow::Result<()> {
 /// What is prepared before anything of an agent that runs is touched.
 struct Parts {
     identity: Identity,
-    origin: Arc<dyn Origin>,
+    origin: Arc<OriginReader>,
+    /// Of all lives in this process.
+    done: Arc<DoneByAll>,
+    /// For whoever asks for numbers, if there is a place to ask.
+    metrics: Option<FileToken>,
     memory_bytes: u64,
     cpu_millis: u32,
 }
@@ -89,9 +94,13 @@ impl Parts {
         // They are made again by each life; here they show that the certificate is good.
         Acceptor::agent(&identity, millis(settings.agent.handshake_ms)).context("using the certificate")?;
         Dialer::new(&identity, millis(settings.agent.connect_ms)).context("using the certificate")?;
+        let token = || FileToken::open(&settings.agent.data.join(metrics::TOKEN), &system_secrets());
+        let metrics = settings.agent.metrics_listen.map(|_| token()).transpose();
         Ok(Self {
             identity,
             origin: origin::open(&settings.origin, rand::random())?,
+            done: Arc::default(),
+            metrics: metrics.context("the token for agent.metrics_listen")?,
             memory_bytes: memory_bytes(settings)?,
             cpu_millis: cpu_millis(settings)?,
         })

@@ -103,6 +103,8 @@ pub(super) async fn read_origin(
 ) {
     reporter.tell(UpstreamEvent::Opened);
     let mut waiting = Waiting::default();
+    // Told once for each request, however many blocks it needs.
+    let mut read_for = None;
     let mut reads: FuturesUnordered<RangeRead> = FuturesUnordered::new();
     loop {
         while let Some(blocks) = waiting.next(target.index.get().map(Arc::as_ref), reads.len(), requests_max)
@@ -125,7 +127,13 @@ pub(super) async fn read_origin(
                         return reporter.tell(UpstreamEvent::Closed { reason });
                     }
                 }
-                Some(ToParent::Want { blocks, urgency, .. }) => waiting.want(blocks, urgency),
+                Some(ToParent::Want { blocks, urgency, request, .. }) => {
+                    if let Some(request) = request.filter(|now| read_for.as_ref() != Some(now)) {
+                        tracing::info!(tree = %target.tree, %request, "the origin is read for a request");
+                        read_for = Some(request);
+                    }
+                    waiting.want(blocks, urgency);
+                }
                 Some(ToParent::Hurry { blocks }) => waiting.hurry(&blocks),
                 Some(ToParent::Corrupt { .. } | ToParent::Open { .. }) => {}
             },

@@ -380,6 +380,7 @@ mod tests {
 
     fn want(block: u32) -> ToParent {
         ToParent::Want {
+            request: None,
             blocks: vec![BlockId(block)],
             urgency: Urgency::Demand,
             path: Vec::new(),

@@ -2,14 +2,14 @@
 
 use super::{
     Context, Failure,
-    output::{duration, parse, printable, size},
-    stream::{Event, EventStream, Item},
+    output::{Output, duration, printable, size},
+    stream::{Event, Followed, Item, until_interrupted},
 };
 use clap::Args;
 use faasnet_actors::id::{FunctionName, VmId};
 use jiff::Timestamp;
 use serde_json::Value;
-use std::{process::ExitCode, time::Duration};
+use std::{convert::Infallible, process::ExitCode};
 
 #[derive(Debug, Args)]
 pub struct Events {
@@ -27,86 +27,38 @@ pub struct Events {
     since: Option<u64>,
 }
 
-/// Pauses between attempts to come back to a manager that is away.
-const RETRY_MIN: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(10);
-
-/// How far the stream was read.
-struct Place {
-    stream: Option<String>,
-    since: Option<u64>,
-}
-
 impl Events {
     /// Follows the stream until it is interrupted; comes back when the manager does, and says what was missed.
     pub(super) async fn run(self, context: &mut Context<'_>) -> Result<ExitCode, Failure> {
-        let mut place = Place { stream: None, since: self.since };
-        let mut stream = EventStream::open(&context.client, &self.query(context, &place)).await?;
-        loop {
-            while let Some(text) = stream.next().await {
-                for item in parse::<Vec<Value>>(text.as_bytes())? {
-                    show(context, &mut place, item)?;
-                }
-            }
-            eprintln!("the stream has ended; waiting for the manager");
-            stream = self.come_back(context, &place).await?;
-        }
+        until_interrupted(self.follow(context)).await
     }
 
-    fn query(&self, context: &Context<'_>, place: &Place) -> Vec<(&'static str, String)> {
-        let pairs = [
-            ("function", self.function.as_ref().map(ToString::to_string)),
-            ("vm", self.vm.as_ref().map(ToString::to_string)),
-            ("kind", self.kind.clone()),
-            ("tenant", context.client.tenant().map(ToString::to_string)),
-            ("since", place.since.map(|since| since.to_string())),
-            ("stream", place.stream.clone()),
+    async fn follow(self, context: &mut Context<'_>) -> Result<Infallible, Failure> {
+        let filter = [
+            ("function", self.function.map(|function| function.to_string())),
+            ("vm", self.vm.map(|vm| vm.to_string())),
+            ("kind", self.kind),
         ];
-        pairs.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
-    }
-
-    /// Tries until the manager is there. What it refuses it would refuse again.
-    async fn come_back(&self, context: &Context<'_>, place: &Place) -> Result<EventStream, Failure> {
-        let mut pause = RETRY_MIN;
+        let mut events = Followed::open(&context.client, filter, self.since).await?;
         loop {
-            match EventStream::open(&context.client, &self.query(context, place)).await {
-                Ok(stream) => return Ok(stream),
-                Err(Failure::Refused(problem)) if problem.status < 500 => {
-                    return Err(Failure::Refused(problem));
+            while let Some(items) = events.next().await? {
+                for (json, item) in items {
+                    show(&mut context.output, &json, &item)?;
                 }
-                Err(Failure::Refused(_) | Failure::Unreachable { .. } | Failure::Answer(_)) => {}
-                Err(failure) => return Err(failure),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_MAX);
+            events.come_back().await?;
         }
     }
 }
 
-fn show(context: &mut Context<'_>, place: &mut Place, item: Value) -> Result<(), Failure> {
-    let json = item.to_string();
-    match serde_json::from_value::<Item>(item).map_err(|error| Failure::Answer(error.to_string()))? {
-        Item::Hello { stream, next } => {
-            // One that was asked for is still to be told that it has ended.
-            place.stream.get_or_insert(stream);
-            place.since.get_or_insert(next.saturating_sub(1));
-            Ok(())
-        }
-        Item::Event(event) => {
-            place.since = Some(event.number);
-            context.output.line(&json, || line(&event))
-        }
-        Item::Lost { from, to } => {
-            place.since = Some(to);
-            context.output.line(&json, || format!("events {from} to {to} are lost"))
-        }
-        Item::Began { stream } => {
-            (place.since, place.stream) = (Some(0), Some(stream));
-            context
-                .output
-                .line(&json, || "another manager began; what happened in between is not known".into())
-        }
-    }
+fn show(output: &mut Output<'_>, json: &Value, item: &Item) -> Result<(), Failure> {
+    let text = match item {
+        Item::Hello { .. } => return Ok(()),
+        Item::Event(event) => line(event),
+        Item::Lost { from, to } => format!("events {from} to {to} are lost"),
+        Item::Began { .. } => "another manager began; what happened in between is not known".into(),
+    };
+    output.line(&json.to_string(), || text)
 }
 
 /// One event in one line: when, what, where, and the gist of it.

@@ -5,6 +5,8 @@ use std::{fmt::Write as _, io, path::PathBuf, process::ExitCode, time::Duration}
 
 /// As curl's for `--fail`.
 pub const EXIT_ERROR_ANSWER: u8 = 22;
+/// As a shell counts a program that Ctrl-C has ended.
+pub const EXIT_INTERRUPTED: u8 = 130;
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
@@ -15,10 +17,10 @@ pub enum Failure {
     #[error("there is no token in {}: {error}", path.display())]
     Token { path: PathBuf, error: io::Error },
     /// The API's refusal.
-    #[error("{} ({})", .0.detail, .0.code)]
+    #[error("{} ({})", .0.detail, .0.code())]
     Refused(Problem),
     /// The same for a request that the gateway should have forwarded.
-    #[error("{} ({})", .0.detail, .0.code)]
+    #[error("{} ({})", .0.detail, .0.code())]
     NotForwarded(Problem),
     #[error("the answer is not that of a manager of this release: {0}")]
     Answer(String),
@@ -79,6 +81,15 @@ impl Failure {
         text
     }
 
+    /// Whether it passes when the manager is back, or has less to do.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Refused(problem) => problem.status() >= 500,
+            Self::Unreachable { .. } | Self::Answer(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the reader of our output has gone: nobody is left to be told.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
@@ -89,7 +100,7 @@ fn problem_hint(problem: &Problem) -> Option<String> {
     if let Some(seconds) = problem.retry_after {
         return Some(format!("try again in {seconds} s"));
     }
-    let hint = match problem.code.as_ref() {
+    let hint = match problem.code().as_ref() {
         "unauthorized" => "the token is not one of this manager's; look at FAASNET_TOKEN and --token-file",
         "image_failed" => "`faasnet function show NAME` tells why; deploy again when the image is mended",
         "not_found" => "`faasnet function list` shows what is there; --tenant chooses the tenant",

@@ -2,7 +2,7 @@
 
 use super::{
     Context, Failure,
-    output::{pairs, parse, size, table},
+    output::{pairs, parse, progress, size, table},
     upload::upload,
 };
 use bytes::Bytes;
@@ -12,7 +12,6 @@ use faasnet_actors::{
     model::{FunctionSpec, FunctionView, ImageState},
     wire::control::Mode,
 };
-use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -168,9 +167,7 @@ impl Deploy {
     async fn wait(&self, context: &Context<'_>, accepted: Bytes) -> Result<Bytes, Failure> {
         let timeout = Duration::from_secs(self.timeout);
         let began = Instant::now();
-        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {elapsed}")
-            .expect("the template is valid");
-        let progress = ProgressBar::new(0).with_style(style);
+        let progress = progress(0, "{msg} {bar:30} {bytes}/{total_bytes} {elapsed}");
         let mut body = accepted;
         loop {
             let states = states(parse(&body)?);

@@ -4,7 +4,7 @@
 use super::{
     Context,
     failure::Failure,
-    output::{pairs, parse, size},
+    output::{pairs, parse, progress, size},
 };
 use bytes::Bytes;
 use clap::{Args, Subcommand};
@@ -12,7 +12,6 @@ use faasnet_actors::{
     id::FunctionName,
     model::{PackingState, ProfileView},
 };
-use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use std::{
     path::PathBuf,
@@ -90,9 +89,7 @@ impl Optimize {
     async fn wait(&self, context: &Context<'_>, accepted: Bytes) -> Result<Bytes, Failure> {
         let began = Instant::now();
         let timeout = Duration::from_secs(self.timeout);
-        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {elapsed}")
-            .expect("the template is valid");
-        let bar = ProgressBar::new(0).with_style(style);
+        let bar = progress(0, "{msg} {bar:30} {bytes}/{total_bytes} {elapsed}");
         let mut body = accepted;
         loop {
             let view: ProfileView = parse(&body)?;

@@ -1,6 +1,6 @@
 //! The command line. One file per verb; all verbs of clients go through the HTTP API.
 //!
-//! Exit codes: 0 done, 1 failed, 2 not understood, 22 an invoked instance answered with an error.
+//! Exit codes: 0 done, 1 failed, 2 not understood, 22 an invoked instance answered with an error, 130 interrupted.
 
 mod actors;
 mod client;
@@ -13,9 +13,11 @@ mod function_image;
 mod image;
 mod invoke;
 mod logs;
+mod openapi;
 mod output;
 mod preheat;
 mod process;
+mod screen;
 mod start;
 mod stop;
 mod stream;
@@ -98,6 +100,8 @@ pub enum Command {
     Client(ClientVerb),
     /// Print a script that completes commands in a shell
     Completions(completions::Completions),
+    /// Print the description of the API as OpenAPI 3.1
+    Openapi(openapi::OpenApi),
 }
 
 /// The verbs that go through the API.
@@ -156,6 +160,7 @@ impl Command {
     ) -> Result<ExitCode, Failure> {
         match self {
             Self::Completions(completions) => completions.run(out),
+            Self::Openapi(openapi) => openapi.run(out),
             Self::Client(verb) => {
                 let token = token(access.token_file.as_deref(), settings)?;
                 let client = Client::new(api_url(access.api, settings), token, access.tenant)?;

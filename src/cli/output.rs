@@ -1,6 +1,11 @@
 //! What people read: aligned tables, sizes, durations. What programs read: the API's JSON as it came.
 
-use super::failure::Failure;
+use super::{
+    failure::Failure,
+    screen::{self, Screen},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use std::io::Write;
 
@@ -31,6 +36,20 @@ impl<'a> Output<'a> {
     pub fn line(&mut self, json: &str, human: impl FnOnce() -> String) -> Result<(), Failure> {
         let text = if self.json { json.to_owned() } else { human() };
         self.bytes(format!("{text}\n").as_bytes())
+    }
+
+    /// Prints what is seen now of something that is watched: one JSON object a line, or as `human` draws it in
+    /// the place of what was seen before.
+    pub fn frame(
+        &mut self,
+        screen: &mut Screen,
+        json: &str,
+        human: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        if self.json {
+            return self.line(json, String::new);
+        }
+        self.bytes(screen.frame(&human(), screen::terminal()).as_bytes())
     }
 
     /// For answers without content: a line for people, nothing for programs.
@@ -107,6 +126,18 @@ pub fn size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A bar on the error output, if that is a terminal.
+pub fn progress(length: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
+    ProgressBar::new(length).with_style(style)
+}
+
+/// A Unix time, in UTC.
+pub fn moment(unix_ms: u64) -> String {
+    let at = i64::try_from(unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    at.unwrap_or_default().strftime("%F %T").to_string()
 }
 
 /// A duration given in microseconds.

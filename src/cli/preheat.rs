@@ -2,7 +2,7 @@
 
 use super::{
     Context, Failure,
-    output::{parse, size, table},
+    output::{parse, progress, size, table},
 };
 use clap::Args;
 use faasnet_actors::{
@@ -50,8 +50,12 @@ impl Preheat {
         let spec = serde_json::to_value(spec).expect("plain data");
         let mut view: PreheatView = parse(&context.client.send(Method::POST, &path, &spec).await?)?;
         let chosen: BTreeSet<VmId> = view.vms.iter().map(|row| row.vm.clone()).collect();
+        let progress = progress(0, "{msg} {bar:30} {pos}/{len} blocks {elapsed}");
         let missing = loop {
             let done = view.vms.iter().filter(|row| row.is_done).count();
+            progress.set_message(format!("{done} of {} VMs", chosen.len()));
+            progress.set_length(view.vms.iter().map(|row| u64::from(row.blocks_total)).sum());
+            progress.set_position(view.vms.iter().map(|row| u64::from(row.blocks_present)).sum());
             if done == chosen.len() || began.elapsed() >= timeout {
                 break chosen.len() - done;
             }
@@ -60,6 +64,7 @@ impl Preheat {
             // Others may hold it too, and one that was lost is not there any more.
             view.vms.retain(|row| chosen.contains(&row.vm));
         };
+        progress.finish_and_clear();
         let body = serde_json::to_vec(&view).expect("it came as JSON");
         context.output.answer(&body, show)?;
         if missing > 0 {

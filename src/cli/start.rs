@@ -3,7 +3,7 @@
 use super::{
     Context, Failure,
     client::Client,
-    output::{duration, pairs, parse, size, table},
+    output::{duration, moment, pairs, parse, progress, size, table},
 };
 use clap::{Args, Subcommand};
 use faasnet_actors::{
@@ -119,6 +119,7 @@ async fn wait(client: &Client, ids: Vec<StartId>, timeout: Duration) -> Result<V
     let began = Instant::now();
     let mut views = vec![Value::Null; ids.len()];
     let mut open: Vec<_> = ids.into_iter().enumerate().collect();
+    let progress = progress(views.len() as u64, "{pos} of {len} ready or ended {bar:30} {elapsed}");
     loop {
         let look = async |(place, id): (usize, StartId)| {
             let body = client.get(&format!("/v1/starts/{id}")).await?;
@@ -132,7 +133,9 @@ async fn wait(client: &Client, ids: Vec<StartId>, timeout: Duration) -> Result<V
                 StartState::Ready | StartState::Ended => views[place] = parse(&body)?,
             }
         }
+        progress.set_position((views.len() - open.len()) as u64);
         if open.is_empty() {
+            progress.finish_and_clear();
             return Ok(views);
         }
         if began.elapsed() >= timeout {
@@ -155,13 +158,14 @@ fn state(start: &StartView) -> String {
 fn list(starts: Vec<StartView>) -> String {
     let row = |start: StartView| {
         let vm = start.vm.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        let accepted = start.accepted_at_ms.map_or_else(|| "-".to_owned(), moment);
         let ready = start.timeline_us.ready.map_or_else(|| "-".to_owned(), duration);
         let state = state(&start);
         let bytes = [start.bytes.parent, start.bytes.ancestor, start.bytes.origin].map(size);
         let [parent, ancestor, origin] = bytes;
-        [start.id.to_string(), vm, ready, parent, ancestor, origin, state]
+        [start.id.to_string(), accepted, vm, ready, parent, ancestor, origin, state]
     };
-    let heading = ["START", "VM", "READY AFTER", "PARENT", "ANCESTOR", "ORIGIN", "STATE"];
+    let heading = ["START", "ACCEPTED", "VM", "READY AFTER", "PARENT", "ANCESTOR", "ORIGIN", "STATE"];
     table(heading, starts.into_iter().map(row).collect())
 }
 
@@ -172,6 +176,12 @@ fn show(start: &StartView, why: &Explanation) -> String {
         lines.push(("vm", vm.to_string()));
     }
     lines.push(("state", state(start)));
+    if let Some(at_ms) = start.accepted_at_ms {
+        lines.push(("accepted", moment(at_ms)));
+    }
+    if let Some(request) = &start.request_id {
+        lines.push(("request", request.to_string()));
+    }
     if let Some(ready) = start.timeline_us.ready {
         lines.push(("ready after", duration(ready)));
     }

@@ -2,29 +2,131 @@
 
 use super::{
     Context, Failure,
-    output::{bar, branches, printable},
+    output::{Output, bar, branches, parse, printable},
+    screen::Screen,
+    stream::{Followed, Pauses, until_interrupted},
 };
 use clap::Args;
 use faasnet_actors::{
     id::{FunctionName, VmId},
     model::{MemberView, PlaceView, TreeView},
 };
+use serde::Deserialize;
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     iter,
     process::ExitCode,
+    time::Duration,
 };
+use tokio::time::Instant;
 
 #[derive(Debug, Args)]
 pub struct Tree {
     name: FunctionName,
+    /// Draw it again whenever it changes, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
 }
+
+/// Kinds of events behind which the tree looks different.
+const KINDS: &str = "member,member_left,transfer,repair,tree_dissolved,function_deleted";
+/// Shortest time between two looks. Starts of hundreds of VMs tell of thousands of changes a second, and nobody
+/// sees more than some of them.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 impl Tree {
     pub(super) async fn run(self, context: &mut Context<'_>) -> Result<ExitCode, Failure> {
-        let body = context.client.get(&format!("/v1/functions/{}/tree", self.name)).await?;
+        if self.watch {
+            return until_interrupted(self.watch(context)).await;
+        }
+        let body = context.client.get(&self.path()).await?;
         context.output.answer(&body, |tree: TreeView| draw(&tree))?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn path(&self) -> String {
+        format!("/v1/functions/{}/tree", self.name)
+    }
+
+    /// Looks at the tree behind each event of it: the view is the truth, events only say when to look.
+    async fn watch(self, context: &mut Context<'_>) -> Result<Infallible, Failure> {
+        let filter = [("function", Some(self.name.to_string())), ("kind", Some(KINDS.to_owned()))];
+        let mut events = Followed::open(&context.client, filter, None).await?;
+        let mut shown = Shown::new();
+        let mut pauses = Pauses::new();
+        let (mut is_due, mut next_look) = (false, Instant::now());
+        loop {
+            tokio::select! {
+                items = events.next() => match items? {
+                    // Each stream begins with where it begins: what changes behind the first look is told.
+                    Some(_) => is_due = true,
+                    None => {
+                        shown.leave();
+                        events.come_back().await?;
+                    }
+                },
+                () = tokio::time::sleep_until(next_look), if is_due => {
+                    match context.client.get(&self.path()).await {
+                        Ok(body) => {
+                            shown.tree(&mut context.output, &body)?;
+                            (is_due, pauses, next_look) = (false, Pauses::new(), Instant::now() + LOOK_PAUSE);
+                        }
+                        Err(Failure::Refused(problem)) if problem.status() == 404 => {
+                            shown.problem(&format!("{}; watching for it", problem.detail));
+                            (is_due, pauses, next_look) = (false, Pauses::new(), Instant::now() + LOOK_PAUSE);
+                        }
+                        Err(failure) if failure.may_pass() => {
+                            shown.problem(&format!("{failure}; waiting for the manager"));
+                            next_look = Instant::now() + pauses.next();
+                        }
+                        Err(failure) => return Err(failure),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the watcher has before their eyes.
+struct Shown {
+    screen: Screen,
+    tree: Option<Value>,
+    problem: Option<String>,
+}
+
+impl Shown {
+    fn new() -> Self {
+        Self { screen: Screen::new(), tree: None, problem: None }
+    }
+
+    /// Shows a tree that differs from what is seen.
+    fn tree(&mut self, output: &mut Output<'_>, body: &[u8]) -> Result<(), Failure> {
+        let json: Value = parse(body)?;
+        self.problem = None;
+        if self.tree.as_ref() == Some(&json) {
+            return Ok(());
+        }
+        let view = TreeView::deserialize(&json).map_err(|error| Failure::Answer(error.to_string()))?;
+        output.frame(&mut self.screen, &json.to_string(), || draw(&view))?;
+        self.tree = Some(json);
+        Ok(())
+    }
+
+    /// Says beside the results why there is no tree to be seen; the same one only once.
+    fn problem(&mut self, text: &str) {
+        if self.problem.as_deref() != Some(text) {
+            self.leave();
+            eprintln!("{}", printable(text));
+            self.problem = Some(text.to_owned());
+        }
+    }
+
+    /// Something is written below the tree: the next one is shown again, even when it is the same.
+    fn leave(&mut self) {
+        self.screen.leave();
+        self.tree = None;
     }
 }
 

@@ -1,11 +1,10 @@
 //! Brings a package of code to the manager.
 
-use super::{Failure, client::Client};
+use super::{Failure, client::Client, output::progress};
 use crate::image::zip::{Package, ZipError, ZipLimits};
 use bytes::Bytes;
 use faasnet_actors::id::Digest;
 use futures::StreamExt;
-use indicatif::{ProgressBar, ProgressStyle};
 use rawzip::FileReader;
 use reqwest::{Body, Method};
 use serde::Deserialize;
@@ -71,9 +70,7 @@ fn digest_of(mut file: File) -> io::Result<Digest> {
 
 /// The file as a stream that shows how far it has come.
 async fn body(path: &Path, bytes: u64) -> io::Result<Body> {
-    let style = ProgressStyle::with_template("uploading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
-        .expect("the template is valid");
-    let progress = ProgressBar::new(bytes).with_style(style);
+    let progress = progress(bytes, "uploading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
     let stream = ReaderStream::with_capacity(tokio::fs::File::open(path).await?, 256 * 1024);
     Ok(Body::wrap_stream(stream.inspect(move |chunk| match chunk {
         Ok(chunk) => progress.inc(Bytes::len(chunk) as u64),

@@ -28,6 +28,7 @@ fn frame_seeds() -> Vec<Vec<u8>> {
     let capability = Capability { claims: vec![1, 2, 3], signature: vec![4; 64] };
     let start = || "s1".parse().expect("valid");
     let want = ToParent::Want {
+        request: None,
         blocks: vec![BlockId(1), BlockId(70_000)],
         urgency: Urgency::Demand,
         path: vec!["vm-1".parse().expect("valid")],

@@ -5,13 +5,13 @@ use super::{
     auth::{AllTenants, Caller},
     code,
     dial::DialError,
-    problem::Problem,
+    problem::{Code, Problem},
     request::{Answer, JsonBody},
     tokens,
 };
 use actix_web::{
     HttpResponse,
-    http::{StatusCode, header},
+    http::header,
     web::{Data, Json, Path, Query},
 };
 use faasnet_actors::{
@@ -22,73 +22,85 @@ use faasnet_actors::{
 };
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
+use utoipa::{IntoParams, ToSchema};
 
 type State = Data<HttpState>;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Functions {
     functions: Vec<FunctionView>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Starts {
     starts: Vec<StartView>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Vms {
     vms: Vec<VmView>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Actors {
     actors: Vec<ActorView>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct WhichActors {
+    /// Those of this VM's agent.
     vm: Option<VmId>,
+    /// Those of all agents.
     #[serde(default)]
     agents: bool,
 }
 
-#[derive(Serialize)]
-struct Accepted {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Accepted {
     starts: Vec<StartId>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct JoinTokenText {
     token: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Health {
     status: &'static str,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StartsWanted {
+    /// How many instances, at least 1.
+    #[schema(minimum = 1)]
     count: u32,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Tail {
+    /// How many bytes from the end; never more than `http.log_tail_bytes_max`.
     tail: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Limit {
+    /// How many, the newest first; never more than `http.starts_listed_max`.
     limit: Option<usize>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Force {
+    /// Also when what it runs, or a tree, would be left without another VM.
     #[serde(default)]
     force: bool,
 }
@@ -135,7 +147,8 @@ pub(super) async fn start_instances(
     if wanted.0.count == 0 {
         return Err(Problem::invalid("count must be at least 1"));
     }
-    let starts = state.scheduler.start(caller.tenant, name.into_inner(), wanted.0.count).await?;
+    let scheduler = state.scheduler.clone().for_request(caller.request);
+    let starts = scheduler.start(caller.tenant, name.into_inner(), wanted.0.count).await?;
     Ok(HttpResponse::Accepted().json(Accepted { starts }))
 }
 
@@ -255,19 +268,22 @@ pub(super) async fn undrain_vm(state: State, _: AllTenants, vm: Path<VmId>) -> A
 
 /// How the actors are: the manager's, those of one VM's agent, or those of all agents.
 pub(super) async fn list_actors(state: State, _: AllTenants, query: Query<WhichActors>) -> Answer<Actors> {
-    let gone = |code, detail: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail);
     let actors = match query.into_inner() {
         WhichActors { vm: Some(_), agents: true } => {
             return Err(Problem::invalid("give vm or agents, not both"));
         }
         WhichActors { vm: Some(vm), agents: false } => {
-            let silent =
-                || gone("agent_silent", format!("the agent of VM {vm} has no session or does not answer"));
+            let silent = || {
+                Problem::new(
+                    Code::AgentSilent,
+                    format!("the agent of VM {vm} has no session or does not answer"),
+                )
+            };
             vec![state.actors.agent(vm.clone()).await.ok_or_else(silent)?]
         }
         WhichActors { vm: None, agents: true } => state.actors.agents().await,
         WhichActors { vm: None, agents: false } => {
-            let ended = || gone("shutting_down", "the manager's actors have ended".into());
+            let ended = || Problem::new(Code::ShuttingDown, "the manager's actors have ended");
             vec![state.actors.manager().await.ok_or_else(ended)?]
         }
     };
@@ -289,9 +305,5 @@ pub(super) async fn readyz(state: State) -> Answer<Health> {
     if *state.ready.borrow() {
         return Ok(Json(Health { status: "ready" }));
     }
-    Err(Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "not_ready",
-        "the manager is starting or shutting down",
-    ))
+    Err(Problem::new(Code::NotReady, "the manager is starting or shutting down"))
 }

@@ -1,20 +1,24 @@
 //! Who calls. Every request shows a token, or a session of the console; every route names the role it needs. Without
-//! either there are the health checks, the files of the console, and the login.
+//! either there are the health checks, the files of the console and of the API's page, and the login.
 
-use super::{HttpState, problem::Problem};
+use super::{
+    HttpState, calls,
+    problem::{Code, Problem},
+    request::id_of,
+};
 use crate::tokens::{Principal, Role, TenantScope};
 use actix_web::{
     Error, FromRequest, HttpMessage, HttpRequest,
     body::{BoxBody, MessageBody},
     dev::{Payload, ServiceRequest, ServiceResponse},
     http::{
-        Method, StatusCode,
+        Method,
         header::{self, HeaderMap},
     },
     middleware::Next,
     web::Data,
 };
-use faasnet_actors::id::TenantId;
+use faasnet_actors::id::{RequestId, TenantId};
 use std::{
     future::{Ready, ready},
     time::SystemTime,
@@ -28,17 +32,24 @@ pub const DEFAULT_TENANT: &str = "default";
 /// Holds a session, in browsers.
 pub(super) const SESSION_COOKIE: &str = "faasnet_session";
 /// Only a page of the same origin can send it: another one would have to ask first, and is not answered.
-const CSRF_HEADER: &str = "x-faasnet-csrf";
+pub(super) const CSRF_HEADER: &str = "x-faasnet-csrf";
 
 /// The addresses that need no token.
-pub(super) const PUBLIC: [&str; 4] = ["/healthz", "/readyz", "/", "/console"];
-/// Below it are the files of the console.
-pub(super) const CONSOLE: &str = "/console/";
-/// Where a token becomes a session.
-pub(super) const SESSION: &str = "/v1/session";
+const PUBLIC: [&str; 6] = [
+    calls::HEALTH.pattern,
+    calls::READINESS.pattern,
+    calls::ROOT.pattern,
+    calls::CONSOLE.pattern,
+    calls::DOCS.pattern,
+    calls::DESCRIPTION.pattern,
+];
+/// Below these are the files of the console, and of the page over the description.
+const FOLDERS: [&str; 2] = ["/console/", "/docs/"];
 
 fn is_public(method: &Method, path: &str) -> bool {
-    PUBLIC.contains(&path) || path.starts_with(CONSOLE) || (path == SESSION && method == Method::POST)
+    PUBLIC.contains(&path)
+        || FOLDERS.iter().any(|folder| path.starts_with(folder))
+        || (path == calls::LOG_IN.pattern && method == Method::POST)
 }
 
 /// Around the whole application: without a valid token nothing is answered, not even whether an
@@ -105,7 +116,7 @@ pub(super) fn demand_own_page(method: &Method, headers: &HeaderMap) -> Result<()
         return Ok(());
     }
     let detail = format!("with a session this takes the Origin of the console, and the header {CSRF_HEADER}");
-    Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail))
+    Err(Problem::new(Code::ForeignOrigin, detail))
 }
 
 fn is_same_origin(headers: &HeaderMap) -> bool {
@@ -126,11 +137,11 @@ fn refuse(request: ServiceRequest, problem: Problem) -> ServiceResponse<BoxBody>
 
 pub(super) fn unauthorized() -> Problem {
     let detail = "a valid token is needed: `Authorization: Bearer fn_...`, or a session of the console";
-    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+    Problem::new(Code::Unauthorized, detail)
 }
 
 pub(super) fn forbidden(detail: String) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    Problem::new(Code::Forbidden, detail)
 }
 
 /// Around one route: the caller's role must be `role` or more.
@@ -166,6 +177,7 @@ pub(super) fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
 pub(super) struct Caller {
     pub tenant: TenantId,
     pub principal: Principal,
+    pub request: Option<RequestId>,
 }
 
 /// A caller whose token is good for all tenants: VMs belong to none of them.
@@ -177,7 +189,9 @@ impl FromRequest for Caller {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let principal = request.extensions().get::<Principal>().cloned().ok_or_else(unauthorized);
-        ready(principal.and_then(|principal| Ok(Self { tenant: tenant(request, &principal)?, principal })))
+        let of =
+            |principal| Ok(Self { tenant: tenant(request, &principal)?, principal, request: id_of(request) });
+        ready(principal.and_then(of))
     }
 }
 

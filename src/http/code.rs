@@ -3,30 +3,33 @@
 use super::{
     HttpState,
     auth::Caller,
-    problem::Problem,
+    problem::{Code, Problem},
     request::{Answer, too_large, too_slow},
 };
 use crate::code::{Arriving, CodeError};
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::{StatusCode, header::CONTENT_LENGTH},
+    http::header::CONTENT_LENGTH,
     web::{Data, Json, Path, Payload},
 };
 use faasnet_actors::id::{Digest, TenantId};
 use futures::StreamExt;
 use serde::Serialize;
 use std::time::Duration;
+use utoipa::ToSchema;
 
 /// Bytes that are brought to the disk in one go: a thread is asked for each of them.
 const BATCH_BYTES: usize = 1 << 20;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = CodeLimits)]
 pub(super) struct Limits {
     package_bytes_max: u64,
 }
 
-#[derive(Serialize)]
-struct Kept {
+#[derive(Serialize, ToSchema)]
+#[schema(as = KeptPackage)]
+pub(super) struct Kept {
     digest: Digest,
     bytes: u64,
 }
@@ -85,7 +88,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn internal(detail: String) -> Problem {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "code_failed", detail)
+    Problem::new(Code::CodeFailed, detail)
 }
 
 impl From<CodeError> for Problem {
@@ -94,10 +97,10 @@ impl From<CodeError> for Problem {
         match error {
             CodeError::TooLarge(limit) => too_large(limit),
             CodeError::WrongDigest { .. } => Self::invalid(detail),
-            CodeError::TooMany(_) => Self::new(StatusCode::CONFLICT, "too_many_packages", detail),
-            CodeError::Missing(_) => Self::new(StatusCode::CONFLICT, "package_missing", detail),
-            CodeError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "packages_full", detail),
-            CodeError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_uploads", detail),
+            CodeError::TooMany(_) => Self::new(Code::TooManyPackages, detail),
+            CodeError::Missing(_) => Self::new(Code::PackageMissing, detail),
+            CodeError::Full(_) => Self::new(Code::PackagesFull, detail),
+            CodeError::Busy => Self::new(Code::TooManyUploads, detail),
             CodeError::Io(_) => {
                 tracing::error!(reason = detail, "a package was not kept");
                 internal(detail)

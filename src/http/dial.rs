@@ -1,8 +1,7 @@
 //! The way from the gateway to an instance, as a trait: the process brings TLS to the agent, tests
 //! bring plain sockets.
 
-use super::problem::Problem;
-use actix_web::http::StatusCode;
+use super::problem::{Code, Problem};
 use bytes::Bytes;
 use faasnet_actors::scheduler::Located;
 use futures::future::BoxFuture;
@@ -39,9 +38,9 @@ impl From<DialError> for Problem {
     fn from(error: DialError) -> Self {
         let detail = error.to_string();
         match error {
-            DialError::Unreachable(_) => Self::new(StatusCode::BAD_GATEWAY, "vm_unreachable", detail),
-            DialError::Refused(_) => Self::new(StatusCode::BAD_GATEWAY, "instance_refused", detail),
-            DialError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "instance_busy", detail),
+            DialError::Unreachable(_) => Self::new(Code::VmUnreachable, detail),
+            DialError::Refused(_) => Self::new(Code::InstanceRefused, detail),
+            DialError::Busy => Self::new(Code::InstanceBusy, detail),
         }
     }
 }

@@ -3,7 +3,10 @@
 //! Each subscriber is one task with a position in the log. It reads a page when there is something new, at most
 //! one in each interval, and waits for the socket; nothing is queued for it but what the socket takes.
 
-use super::{HttpState, auth, problem::Problem};
+use super::{
+    HttpState, auth,
+    problem::{Code, Problem},
+};
 use crate::{
     settings::EventSettings,
     tokens::{Principal, Role, TenantScope},
@@ -14,7 +17,7 @@ use actix_web::{
     http::StatusCode,
     web::{Data, Payload, Query},
 };
-use actix_ws::{CloseCode, CloseReason, Message, MessageStream, Session};
+use actix_ws::{CloseCode, CloseReason, Closed, Message, MessageStream, Session};
 use faasnet_actors::{
     event_log::{
         Audit, EventLogHandle, Filter, Happening, Item, Kind, Newest, News, Page, Reader, StreamId, Teller,
@@ -28,6 +31,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
 };
+use utoipa::{IntoParams, ToSchema};
 
 /// The event log, and who may read it. Cheap to clone.
 #[derive(Clone)]
@@ -50,39 +54,37 @@ impl Events {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
     /// The number of the last event that the subscriber has; without it only what is new comes.
     since: Option<u64>,
     /// The stream in which it had that number.
     stream: Option<String>,
+    /// Only what is this tenant's.
     tenant: Option<TenantId>,
+    /// Only what is about this function, or about a tree of its image.
     function: Option<FunctionName>,
+    /// Only what is about this VM.
     vm: Option<VmId>,
     /// Kinds, with commas between them.
     kind: Option<String>,
 }
 
 /// What a subscriber gets beside events.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Notice {
+pub(super) enum Notice {
     /// Comes first. `next` is the number of the event that comes next; views that are read from now on show
     /// all before it.
-    Hello {
-        stream: String,
-        next: u64,
-    },
-    Lost {
-        from: u64,
-        to: u64,
-    },
+    Hello { stream: String, next: u64 },
+    /// Events with these numbers were not kept long enough, or never reached the log; some may not have passed the
+    /// filter.
+    Lost { from: u64, to: u64 },
     /// Another life of the log, of which all events follow from number 1. What happened since the last one of
     /// the stream before nobody can say.
-    Began {
-        stream: String,
-    },
+    Began { stream: String },
 }
 
 pub(super) async fn subscribe(
@@ -97,9 +99,9 @@ pub(super) async fn subscribe(
     let filter = filter(&request, &wanted)?;
     let (stream, position) = position(&wanted, newest)?;
     let shown = request.extensions().get::<auth::Shown>().cloned().ok_or_else(auth::unauthorized)?;
-    let place = places.try_acquire_owned().map_err(|_| {
+    let place = Arc::clone(&places).try_acquire_owned().map_err(|_| {
         let detail = "as many subscribers are connected as may be (events.subscribers_max)";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_subscribers", detail)
+        Problem::new(Code::TooManySubscribers, detail)
     })?;
     let (response, session, messages) = actix_ws::handle(&request, body).map_err(|error| {
         Problem::invalid(format!("this address speaks websocket only ({error}); try `faasnet events`"))
@@ -109,6 +111,7 @@ pub(super) async fn subscribe(
         log,
         session,
         reader: Reader::new(stream, position, filter),
+        stagger: stagger(&settings, places.available_permits()),
         settings: Arc::clone(&settings),
         shown,
         state: state.clone(),
@@ -171,6 +174,8 @@ struct Subscriber {
     reader: Reader,
     session: Session,
     settings: Arc<EventSettings>,
+    /// How long it waits before it reads what is new.
+    stagger: Duration,
     /// Looked at again with each ping: what was deleted or has ended opens nothing any more.
     shown: auth::Shown,
     state: Data<HttpState>,
@@ -199,7 +204,8 @@ impl Subscriber {
     async fn feed(&mut self, messages: &mut MessageStream, mut serving: watch::Receiver<bool>) -> End {
         let mut ping = tokio::time::interval(Duration::from_millis(self.settings.ping_ms));
         let idle = Duration::from_millis(self.settings.idle_ms);
-        let (mut heard, mut not_before) = (Instant::now(), Instant::now());
+        let mut heard = Instant::now();
+        let mut turn = Turn { not_before: heard, stagger: Duration::ZERO };
         loop {
             let end = tokio::select! {
                 message = messages.recv() => match message {
@@ -207,7 +213,7 @@ impl Subscriber {
                         heard = Instant::now();
                         Ok(())
                     }
-                    Some(Ok(Message::Ping(bytes))) => self.answer(&bytes).await,
+                    Some(Ok(Message::Ping(bytes))) => within(self.settings.send_ms, self.session.pong(&bytes)).await,
                     None | Some(Ok(Message::Close(_))) => Err(End::Gone),
                     Some(Ok(_)) => Err(End::Because(CloseCode::Policy, "a subscriber only listens")),
                     Some(Err(_)) => Err(End::Because(CloseCode::Protocol, "a frame is wrong or too long")),
@@ -218,18 +224,23 @@ impl Subscriber {
                     } else if self.shown.principal(&self.state).is_none() {
                         Err(End::Because(CloseCode::Policy, "the token is deleted, or the session has ended"))
                     } else {
-                        self.ping().await
+                        within(self.settings.send_ms, self.session.ping(b"")).await
                     }
                 }
                 _ = serving.wait_for(|serving| !serving) => {
                     Err(End::Because(CloseCode::Away, "the manager shuts down"))
                 }
-                items = next(&self.log, &mut self.newest, &self.reader, &self.settings, not_before) => {
-                    not_before = Instant::now() + Duration::from_millis(self.settings.interval_ms);
-                    let texts: Vec<String> = match items {
-                        Some(page) => self.reader.take(page).into_iter().map(text).collect(),
-                        None => Vec::new(),
-                    };
+                items = next(&self.log, &mut self.newest, &self.reader, &self.settings, turn) => {
+                    let next_interval = Instant::now() + Duration::from_millis(self.settings.interval_ms);
+                    turn = Turn { not_before: next_interval, stagger: self.stagger };
+                    let mut texts: Vec<String> = Vec::new();
+                    if let Some(page) = items {
+                        texts.extend(self.reader.take(page).into_iter().map(text));
+                        // Who is behind reads on at once: its socket alone sets the pace.
+                        if self.reader.position() < self.newest.borrow().next {
+                            turn = Turn { not_before: Instant::now(), stagger: Duration::ZERO };
+                        }
+                    }
                     if texts.is_empty() { Ok(()) } else { self.send(&texts).await }
                 }
             };
@@ -241,34 +252,42 @@ impl Subscriber {
 
     async fn send(&mut self, items: &[String]) -> Result<(), End> {
         let text = format!("[{}]", items.join(","));
-        let within = Duration::from_millis(self.settings.send_ms);
-        match tokio::time::timeout(within, self.session.text(text)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Gone),
-            Err(_) => Err(End::Because(CloseCode::Again, "too slow; come back with since")),
-        }
-    }
-
-    async fn ping(&mut self) -> Result<(), End> {
-        let within = Duration::from_millis(self.settings.send_ms);
-        let sent = tokio::time::timeout(within, self.session.ping(b"")).await;
-        if matches!(sent, Ok(Ok(()))) { Ok(()) } else { Err(End::Gone) }
-    }
-
-    async fn answer(&mut self, bytes: &[u8]) -> Result<(), End> {
-        let within = Duration::from_millis(self.settings.send_ms);
-        let sent = tokio::time::timeout(within, self.session.pong(bytes)).await;
-        if matches!(sent, Ok(Ok(()))) { Ok(()) } else { Err(End::Gone) }
+        within(self.settings.send_ms, self.session.text(text)).await
     }
 }
 
-/// The next page that has something, not before that time. Nothing is lost when it is dropped.
+/// Gives the socket `send_ms` to take what is sent.
+async fn within(send_ms: u64, sending: impl Future<Output = Result<(), Closed>>) -> Result<(), End> {
+    match tokio::time::timeout(Duration::from_millis(send_ms), sending).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Gone),
+        Err(_) => Err(End::Because(CloseCode::Again, "too slow; come back with since")),
+    }
+}
+
+/// When a subscriber reads.
+#[derive(Clone, Copy)]
+struct Turn {
+    not_before: Instant,
+    /// From then, or from when something is new, until it reads.
+    stagger: Duration,
+}
+
+/// Those of a thousand subscribers that had all would all read the next event as soon as it happens, and the answer to
+/// who made it happen would stand behind them: they are spread over an interval. With few, none of them waits.
+fn stagger(settings: &EventSettings, free: usize) -> Duration {
+    let others = settings.subscribers_max.saturating_sub(free + 1);
+    Duration::from_millis(settings.interval_ms)
+        .mul_f64(others as f64 / settings.subscribers_max.max(1) as f64)
+}
+
+/// The next page that has something, when it is the reader's turn. Nothing is lost when it is dropped.
 async fn next(
     log: &EventLogHandle,
     newest: &mut watch::Receiver<Newest>,
     reader: &Reader,
     settings: &EventSettings,
-    not_before: Instant,
+    Turn { not_before, stagger }: Turn,
 ) -> Option<Page> {
     tokio::time::sleep_until(not_before).await;
     let is_new = |newest: &Newest| newest.stream != reader.stream() || newest.next > reader.position();
@@ -276,6 +295,7 @@ async fn next(
         // The actors have ended; so will this process.
         std::future::pending::<()>().await;
     }
+    tokio::time::sleep(stagger).await;
     log.read(reader.position(), settings.batch_events_max, settings.batch_bytes_max).await
 }
 
@@ -305,7 +325,7 @@ impl Events {
         let status = answer.status();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let problem = answer.response().error().and_then(|error| error.as_error::<Problem>());
-            let code = problem.map_or("unknown".into(), |problem| problem.code.clone());
+            let code = problem.map_or("unknown".into(), |problem| problem.code().clone());
             self.teller.refused(tenant.clone(), code);
         }
         if asked.method().is_safe() || !asked.path().starts_with("/v1/") {
@@ -322,5 +342,21 @@ impl Events {
         let Audit { who, role, method, path, status, request } = &audit;
         tracing::info!(target: "faasnet::audit", who, role, method, path, status, request, "a change was asked for");
         self.teller.tell(News { tenant, happening: Happening::Audit(audit) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+
+    #[test]
+    fn subscribers_are_spread_over_an_interval_and_the_first_does_not_wait() {
+        let settings = Settings::default().events;
+        let interval = Duration::from_millis(settings.interval_ms);
+        let of = |free: usize| stagger(&settings, free);
+        assert_eq!(of(settings.subscribers_max - 1), Duration::ZERO);
+        assert_eq!(of(settings.subscribers_max / 2 - 1), interval / 2);
+        assert!(of(0) > interval * 99 / 100 && of(0) < interval);
     }
 }

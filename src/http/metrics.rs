@@ -1,8 +1,12 @@
 //! Numbers for Prometheus: what has happened is counted by the event log, what is so now is asked of who knows it.
 
-use super::{HttpState, auth::AllTenants, problem::Problem};
+use super::{
+    HttpState,
+    auth::AllTenants,
+    problem::{Code, Problem},
+};
 use crate::metrics::{self, Manager};
-use actix_web::{HttpResponse, http::StatusCode, web::Data};
+use actix_web::{HttpResponse, web::Data};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::timeout};
 
@@ -23,7 +27,7 @@ impl Default for Scrapes {
 pub(super) async fn scrape(state: Data<HttpState>, _: AllTenants) -> Result<HttpResponse, Problem> {
     let _place = state.scrapes.0.try_acquire().map_err(|_| {
         let detail = format!("{AT_ONCE_MAX} scrapes are being answered; scrape less often");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_scrapes", detail)
+        Problem::new(Code::TooManyScrapes, detail)
     })?;
     let within = Duration::from_millis(state.settings.metrics_ms);
     let (totals, counts, actors, agents) = tokio::join!(

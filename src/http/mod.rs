@@ -8,13 +8,16 @@
 
 mod api;
 mod auth;
+mod calls;
 mod code;
 mod console;
 mod dial;
+mod docs;
 mod events;
 mod gateway;
 mod metrics;
 mod observer;
+mod openapi;
 mod problem;
 mod request;
 mod routes;
@@ -22,12 +25,14 @@ mod session;
 mod tokens;
 
 pub use auth::{DEFAULT_TENANT, TENANT_HEADER};
+pub use calls::Call;
 pub use dial::{AsyncReadWrite, DialError, InstanceDialer};
 pub use events::Events;
 pub use gateway::{START_HEADER, VM_HEADER};
 pub use metrics::Scrapes;
 pub use observer::Observer;
-pub use problem::{PROBLEM_JSON, Problem};
+pub use openapi::{PATH_METHODS, document};
+pub use problem::{Code, CodeRow, PROBLEM_JSON, Problem};
 pub use routes::{RouteEntry, routes};
 
 use crate::{

@@ -1,5 +1,9 @@
 //! Errors of the API as problem details (RFC 9457): a stable code for programs, a sentence for people.
 
+mod codes;
+
+pub use codes::{Code, CodeRow};
+
 use actix_web::{
     HttpResponse, ResponseError,
     http::{StatusCode, header},
@@ -7,17 +11,24 @@ use actix_web::{
 use faasnet_actors::{scheduler::ControlError, world::MetadataError};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, fmt, time::Duration};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{Object, Type},
+    },
+};
 
 /// Media type of a problem.
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// What is wrong. Clients read it from what servers send.
+/// What is wrong. Servers make it of a code of the table; clients read it from what servers send, which may be of
+/// another release.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Problem {
-    pub status: u16,
+    status: u16,
     pub detail: String,
-    /// Stable, in snake case.
-    pub code: Cow<'static, str>,
+    code: Cow<'static, str>,
     /// Seconds after which the same request may succeed; also in the header `Retry-After`.
     #[serde(default)]
     pub retry_after: Option<u64>,
@@ -26,31 +37,70 @@ pub struct Problem {
     allow: Option<String>,
 }
 
-/// A problem as it travels.
-#[derive(Serialize)]
-struct ProblemJson<'a> {
+/// What is wrong, as problem details (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct ProblemJson<'a> {
     /// `urn:faasnet:problem:` and the code.
     r#type: String,
+    /// The status in words.
     title: &'a str,
     status: u16,
+    /// For people: what exactly, and often what to do.
     detail: &'a str,
+    /// For programs: stable.
+    #[schema(value_type = ProblemCode)]
     code: &'a str,
+    /// Seconds after which the same request may succeed; also in the header `Retry-After`.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u64>,
 }
+
+/// Stable names of what is wrong.
+pub(super) struct ProblemCode;
+
+impl PartialSchema for ProblemCode {
+    fn schema() -> RefOr<Schema> {
+        let row = |code: &Code| {
+            let CodeRow { name, status, when, remedy } = code.row();
+            format!("| `{name}` | {} | {when} | {remedy} |\n", status.as_u16())
+        };
+        let rows: String = Code::ALL.iter().map(row).collect();
+        let names = Code::ALL.iter().map(|code| code.row().name);
+        Object::builder()
+            .schema_type(Type::String)
+            .enum_values(Some(names))
+            .description(Some(format!(
+                "| code | status | when | what to do |\n| --- | --- | --- | --- |\n{rows}"
+            )))
+            .into()
+    }
+}
+
+impl ToSchema for ProblemCode {}
 
 /// Given when the reason of a 503 does not say how long it lasts.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Problem {
-    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let CodeRow { name, status, .. } = code.row();
         Self {
             status: status.as_u16(),
             detail: detail.into(),
-            code: code.into(),
+            code: name.into(),
             retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER.as_secs()),
             allow: None,
         }
+    }
+
+    /// Stable, in snake case.
+    pub fn code(&self) -> &Cow<'static, str> {
+        &self.code
+    }
+
+    pub fn status(&self) -> u16 {
+        self.status
     }
 
     /// Tells the caller when to come back; whole seconds, at least one.
@@ -60,7 +110,7 @@ impl Problem {
     }
 
     pub fn invalid(detail: impl fmt::Display) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid", detail.to_string())
+        Self::new(Code::Invalid, detail.to_string())
     }
 
     fn json(&self) -> Vec<u8> {
@@ -77,7 +127,7 @@ impl Problem {
 
     pub(super) fn method_not_allowed(allow: String) -> Self {
         let detail = format!("this address knows {allow}");
-        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail) }
+        Self { allow: Some(allow), ..Self::new(Code::MethodNotAllowed, detail) }
     }
 }
 
@@ -112,31 +162,29 @@ impl From<ControlError> for Problem {
     fn from(error: ControlError) -> Self {
         let detail = error.to_string();
         match error {
-            ControlError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            ControlError::NotFound(_) => Self::new(Code::NotFound, detail),
             ControlError::Invalid(_) => Self::invalid(detail),
-            ControlError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
+            ControlError::Conflict(_) => Self::new(Code::Conflict, detail),
             ControlError::TooMany { retry_after, .. } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", detail).retry_after(retry_after)
+                Self::new(Code::TooMany, detail).retry_after(retry_after)
             }
             ControlError::Overloaded { retry_after } => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(retry_after)
+                Self::new(Code::Overloaded, detail).retry_after(retry_after)
             }
             ControlError::ImageNotReady { retry_after } => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "image_not_ready", detail).retry_after(retry_after)
+                Self::new(Code::ImageNotReady, detail).retry_after(retry_after)
             }
             // The function's owner can mend it, the caller's next try cannot.
-            ControlError::ImageFailed(_) => Self::new(StatusCode::CONFLICT, "image_failed", detail),
+            ControlError::ImageFailed(_) => Self::new(Code::ImageFailed, detail),
             // The function's owner or the operator can mend it, the caller's next try cannot.
-            ControlError::TooLarge { .. } => Self::new(StatusCode::CONFLICT, "too_large", detail),
-            ControlError::StartFailed(_) => Self::new(StatusCode::BAD_GATEWAY, "start_failed", detail),
-            ControlError::DeadlineExceeded => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", detail)
-            }
+            ControlError::TooLarge { .. } => Self::new(Code::TooLarge, detail),
+            ControlError::StartFailed(_) => Self::new(Code::StartFailed, detail),
+            ControlError::DeadlineExceeded => Self::new(Code::DeadlineExceeded, detail),
             ControlError::Metadata(error) => error.into(),
             ControlError::Interrupted { retry_after } => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "interrupted", detail).retry_after(retry_after)
+                Self::new(Code::Interrupted, detail).retry_after(retry_after)
             }
-            ControlError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", detail),
+            ControlError::Closed => Self::new(Code::ShuttingDown, detail),
         }
     }
 }
@@ -145,18 +193,18 @@ impl From<ControlError> for Problem {
 impl From<MetadataError> for Problem {
     fn from(error: MetadataError) -> Self {
         let code = match error {
-            MetadataError::Full(_) => "metadata_full",
-            MetadataError::Busy => "metadata_busy",
-            MetadataError::Superseded => "superseded",
-            MetadataError::Unknown => "outcome_unknown",
+            MetadataError::Full(_) => Code::MetadataFull,
+            MetadataError::Busy => Code::MetadataBusy,
+            MetadataError::Superseded => Code::Superseded,
+            MetadataError::Unknown => Code::OutcomeUnknown,
             MetadataError::Unwritable(_)
             | MetadataError::Unavailable(_)
             | MetadataError::TooLarge(_)
             | MetadataError::Conflict { .. }
-            | MetadataError::Damaged(_) => "metadata_unavailable",
+            | MetadataError::Damaged(_) => Code::MetadataUnavailable,
         };
         let detail = ControlError::Metadata(error).to_string();
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+        Self::new(code, detail)
     }
 }
 

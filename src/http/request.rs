@@ -1,17 +1,18 @@
 //! What every request gets: an id, a span, a line in the log, errors in one form, and JSON with limits.
 
-use super::{HttpState, problem::Problem};
+use super::{
+    HttpState,
+    problem::{Code, Problem},
+};
 use actix_web::{
     Error, FromRequest, HttpRequest,
     body::{BoxBody, MessageBody},
     dev::{Payload, ServiceRequest, ServiceResponse},
-    http::{
-        StatusCode,
-        header::{HeaderName, HeaderValue},
-    },
+    http::header::{HeaderName, HeaderValue},
     middleware::Next,
     web::{Data, Json},
 };
+use faasnet_actors::id::RequestId;
 use futures::{StreamExt, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -19,8 +20,6 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest id that is taken over from a caller: it goes into every line of the log.
-const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Gives each request its id, for the log, the response, and the instance behind the gateway.
 pub(super) async fn identify<B: MessageBody + 'static>(
@@ -60,8 +59,12 @@ pub(super) async fn identify<B: MessageBody + 'static>(
 }
 
 fn is_fit(id: &HeaderValue) -> bool {
-    let bytes = id.as_bytes();
-    (1..=REQUEST_ID_BYTES_MAX).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    id.to_str().is_ok_and(|id| id.parse::<RequestId>().is_ok())
+}
+
+/// The id that every request has been given.
+pub(super) fn id_of(request: &HttpRequest) -> Option<RequestId> {
+    request.headers().get(REQUEST_ID)?.to_str().ok()?.parse().ok()
 }
 
 fn new_id() -> HeaderValue {
@@ -104,12 +107,12 @@ async fn read(mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>, Problem
 }
 
 pub(super) fn too_slow() -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time")
+    Problem::new(Code::BodyTooSlow, "the body did not arrive in time")
 }
 
 pub(super) fn too_large(bytes_max: u64) -> Problem {
     let detail = format!("the body may have {bytes_max} bytes");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    Problem::new(Code::BodyTooLarge, detail)
 }
 
 /// What a handler answers.

@@ -2,22 +2,26 @@
 
 use super::{
     api,
-    auth::{PUBLIC, SESSION, require},
-    code, console, events, gateway, metrics,
-    problem::Problem,
+    auth::require,
+    calls::{self, Call},
+    code, console, docs, events, gateway, metrics,
+    openapi::{self, About, operations},
+    problem::{Code, Problem},
     session, tokens,
 };
 use crate::tokens::Role;
 use actix_web::{
     Route,
     dev::ServiceRequest,
-    http::{Method, StatusCode},
+    http::Method,
     middleware::{Next, from_fn},
     web::{self, PathConfig, QueryConfig, ServiceConfig},
 };
 
 /// One row of the table.
 pub struct RouteEntry {
+    /// What it is called in the description.
+    pub id: String,
     /// `None` stands for all methods.
     pub method: Option<Method>,
     /// In actix's notation.
@@ -25,67 +29,75 @@ pub struct RouteEntry {
     /// `None` stands for everybody, without a token.
     pub role: Option<Role>,
     handler: fn() -> Route,
+    about: fn() -> About,
+}
+
+impl RouteEntry {
+    /// What the description says of it.
+    pub(super) fn about(&self) -> About {
+        (self.about)()
+    }
+}
+
+fn row(call: Call, role: Option<Role>, handler: fn() -> Route, about: fn() -> About) -> RouteEntry {
+    let Call { name, method, pattern } = call;
+    let method = (method != "*").then(|| Method::from_bytes(method.as_bytes()).expect("a method"));
+    RouteEntry { id: name.to_ascii_lowercase(), method, pattern, role, handler, about }
 }
 
 /// All routes; those of one pattern stand together.
 pub fn routes() -> Vec<RouteEntry> {
-    let public = |pattern, handler| RouteEntry { method: Some(Method::GET), pattern, role: None, handler };
-    let route = |method, pattern, role, handler| RouteEntry {
-        method: Some(method),
-        pattern,
-        role: Some(role),
-        handler,
-    };
-    let any = |pattern, role, handler| RouteEntry { method: None, pattern, role: Some(role), handler };
-    use Role::{Admin, Operator, Viewer};
-    const FUNCTION: &str = "/v1/functions/{name}";
-    const STARTS: &str = "/v1/functions/{name}/starts";
-    const PREHEAT: &str = "/v1/functions/{name}/preheat";
-    const START: &str = "/v1/starts/{id}";
+    const ALL: Option<Role> = None;
+    const VIEWER: Option<Role> = Some(Role::Viewer);
+    const OPERATOR: Option<Role> = Some(Role::Operator);
+    const ADMIN: Option<Role> = Some(Role::Admin);
     vec![
-        public(PUBLIC[0], || web::to(api::healthz)),
-        public(PUBLIC[1], || web::to(api::readyz)),
-        public(PUBLIC[2], || web::to(console::redirect)),
-        public(PUBLIC[3], || web::to(console::redirect)),
-        public("/console/{path:.*}", || web::to(console::file)),
-        RouteEntry {
-            method: Some(Method::POST),
-            pattern: SESSION,
-            role: None,
-            handler: || web::to(session::log_in),
-        },
-        route(Method::GET, SESSION, Viewer, || web::to(session::who)),
-        route(Method::DELETE, SESSION, Viewer, || web::to(session::log_out)),
-        route(Method::GET, "/v1/tokens", Admin, || web::to(tokens::list)),
-        route(Method::POST, "/v1/tokens", Admin, || web::to(tokens::create)),
-        route(Method::DELETE, "/v1/tokens/{id}", Admin, || web::to(tokens::delete)),
-        route(Method::GET, "/v1/functions", Viewer, || web::to(api::list_functions)),
-        route(Method::GET, FUNCTION, Viewer, || web::to(api::get_function)),
-        route(Method::PUT, FUNCTION, Operator, || web::to(api::put_function)),
-        route(Method::DELETE, FUNCTION, Operator, || web::to(api::delete_function)),
-        route(Method::GET, "/v1/code", Viewer, || web::to(code::limits)),
-        route(Method::PUT, "/v1/code/{digest}", Operator, || web::to(code::put_package)),
-        route(Method::GET, STARTS, Viewer, || web::to(api::list_starts)),
-        route(Method::POST, STARTS, Operator, || web::to(api::start_instances)),
-        route(Method::GET, "/v1/functions/{name}/tree", Viewer, || web::to(api::tree)),
-        route(Method::GET, "/v1/functions/{name}/profile", Viewer, || web::to(api::profile)),
-        route(Method::POST, "/v1/functions/{name}/optimize", Operator, || web::to(api::optimize)),
-        route(Method::GET, PREHEAT, Viewer, || web::to(api::preheated)),
-        route(Method::POST, PREHEAT, Operator, || web::to(api::preheat)),
-        route(Method::GET, START, Viewer, || web::to(api::get_start)),
-        route(Method::DELETE, START, Operator, || web::to(api::stop)),
-        route(Method::GET, "/v1/starts/{id}/explanation", Viewer, || web::to(api::explain_start)),
-        route(Method::GET, "/v1/starts/{id}/logs", Viewer, || web::to(api::logs)),
-        route(Method::GET, "/v1/vms", Viewer, || web::to(api::list_vms)),
-        route(Method::DELETE, "/v1/vms/{id}", Admin, || web::to(api::remove_vm)),
-        route(Method::POST, "/v1/vms/{id}/drain", Admin, || web::to(api::drain_vm)),
-        route(Method::POST, "/v1/vms/{id}/undrain", Admin, || web::to(api::undrain_vm)),
-        route(Method::GET, "/v1/events", Viewer, || web::to(events::subscribe)),
-        route(Method::GET, "/metrics", Viewer, || web::to(metrics::scrape)),
-        route(Method::GET, "/v1/actors", Viewer, || web::to(api::list_actors)),
-        route(Method::POST, "/v1/join-tokens", Admin, || web::to(api::create_join_token)),
-        any("/fn/{name}", Operator, || web::to(gateway::invoke)),
-        any("/fn/{name}/{path:.*}", Operator, || web::to(gateway::invoke)),
+        row(calls::HEALTH, ALL, || web::to(api::healthz), operations::health),
+        row(calls::READINESS, ALL, || web::to(api::readyz), operations::readiness),
+        row(calls::ROOT, ALL, || web::to(console::redirect), operations::root),
+        row(calls::CONSOLE, ALL, || web::to(console::redirect), operations::console),
+        row(calls::CONSOLE_FILE, ALL, || web::to(console::file), operations::console_file),
+        row(calls::DOCS, ALL, || web::to(docs::redirect), operations::docs),
+        row(calls::DOCS_FILE, ALL, || web::to(docs::file), operations::docs_file),
+        row(calls::DESCRIPTION, ALL, || web::to(openapi::serve), operations::description),
+        row(calls::LOG_IN, ALL, || web::to(session::log_in), operations::log_in),
+        row(calls::WHO, VIEWER, || web::to(session::who), operations::who),
+        row(calls::LOG_OUT, VIEWER, || web::to(session::log_out), operations::log_out),
+        row(calls::LIST_TOKENS, ADMIN, || web::to(tokens::list), operations::list_tokens),
+        row(calls::CREATE_TOKEN, ADMIN, || web::to(tokens::create), operations::create_token),
+        row(calls::DELETE_TOKEN, ADMIN, || web::to(tokens::delete), operations::delete_token),
+        row(calls::LIST_FUNCTIONS, VIEWER, || web::to(api::list_functions), operations::list_functions),
+        row(calls::GET_FUNCTION, VIEWER, || web::to(api::get_function), operations::get_function),
+        row(calls::PUT_FUNCTION, OPERATOR, || web::to(api::put_function), operations::put_function),
+        row(calls::DELETE_FUNCTION, OPERATOR, || web::to(api::delete_function), operations::delete_function),
+        row(calls::GET_CODE_LIMITS, VIEWER, || web::to(code::limits), operations::get_code_limits),
+        row(calls::PUT_CODE, OPERATOR, || web::to(code::put_package), operations::put_code),
+        row(calls::LIST_STARTS, VIEWER, || web::to(api::list_starts), operations::list_starts),
+        row(calls::START, OPERATOR, || web::to(api::start_instances), operations::start),
+        row(calls::GET_TREE, VIEWER, || web::to(api::tree), operations::get_tree),
+        row(calls::GET_PROFILE, VIEWER, || web::to(api::profile), operations::get_profile),
+        row(calls::OPTIMIZE, OPERATOR, || web::to(api::optimize), operations::optimize),
+        row(calls::GET_PREHEAT, VIEWER, || web::to(api::preheated), operations::get_preheat),
+        row(calls::PREHEAT, OPERATOR, || web::to(api::preheat), operations::preheat),
+        row(calls::GET_START, VIEWER, || web::to(api::get_start), operations::get_start),
+        row(calls::STOP, OPERATOR, || web::to(api::stop), operations::stop),
+        row(calls::EXPLAIN_START, VIEWER, || web::to(api::explain_start), operations::explain_start),
+        row(calls::GET_LOGS, VIEWER, || web::to(api::logs), operations::get_logs),
+        row(calls::LIST_VMS, VIEWER, || web::to(api::list_vms), operations::list_vms),
+        row(calls::REMOVE_VM, ADMIN, || web::to(api::remove_vm), operations::remove_vm),
+        row(calls::DRAIN_VM, ADMIN, || web::to(api::drain_vm), operations::drain_vm),
+        row(calls::UNDRAIN_VM, ADMIN, || web::to(api::undrain_vm), operations::undrain_vm),
+        row(calls::SUBSCRIBE, VIEWER, || web::to(events::subscribe), operations::subscribe),
+        row(calls::SCRAPE, VIEWER, || web::to(metrics::scrape), operations::scrape),
+        row(calls::LIST_ACTORS, VIEWER, || web::to(api::list_actors), operations::list_actors),
+        row(
+            calls::CREATE_JOIN_TOKEN,
+            ADMIN,
+            || web::to(api::create_join_token),
+            operations::create_join_token,
+        ),
+        row(calls::INVOKE, OPERATOR, || web::to(gateway::invoke), operations::invoke),
+        row(calls::INVOKE_PATH, OPERATOR, || web::to(gateway::invoke), operations::invoke_path),
     ]
 }
 
@@ -121,5 +133,5 @@ fn guarded(entry: &RouteEntry) -> Route {
 }
 
 async fn no_such_address() -> Result<&'static str, Problem> {
-    Err(Problem::new(StatusCode::NOT_FOUND, "no_such_address", "there is nothing at this address"))
+    Err(Problem::new(Code::NoSuchAddress, "there is nothing at this address"))
 }

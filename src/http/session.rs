@@ -3,14 +3,14 @@
 use super::{
     HttpState,
     auth::{self, Caller, SESSION_COOKIE},
-    problem::Problem,
+    problem::{Code, Problem},
     request::{Answer, JsonBody},
 };
 use crate::tokens::{Principal, Role, TenantScope};
 use actix_web::{
     HttpRequest, HttpResponse,
     cookie::{Cookie, SameSite, time},
-    http::{StatusCode, header},
+    http::header,
     web::{Data, Json},
 };
 use faasnet_actors::id::TenantId;
@@ -19,18 +19,20 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     time::{Instant, SystemTime},
 };
+use utoipa::ToSchema;
 
 /// Never beyond the API: instances behind the gateway share the console's origin, and must not get it.
 const COOKIE_PATH: &str = "/v1";
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Login {
     token: String,
 }
 
 /// Who somebody is.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Session)]
 pub(super) struct SessionView {
     name: String,
     role: Role,
@@ -58,9 +60,9 @@ pub(super) async fn log_in(
     let from = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
     state.sessions.try_login(from, Instant::now()).map_err(|pause| {
         let detail = "too many logins with a wrong token from this address";
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_logins", detail).retry_after(pause)
+        Problem::new(Code::TooManyLogins, detail).retry_after(pause)
     })?;
-    let wrong = || Problem::new(StatusCode::FORBIDDEN, "wrong_token", "this manager knows no such token");
+    let wrong = || Problem::new(Code::WrongToken, "this manager knows no such token");
     let (row, principal) = state.tokens.find(&login.0.token).ok_or_else(wrong)?;
     state.sessions.logged_in(from);
     let text = state.sessions.issue(&row, SystemTime::now());

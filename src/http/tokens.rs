@@ -3,21 +3,21 @@
 use super::{
     HttpState,
     auth::Caller,
-    problem::Problem,
+    problem::{Code, Problem},
     request::{Answer, JsonBody},
 };
 use crate::tokens::{ApiToken, Principal, Role, TenantScope, TokenError};
 use actix_web::{
     HttpResponse,
-    http::StatusCode,
     web::{Data, Json, Path},
 };
 use faasnet_actors::id::TenantId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 const NAME_CHARS_MAX: usize = 64;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TokenWanted {
     name: String,
@@ -27,15 +27,15 @@ pub(super) struct TokenWanted {
     tenant: Option<TenantId>,
 }
 
-#[derive(Serialize)]
-struct TokenMade {
+#[derive(Serialize, ToSchema)]
+pub(super) struct TokenMade {
     /// Shown this once, and kept nowhere.
     token: String,
     #[serde(flatten)]
     listed: ApiToken,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ListedTokens {
     tokens: Vec<ApiToken>,
 }
@@ -59,7 +59,7 @@ pub(super) async fn create(
     let tenant = tenant.map_or(TenantScope::All, TenantScope::One);
     if !caller.principal.tenant.covers(&tenant) {
         let detail = "a token of one tenant makes tokens of that tenant only; name it in `tenant`";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
+        return Err(Problem::new(Code::Forbidden, detail));
     }
     let made = state.tokens.create(Principal { name, role, tenant }).await;
     let (token, listed) = made.map_err(problem)?;
@@ -76,16 +76,17 @@ pub(super) async fn delete(
 }
 
 pub(super) fn problem(error: TokenError) -> Problem {
-    let (status, code) = match error {
+    let code = match error {
         TokenError::Metadata(error) => return error.into(),
-        TokenError::TooMany(_) => (StatusCode::CONFLICT, "too_many_join_tokens"),
-        TokenError::TooManyApi(_) => (StatusCode::CONFLICT, "too_many_tokens"),
-        TokenError::LastAdmin => (StatusCode::CONFLICT, "last_admin"),
-        TokenError::Unknown => (StatusCode::NOT_FOUND, "not_found"),
+        TokenError::TooMany(_) => Code::TooManyJoinTokens,
+        TokenError::TooManyApi(_) => Code::TooManyTokens,
+        TokenError::LastAdmin => Code::LastAdmin,
+        TokenError::Unknown => Code::NotFound,
         TokenError::File { .. }
         | TokenError::Random(_)
         | TokenError::NotAJoinToken
-        | TokenError::SessionKey => (StatusCode::SERVICE_UNAVAILABLE, "token_not_made"),
+        | TokenError::SessionKey
+        | TokenError::NotAToken(_) => Code::TokenNotMade,
     };
-    Problem::new(status, code, error.to_string())
+    Problem::new(code, error.to_string())
 }

@@ -35,23 +35,33 @@ const OF_AGENTS: [(&str, &[&str]); 5] = [
     ("instance", &[]),
 ];
 
+/// Whose actors they are.
+pub struct Of<'a> {
+    /// What the names of the families begin with.
+    pub prefix: &'static str,
+    /// What bounds how many of one actor's children are seen.
+    pub limit: &'static str,
+    pub manager: Option<&'a ActorView>,
+    pub agents: &'a [ActorView],
+}
+
 /// The sums of the manager's actors and of all agents'.
-pub fn write(page: &mut Page, manager: Option<&ActorView>, agents: &[ActorView]) {
+pub fn write(page: &mut Page, Of { prefix, limit, manager, agents }: Of) {
     let mut sums = Kinds::default();
     manager.iter().for_each(|root| add(&mut sums, root, false));
     agents.iter().for_each(|root| add(&mut sums, root, true));
     let Kinds { kinds, left_out } = sums;
 
-    let mut mailboxes = page.gauges("faasnet_mailbox_length", "Messages that wait for actors.");
+    let mut mailboxes = page.gauges(&format!("{prefix}mailbox_length"), "Messages that wait for actors.");
     kinds.iter().for_each(|(actor, kind)| mailboxes.add(&[("actor", actor)], kind.mailbox as f64));
     drop(mailboxes);
     let help = "How often the actors that are here now were rebuilt after a crash.";
-    let mut rebuilt = page.gauges("faasnet_actor_generations", help);
+    let mut rebuilt = page.gauges(&format!("{prefix}actor_generations"), help);
     kinds.iter().for_each(|(actor, kind)| rebuilt.add(&[("actor", actor)], kind.rebuilt as f64));
     drop(rebuilt);
 
     let mut write = |name: &str, help: &str, value: fn(&Queue) -> f64| {
-        let mut samples = page.gauges(name, help);
+        let mut samples = page.gauges(&format!("{prefix}{name}"), help);
         for (actor, kind) in &kinds {
             for (queue, sums) in &kind.queues {
                 samples.add(&[("actor", actor), ("queue", queue)], value(sums));
@@ -59,14 +69,13 @@ pub fn write(page: &mut Page, manager: Option<&ActorView>, agents: &[ActorView])
         }
     };
     let help = "What waits in, or is held by, the bounded places of actors; all of a kind together.";
-    write("faasnet_queue_length", help, |queue| queue.length as f64);
+    write("queue_length", help, |queue| queue.length as f64);
     let help = "What may be there at most; all of a kind together.";
-    write("faasnet_queue_limit", help, |queue| queue.limit as f64);
+    write("queue_limit", help, |queue| queue.limit as f64);
     let help = "Length by limit of the fullest one of a kind.";
-    write("faasnet_queue_fullest_ratio", help, |queue| queue.fullest);
-    let help =
-        "Actors of which the sums know nothing, because there are more than manager.children_shown_max.";
-    page.gauge("faasnet_actors_left_out", help, left_out as f64);
+    write("queue_fullest_ratio", help, |queue| queue.fullest);
+    let help = format!("Actors of which the sums know nothing, because there are more than {limit}.");
+    page.gauge(&format!("{prefix}actors_left_out"), &help, left_out as f64);
 }
 
 fn add(sums: &mut Kinds, view: &ActorView, is_agents: bool) {
@@ -112,7 +121,9 @@ mod tests {
             ..says("agent", &["commits"])
         };
         let mut page = Page::default();
-        write(&mut page, Some(&Snapshot::new("up").into_root("manager")), &[agent.clone(), agent]);
+        let manager = Snapshot::new("up").into_root("manager");
+        let agents = &[agent.clone(), agent];
+        write(&mut page, Of { prefix: "faasnet_", limit: "so many", manager: Some(&manager), agents });
         let text = page.text();
         assert!(text.contains(r#"faasnet_queue_length{actor="block_store",queue="disk bytes"}"#), "{text}");
         for made_up in ["commits", "journal", "made up", "\"x\""] {

@@ -1,11 +1,12 @@
 //! The page of a manager.
 
-use super::{Page, actors, build, process, seconds};
+use super::{Page, actors, build, by_source, process, seconds};
 use faasnet_actors::{
     event_log::{Durations, Ending, Totals},
-    model::{Counts, Timeline, VmState},
+    explain::Phase,
+    model::{Counts, VmState},
     support::ActorView,
-    wire::control::{BytesBySource, EndReason},
+    wire::control::EndReason,
 };
 
 /// What the parts of a manager say; none of one that does not answer.
@@ -39,20 +40,17 @@ pub fn page(Manager { totals, counts, actors, agents }: &Manager) -> String {
     let agents = agents.as_deref().unwrap_or_default();
     let help = "Agents whose actors are in the sums of actors here, at most manager.children_shown_max.";
     page.gauge("faasnet_agents_asked", help, agents.len() as f64);
-    actors::write(&mut page, actors.as_ref(), agents);
+    let manager = actors.as_ref();
+    let limit = "manager.children_shown_max";
+    actors::write(&mut page, actors::Of { prefix: "faasnet_", limit, manager, agents });
     process::write(&mut page);
     page.text()
 }
 
 fn write_totals(page: &mut Page, totals: &Totals) {
     starts(page, totals);
-    let mut bytes =
-        page.counters("faasnet_received_bytes_total", "Stored bytes of blocks that VMs received.");
-    let BytesBySource { parent, ancestor, origin } = totals.bytes;
-    for (source, received) in [("parent", parent), ("ancestor", ancestor), ("origin", origin)] {
-        bytes.add(&[("source", source)], received as f64);
-    }
-    drop(bytes);
+    let help = "Stored bytes of blocks that VMs received.";
+    by_source(page, "faasnet_received_bytes_total", help, totals.bytes);
 
     let help = "Changes of function trees: members that joined, left, or got another parent.";
     let mut changes = page.counters("faasnet_tree_changes_total", help);
@@ -83,9 +81,10 @@ fn starts(page: &mut Page, totals: &Totals) {
     let mut phases = page.histograms("faasnet_start_phase_seconds", help);
     // Those of which there are none yet too: a rate is seen from the second sample on.
     let none = Durations::default();
-    for (phase, _) in Timeline::default().phases() {
-        phases.add_durations(&[("phase", phase)], totals.phases.get(phase).unwrap_or(&none));
+    for phase in Phase::ALL {
+        phases.add_durations(&[("phase", phase.name())], totals.phases.get(&phase).unwrap_or(&none));
     }
+    phases.add_durations(&[("phase", "ready")], &totals.ready);
     drop(phases);
     let help = "Starts and instances that have ended, by reason, and whether they had been ready.";
     let mut ended = page.counters("faasnet_starts_ended_total", help);

@@ -3,12 +3,14 @@
 //! Names and labels are few and fixed: nothing that users name is one.
 
 mod actors;
+mod agent;
 mod manager;
 mod process;
 
+pub use agent::{Agent, AgentParts, page as agent_page};
 pub use manager::{Manager, page as manager_page};
 
-use faasnet_actors::event_log::Durations;
+use faasnet_actors::{event_log::Durations, wire::control::BytesBySource};
 use prometheus::{
     TextEncoder,
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
@@ -127,4 +129,12 @@ fn seconds(us: u64) -> f64 {
 fn build(page: &mut Page) {
     let help = "1, with the version of the program.";
     page.gauges("faasnet_build_info", help).add(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+}
+
+fn by_source(page: &mut Page, name: &str, help: &str, bytes: BytesBySource) {
+    let BytesBySource { parent, ancestor, origin } = bytes;
+    let mut samples = page.counters(name, help);
+    for (source, received) in [("parent", parent), ("ancestor", ancestor), ("origin", origin)] {
+        samples.add(&[("source", source)], received as f64);
+    }
 }

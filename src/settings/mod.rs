@@ -2,6 +2,7 @@
 //! later ones win. Every key is listed in the default file with its unit and reason. The rest of the
 //! program gets only the section it needs, by value.
 
+mod address_or_none;
 mod limits;
 
 use faasnet_actors::tree;
@@ -204,6 +205,9 @@ pub enum Topology {
 pub struct AgentSettings {
     pub data: PathBuf,
     pub listen: SocketAddr,
+    /// `""` is none.
+    #[serde(with = "address_or_none")]
+    pub metrics_listen: Option<SocketAddr>,
     pub memory_bytes: u64,
     pub cpu_millis: u32,
     pub threads: usize,

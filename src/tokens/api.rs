@@ -13,12 +13,13 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use subtle::ConstantTimeEq;
+use utoipa::ToSchema;
 
 /// Makes tokens recognisable, for people and for scanners of leaked secrets.
 const PREFIX: &str = "fn_";
 
 /// What a token allows. Each role may do what the ones before it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Looks.
@@ -64,7 +65,7 @@ pub struct Principal {
 }
 
 /// A token as it is listed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ApiToken {
     /// The beginning of the hash of its text: enough to name it, useless to whoever wants to be it.
     pub id: String,
@@ -118,7 +119,7 @@ impl ApiTokens {
     /// The file comes first: a crash before the commit makes a new token at the next start, a crash
     /// after it would leave one that nobody knows.
     async fn create_admin(&self, file: &Path) -> Result<(), TokenError> {
-        let text = self.new_text()?;
+        let text = new_text(&self.secrets)?;
         write_private(file, &text).map_err(|error| TokenError::File { path: file.to_owned(), error })?;
         let admin = Principal { name: "admin".into(), role: Role::Admin, tenant: TenantScope::All };
         self.insert(&text, admin).await.map(drop)
@@ -126,7 +127,7 @@ impl ApiTokens {
 
     /// Makes a token and returns its text, which is kept nowhere, and how it is listed.
     pub async fn create(&self, principal: Principal) -> Result<(String, ApiToken), TokenError> {
-        let text = self.new_text()?;
+        let text = new_text(&self.secrets)?;
         let listed = self.insert(&text, principal).await?;
         Ok((text, listed))
     }
@@ -184,17 +185,9 @@ impl ApiTokens {
         Ok(())
     }
 
-    fn new_text(&self) -> Result<String, TokenError> {
-        Ok(format!("{PREFIX}{}", encode(&(self.secrets)()?)))
-    }
-
     /// The row of the token in an `Authorization` header, if it holds a valid bearer token.
     pub fn row_of(&self, header: &str) -> Option<String> {
-        let (scheme, text) = header.split_once(' ')?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
-        self.find(text).map(|(row, _)| row)
+        self.find(bearer(header)?).map(|(row, _)| row)
     }
 
     /// Who such a header belongs to.
@@ -208,7 +201,7 @@ impl ApiTokens {
     /// full comparison afterwards takes the same time whatever differs.
     pub fn find(&self, text: &str) -> Option<(String, Principal)> {
         let text = text.trim();
-        if !text.starts_with(PREFIX) {
+        if !looks_like_one(text) {
             return None;
         }
         let hash = row_key(text);
@@ -239,7 +232,21 @@ fn listed(row: &str, principal: &Principal) -> ApiToken {
     ApiToken { id: id_of(row).to_owned(), name: principal.name.clone(), role: principal.role, tenant }
 }
 
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+pub(super) fn new_text(secrets: &SecretSource) -> Result<String, TokenError> {
+    Ok(format!("{PREFIX}{}", encode(&secrets()?)))
+}
+
+pub(super) fn looks_like_one(text: &str) -> bool {
+    text.starts_with(PREFIX)
+}
+
+/// What an `Authorization` header shows, if it is a bearer token.
+pub(super) fn bearer(header: &str) -> Option<&str> {
+    let (scheme, text) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(text)
+}
+
+pub(super) fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A temporary file has mode 0600 from the beginning.
     let mut file = tempfile::NamedTempFile::new_in(folder)?;

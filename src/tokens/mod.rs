@@ -1,10 +1,12 @@
 //! Secrets that people and VMs show: API tokens, join tokens and sessions. Only hashes are kept.
 
 mod api;
+mod file;
 mod join;
 mod session;
 
 pub use api::{ApiToken, ApiTokens, Principal, Role, TenantScope};
+pub use file::FileToken;
 pub use join::{JoinToken, JoinTokens};
 pub use session::{SessionLimits, Sessions};
 
@@ -26,6 +28,8 @@ pub enum TokenError {
     Metadata(#[from] MetadataError),
     #[error("the token cannot be written to {}: {error}", path.display())]
     File { path: PathBuf, error: io::Error },
+    #[error("{} holds no token; remove the file, and a new one is made at the next start", .0.display())]
+    NotAToken(PathBuf),
     #[error("the system gives no random bytes: {0}")]
     Random(String),
     #[error("{0} join tokens are valid already; wait until one has expired, or use one of them")]

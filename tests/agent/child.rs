@@ -61,7 +61,7 @@ impl Asking {
     }
 
     pub async fn ask(&mut self, blocks: Vec<BlockId>, urgency: Urgency) -> anyhow::Result<()> {
-        let want = ToParent::Want { blocks, urgency, path: Vec::new(), reach: BELOW };
+        let want = ToParent::Want { request: None, blocks, urgency, path: Vec::new(), reach: BELOW };
         Ok(framed::write(&mut self.writing, &want, &[]).await?)
     }
 

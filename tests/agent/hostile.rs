@@ -50,6 +50,7 @@ async fn all_said(dialer: &Dialer, session: &Session, tree: &TreeId, capability:
 
 fn want(blocks: Vec<BlockId>) -> ToParent {
     ToParent::Want {
+        request: None,
         blocks,
         urgency: Urgency::Demand,
         path: vec!["vm-9".parse().unwrap()],
@@ -222,7 +223,13 @@ async fn attack(writing: &mut Writing, attack: Attack, blocks: u32) -> std::io::
         Attack::EndlessPath => {
             let path = (0..10_000).map(|vm| format!("vm-{vm}").parse().unwrap()).collect();
             let reach = Reach::Upward { stripes: u32::MAX, depth: u32::MAX };
-            let want = ToParent::Want { blocks: vec![BlockId(0)], urgency: Urgency::Demand, path, reach };
+            let want = ToParent::Want {
+                request: None,
+                blocks: vec![BlockId(0)],
+                urgency: Urgency::Demand,
+                path,
+                reach,
+            };
             for _ in 0..50 {
                 framed::write(writing, &want, &[]).await?;
             }

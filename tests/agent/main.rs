@@ -7,7 +7,10 @@ mod cache;
 mod child;
 mod hostile;
 mod lying;
+mod metrics;
 mod parent;
+#[path = "../support/promtool.rs"]
+mod promtool;
 mod readonly;
 mod replace;
 mod serving;
@@ -23,7 +26,7 @@ use faasnet_actors::{
     id::BlockId,
     wire::{
         PROTOCOL_VERSION,
-        control::{EndReason, ToAgent, ToManager, Upstream},
+        control::{EndReason, StartOrder, ToAgent, ToManager, Upstream},
         frame::FrameLimits,
         holder::Exit,
         peer::{FromParent, Reach, Refusal, ToParent, Urgency},
@@ -92,6 +95,45 @@ async fn a_child_gets_its_blocks_from_its_parent_only() {
     assert_eq!((report.bytes.origin, report.bytes.ancestor), (0, 0));
     assert_eq!(world.get(&child, "vm-2", "s2", "/big").await, Ok(big.into()));
     root.ready("s1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_of_a_request_is_in_the_logs_of_the_agents_that_read_for_it() {
+    let world = World::new().await;
+    let image = world.image("web", &website(&noise(5, 4 << 20)), SERVE);
+    let json = [("FAASNET__LOG__FORMAT", "json")];
+    let agents = [Agent::start(&world, "vm-1", &json), Agent::start(&world, "vm-2", &json)];
+    let (mut root, mut child) = (world.session("vm-1").await, world.session("vm-2").await);
+    let asked = |order: ToAgent, id: &str| match order {
+        ToAgent::Start(order) => {
+            ToAgent::Start(Box::new(StartOrder { request: Some(id.parse().unwrap()), ..*order }))
+        }
+        other => other,
+    };
+    let order = world.order("s1", &image, "vm-1", &root, vec![Upstream::Origin]);
+    root.orders.send(asked(order, "call-of-the-root")).unwrap();
+    root.ready("s1").await;
+    let order = world.order("s2", &image, "vm-2", &child, vec![root.upstream("vm-1")]);
+    child.orders.send(asked(order, "call-of-the-child")).unwrap();
+    child.ready("s2").await;
+    let told = |agent: &Agent, id: &str| -> Vec<String> {
+        let lines =
+            agent.log().lines().map(serde_json::from_str).collect::<Result<Vec<serde_json::Value>, _>>();
+        let of_id = lines.unwrap().into_iter().filter(|line| line["fields"]["request"] == id);
+        of_id.map(|line| line["fields"]["message"].as_str().unwrap().to_owned()).collect()
+    };
+    let own = told(&agents[0], "call-of-the-root");
+    assert_eq!(
+        own,
+        ["a start was ordered", "the origin is read for a request", "a start is ready or has ended"]
+    );
+    // What the root does not have it reads from the origin, in the child's name as well.
+    let for_child = told(&agents[0], "call-of-the-child");
+    assert_eq!(for_child.first().map(String::as_str), Some("a child reads for a request"));
+    assert_eq!(
+        told(&agents[1], "call-of-the-child"),
+        ["a start was ordered", "a start is ready or has ended"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,6 +313,7 @@ async fn only_a_capability_of_the_manager_opens_a_tree() {
             None => {
                 assert_eq!(answer, FromParent::Opened);
                 let want = ToParent::Want {
+                    request: None,
                     blocks: vec![BlockId(0)],
                     urgency: Urgency::Demand,
                     path: vec![vm.clone()],
@@ -389,7 +432,7 @@ async fn a_vm_that_left_a_tree_serves_it_until_its_last_instance_ends_and_then_k
     let epoch = faasnet_actors::id::Epoch { term: 1, counter: 2 };
     session.orders.send(ToAgent::Leave { tree, epoch }).unwrap();
     let (urgency, reach) = (Urgency::Demand, Reach::Held);
-    let want = ToParent::Want { blocks: vec![BlockId(0)], urgency, path: vec![vm], reach };
+    let want = ToParent::Want { request: None, blocks: vec![BlockId(0)], urgency, path: vec![vm], reach };
     framed::write(&mut writing, &want, &[]).await.unwrap();
     assert_eq!(frames.expect(PATIENCE).await.unwrap().header, FromParent::Block { block: BlockId(0) });
     session.orders.send(ToAgent::Stop { start: "s1".parse().unwrap() }).unwrap();

@@ -180,6 +180,7 @@ impl World {
         let epoch = Epoch { term: 1, counter: 1 };
         let place = Place { tree, epoch, stripes: vec![upstreams], seat, capability };
         ToAgent::Start(Box::new(StartOrder {
+            request: None,
             start: start.parse().unwrap(),
             function: "web".parse().unwrap(),
             image: image.clone(),

@@ -176,6 +176,8 @@ async fn a_start_is_a_waterfall() {
     assert!(waited.lines().nth(1).expect("a start").contains("252.0 ms"), "{waited}");
 
     let shown = world.prints(&["start", "show", START]).await;
+    assert!(shown.contains("2023-11-14 22:13:20"), "when it was accepted: {shown}");
+    assert!(shown.contains("call-17"), "the request that it is for: {shown}");
     assert!(
         shown.contains("30.0 MiB from the parent, 0 B from other VMs, 14.0 MiB from the origin"),
         "{shown}"
@@ -399,6 +401,38 @@ async fn errors_say_what_to_do() {
     ] {
         assert_eq!(run(command(&usage)).await.code, 2, "{usage:?}");
     }
+}
+
+/// As the README has them; 130 is that of the verbs in `follow`.
+#[actix_web::test]
+async fn exit_codes_tell_what_became_of_it() {
+    let world = World::with(vec![instance().await], |_| {}).await;
+    let table: [(i32, &[&str]); 10] = [
+        (0, &["vm", "list"]),
+        (0, &["--help"]),
+        (0, &["invoke", "app", "/"]),
+        (1, &["function", "show", "app"]),
+        (1, &["--api", "http://127.0.0.1:1", "vm", "list"]),
+        (1, &["image", "inspect", "/nonexistent"]),
+        (2, &[]),
+        (2, &["tree", "app", "--wach"]),
+        (2, &["--config", "/nonexistent", "vm", "list"]),
+        (22, &["invoke", "app", "/missing"]),
+    ];
+    for (code, arguments) in table {
+        let ran = world.cli(arguments).await;
+        assert_eq!(ran.code, code, "{arguments:?}: {}", ran.err);
+        assert_eq!(ran.err.contains("error: "), matches!(code, 1 | 2), "{}", ran.err);
+    }
+}
+
+#[actix_web::test]
+async fn the_description_is_printed_without_a_manager_as_one_serves_it() {
+    let printed = run(command(&["openapi"])).await;
+    assert_eq!(printed.code, 0, "{}", printed.err);
+    let world = World::new().await;
+    let served = world.client.get(format!("{}/v1/openapi.json", world.url)).send().await.expect("answered");
+    assert_eq!(printed.out.trim_end(), served.text().await.expect("text"));
 }
 
 #[actix_web::test]

@@ -122,9 +122,10 @@ impl Handler<Request> for Control {
                 let known = self.functions.get(&(tenant, name)).ok_or(ControlError::NotFound("function"));
                 let _ = reply.send(known.map(|spec| preheated(Warmth::Hot, !spec.image.contains("broken"))));
             }
-            Ask::GetTree { name, of_code, reply, .. } => {
+            Ask::GetTree { tenant, name, of_code, reply } => {
                 let shown = match (name.as_str(), of_code) {
                     ("with-code", _) => Ok(striped_tree(of_code)),
+                    ("grown", false) => self.grown_tree(tenant, name),
                     (_, true) => Err(ControlError::NotFound("tree")),
                     (_, false) => Ok(tree()),
                 };
@@ -142,6 +143,14 @@ impl Control {
         }
         let spec = self.functions.get(&(tenant, name.clone())).cloned();
         spec.map(|spec| function(name, spec)).ok_or(ControlError::NotFound("function"))
+    }
+
+    /// A tree that is there once the function is deployed, of as many VMs as it has instances at least.
+    fn grown_tree(&self, tenant: TenantId, name: FunctionName) -> Result<TreeView, ControlError> {
+        let spec = self.functions.get(&(tenant, name)).ok_or(ControlError::NotFound("tree"))?;
+        let mut grown = tree();
+        grown.members.truncate(spec.min_instances as usize);
+        Ok(grown)
     }
 
     fn acquire(&mut self, on: Option<StartId>, reply: Reply<Acquired>, context: &mut Context<Self>) {
@@ -232,6 +241,8 @@ fn start_view(id: StartId) -> StartView {
     StartView {
         id,
         function: "app".parse().expect("valid"),
+        accepted_at_ms: Some(1_700_000_000_000),
+        request_id: Some("call-17".parse().expect("valid")),
         vm: Some("vm-1".parse().expect("valid")),
         state: StartState::Ready,
         reason: None,

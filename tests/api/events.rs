@@ -24,7 +24,7 @@ use tokio_tungstenite::{
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-fn request(world: &World, query: &str, token: &str) -> Request<()> {
+pub fn request(world: &World, query: &str, token: &str) -> Request<()> {
     let url = format!("{}/v1/events{query}", world.url.replace("http:", "ws:"));
     let mut request = url.into_client_request().expect("a request");
     let bearer = HeaderValue::from_str(&format!("Bearer {token}")).expect("text");
@@ -33,7 +33,7 @@ fn request(world: &World, query: &str, token: &str) -> Request<()> {
 }
 
 /// Subscribes, and returns what the server says first.
-async fn subscribe(world: &World, query: &str, token: &str) -> (Socket, Value) {
+pub async fn subscribe(world: &World, query: &str, token: &str) -> (Socket, Value) {
     let (mut socket, _) =
         tokio_tungstenite::connect_async(request(world, query, token)).await.expect("subscribed");
     let hello = read(&mut socket).await.remove(0);
@@ -41,8 +41,23 @@ async fn subscribe(world: &World, query: &str, token: &str) -> (Socket, Value) {
     (socket, hello)
 }
 
+/// A subscriber that is only a socket: it does not read by itself, and does not answer pings.
+async fn subscribe_raw(world: &World) -> TcpStream {
+    let mut silent = TcpStream::connect(world.address()).await.expect("connected");
+    let handshake = format!(
+        "GET /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: upgrade\r\n\
+         upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n",
+        world.viewer
+    );
+    silent.write_all(handshake.as_bytes()).await.expect("sent");
+    let mut answer = [0; 12];
+    silent.read_exact(&mut answer).await.expect("answered");
+    assert_eq!(&answer, b"HTTP/1.1 101");
+    silent
+}
+
 /// What the server answers to somebody who may not subscribe.
-async fn refused(request: Request<()>) -> (u16, Value) {
+pub async fn refused(request: Request<()>) -> (u16, Value) {
     let error = tokio_tungstenite::connect_async(request).await.expect_err("refused");
     let Error::Http(response) = error else { panic!("{error}") };
     let status = response.status().as_u16();
@@ -62,7 +77,7 @@ async fn read(socket: &mut Socket) -> Vec<Value> {
     }
 }
 
-async fn read_until(socket: &mut Socket, number: u64) -> Vec<Value> {
+pub async fn read_until(socket: &mut Socket, number: u64) -> Vec<Value> {
     let mut items = Vec::new();
     while items.last().is_none_or(|item: &Value| item["number"].as_u64() < Some(number)) {
         items.extend(read(socket).await);
@@ -123,6 +138,21 @@ async fn a_gap_is_told() {
     let items = read_until(&mut socket, 5).await;
     assert_eq!(items[0], json!({"type": "lost", "from": 1, "to": 3}));
     assert_eq!(items.len(), 3);
+}
+
+#[actix_web::test]
+async fn who_is_behind_reads_on_without_a_pause() {
+    let rarely = |events: &mut faasnet::settings::EventSettings| {
+        (events.interval_ms, events.batch_events_max) = (PATIENCE.as_millis() as u64 * 2, 2);
+    };
+    let world = World::with_events(vec![], |_| {}, rarely).await;
+    (1..=9).for_each(|vm| tell(&world, "acme", vm));
+    let all = world.log.handle.read(1, 9, usize::MAX).await.expect("it runs");
+    assert_eq!(all.records.len(), 9, "there before anybody subscribes");
+    let (mut socket, _) = subscribe(&world, "?since=0", &world.viewer).await;
+    assert_eq!(read_until(&mut socket, 9).await.len(), 9);
+    let (mut filtered, _) = subscribe(&world, "?since=0&vm=vm-9", &world.viewer).await;
+    assert_eq!(read_until(&mut filtered, 9).await.len(), 1);
 }
 
 #[actix_web::test]
@@ -218,17 +248,7 @@ async fn who_never_reads_is_cut_off_and_nobody_else_notices() {
     };
     let world = World::with_events(vec![], |_| {}, slow).await;
     let (mut good, _) = subscribe(&world, "", &world.viewer).await;
-    // A raw socket, of which nothing is read once the handshake is over.
-    let mut silent = TcpStream::connect(world.address()).await.expect("connected");
-    let handshake = format!(
-        "GET /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: upgrade\r\n\
-         upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n",
-        world.viewer
-    );
-    silent.write_all(handshake.as_bytes()).await.expect("sent");
-    let mut answer = [0; 12];
-    silent.read_exact(&mut answer).await.expect("answered");
-    assert_eq!(&answer, b"HTTP/1.1 101");
+    let _silent = subscribe_raw(&world).await;
     // As much as sockets and queues take, and more.
     const EVENTS: u64 = 60_000;
     (1..=EVENTS).for_each(|vm| tell(&world, "acme", vm % 1000));
@@ -273,13 +293,7 @@ async fn a_deleted_token_ends_its_subscriptions() {
 async fn who_does_not_answer_pings_is_cut_off() {
     let quick = |events: &mut faasnet::settings::EventSettings| (events.ping_ms, events.idle_ms) = (50, 200);
     let world = World::with_events(vec![], |_| {}, quick).await;
-    let mut silent = TcpStream::connect(world.address()).await.expect("connected");
-    let handshake = format!(
-        "GET /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: upgrade\r\n\
-         upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n",
-        world.viewer
-    );
-    silent.write_all(handshake.as_bytes()).await.expect("sent");
+    let mut silent = subscribe_raw(&world).await;
     let mut all = Vec::new();
     tokio::time::timeout(PATIENCE, silent.read_to_end(&mut all)).await.expect("closed").expect("read");
 }

@@ -6,13 +6,17 @@ mod cli;
 mod code;
 mod control;
 mod events;
+mod follow;
 mod gateway;
 mod instances;
 mod log;
 #[cfg(feature = "etcd")]
 mod metadata;
 mod metrics;
+mod openapi;
 mod packages;
+#[path = "../support/promtool.rs"]
+mod promtool;
 mod routes;
 mod session;
 mod world;

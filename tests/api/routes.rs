@@ -37,13 +37,16 @@ pub async fn problem(response: reqwest::Response, status: u16, code: &str) -> Va
     problem
 }
 
-/// What is open to everybody, and its answer to a bare request: the console has no file a/b, a login takes a token.
-const PUBLIC: [(&str, u16); 6] = [
+/// What is open to everybody, and its answer to a bare request: the console and the docs have no file a/b, a login takes a token.
+const PUBLIC: [(&str, u16); 9] = [
     ("GET /healthz", 200),
     ("GET /readyz", 200),
     ("GET /", 200),
     ("GET /console", 200),
     ("GET /console/{path:.*}", 404),
+    ("GET /docs", 200),
+    ("GET /docs/{path:.*}", 404),
+    ("GET /v1/openapi.json", 200),
     ("POST /v1/session", 400),
 ];
 

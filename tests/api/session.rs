@@ -176,6 +176,41 @@ async fn the_console_is_files_with_a_strict_policy() {
 }
 
 #[actix_web::test]
+async fn the_page_over_the_description_is_files_from_the_binary_with_a_strict_policy() {
+    let world = World::new().await;
+    let policy =
+        |page: &Response| page.headers()["content-security-policy"].to_str().expect("text").to_owned();
+    let console = policy(&send(world.open("GET", "/console/")).await);
+    for (path, content_type) in [
+        ("", "text/html; charset=utf-8"),
+        ("page.css", "text/css; charset=utf-8"),
+        ("page.js", "text/javascript; charset=utf-8"),
+        ("swagger-ui.css", "text/css; charset=utf-8"),
+        ("swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
+        ("LICENSE.txt", "text/plain; charset=utf-8"),
+        ("NOTICE.txt", "text/plain; charset=utf-8"),
+    ] {
+        let file = send(world.open("GET", &format!("/docs/{path}"))).await;
+        assert_eq!(file.status(), 200, "{path}");
+        assert_eq!(file.headers()["content-type"], content_type, "{path}");
+        assert_eq!(file.headers()["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(policy(&file), format!("{console}; img-src 'self' data:"), "{path}");
+        let tag = file.headers()["etag"].clone();
+        let text = file.text().await.expect("text");
+        // What is ours names no other host, and has no code within its markup.
+        let is_ours = path.is_empty() || path.starts_with("page.");
+        for word in ["http://", "https://", "style=", "<script>", "onclick="] {
+            assert!(!is_ours || !text.contains(word), "{path} has {word}");
+        }
+        let again = send(world.open("GET", &format!("/docs/{path}")).header("if-none-match", tag)).await;
+        assert_eq!(again.status(), 304, "{path}");
+    }
+    for path in ["missing.js", "dist/swagger-ui.css", "swagger-initializer.js", "..%2fmod.rs"] {
+        problem(send(world.open("GET", &format!("/docs/{path}"))).await, 404, "no_such_address").await;
+    }
+}
+
+#[actix_web::test]
 async fn tokens_are_made_listed_and_deleted() {
     let world = World::new().await;
     let create = |token: &str, body: Value| world.request("POST", "/v1/tokens", token).json(&body);

@@ -43,7 +43,7 @@ fn an_operator_logs_in_starts_drains_and_sees_repairs() {
 }
 
 /// Nothing but refusals that were provoked: they are of these addresses, and the network's.
-async fn expect_complaints(browser: &Browser, addresses: &[&str]) {
+pub async fn expect_complaints(browser: &Browser, addresses: &[&str]) {
     let complaints = browser.complaints().await;
     let is_expected = |complaint: &&String| {
         complaint.starts_with("network: ") && addresses.iter().any(|address| complaint.contains(address))

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, but not the helpers beside them")]
 
 mod browser;
+mod docs;
 mod fleet;
 mod modules;
+mod recording;
 mod thousand;
 
 use faasnet_loadtest::rig::ClusterSpec;

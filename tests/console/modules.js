@@ -25,7 +25,7 @@ Promise.all(["store", "tree", "waterfall", "format"].map((name) => import(`/cons
   const IMAGE = "sha256:aa";
   const bytes = (parent, origin = 0) => ({ parent, ancestor: 0, origin });
   const event = (number, kind, data) => ({ type: "event", number, at_ms: number, kind, tenant: "default", functions: ["web"], vm: null, data });
-  const member = (number, counter, vm, parent, ready = false) => event(number, "member", { image: IMAGE, epoch: { term: 1, counter }, vm, ready, places: [{ place: 0, parent }], cause: "start" });
+  const member = (number, counter, vm, parent, ready = false) => event(number, "member", { image: IMAGE, epoch: { term: 1, counter }, vm, ready, places: [{ depth: 0, parent }], cause: "joined" });
   const left = (number, counter, vm) => event(number, "member_left", { image: IMAGE, epoch: { term: 1, counter }, vm });
   const members = (store) => [...(store.trees.get(IMAGE)?.members.values() ?? [])].map(({ vm, ready, places }) => `${vm}<${places[0].parent}${ready ? "!" : ""}`).sort();
 
@@ -121,6 +121,9 @@ Promise.all(["store", "tree", "waterfall", "format"].map((name) => import(`/cons
     same(order(), ["d", "x", "c", "b", "a"], "a list's");
     store.receive([told(300, "c"), told(400, "e")], 0);
     same(order(), ["e", "d", "x", "c", "b", "a"], "and what came since");
+    store.take_starts("default", [{ id: "y", function: "web", accepted_at_ms: 50 }], 900);
+    same(order(), ["e", "d", "x", "c", "b", "a", "y"], "the manager says when");
+    same(store.starts.get("y").is_dated, true, "dated");
   });
 
   await test("traffic is what has grown", () => {
@@ -133,7 +136,7 @@ Promise.all(["store", "tree", "waterfall", "format"].map((name) => import(`/cons
     same(traffic.rate(60_000, 2), { peers: 0, origin: 0 }, "it ends");
   });
 
-  const placed = (parents) => new Map(parents.map((parent, place) => [`v${place}`, { vm: `v${place}`, ready: true, present: 0, total: 1, places: [{ place, parent: parent === null ? null : `v${parent}` }] }]));
+  const placed = (parents) => new Map(parents.map((parent, place) => [`v${place}`, { vm: `v${place}`, ready: true, present: 0, total: 1, places: [{ parent: parent === null ? null : `v${parent}` }] }]));
   const all = (members, folding = new tree.Folding()) => tree.layout(members, 0, folding);
   const apart = (nodes) => {
     const list = [...nodes.values()].sort((one, other) => one.y - other.y || one.x - other.x);
@@ -148,6 +151,13 @@ Promise.all(["store", "tree", "waterfall", "format"].map((name) => import(`/cons
     same([roots, depth, nodes.size], [["v0"], 2, 7], "shape");
     same(nodes.get("v0").x, (nodes.get("v1").x + nodes.get("v2").x) / 2, "above the middle");
     apart(nodes);
+  });
+
+  await test("siblings stand in the order of their names, however they became known", () => {
+    const members = placed([null, ...Array(11).fill(0)]);
+    const shuffled = new Map([...members].reverse());
+    const names = (nodes) => [...nodes.values()].sort((one, other) => one.y - other.y || one.x - other.x).map((node) => node.vm);
+    same(names(all(shuffled).nodes), Array.from({ length: 12 }, (_, number) => `v${number}`), "names");
   });
 
   await test("a branch is folded and opened", () => {

@@ -17,6 +17,8 @@ mod listing;
 mod manager_restart;
 mod overload;
 mod preheat;
+mod prometheus;
+mod reading;
 mod sample;
 mod shapes;
 mod support;

@@ -18,9 +18,9 @@ use crate::{
     agent_session::{self, AgentSession, Say, SessionCore},
     block_store::{Advised, BlockStore, Found, Removed, RoomLimits, Standing, Stands, StoreNews},
     block_transfer::{
-        Ahead, Attach, BlockTransfer, Complaint, Demand, FromImage, GetReport, HolderBack, ImageEvent,
-        MountEnded, OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferLimits, TransferNews,
-        TransferReport, TransferWorld, Wish, Wished,
+        Ahead, Attach, BlockTransfer, Complaint, Demand, DoneByAll, FromImage, GetReport, HolderBack,
+        ImageEvent, MountEnded, OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferLimits,
+        TransferNews, TransferReport, TransferWorld, Wish, Wished,
     },
     id::{BlockId, ImageId, StartId, TreeId, VmId},
     instance::{
@@ -80,6 +80,8 @@ pub struct AgentWorld {
     pub cpu_millis: u32,
     pub limits: AgentLimits,
     pub upstreams: Arc<dyn Upstreams>,
+    /// What its transfers have done, for whoever counts.
+    pub done: Arc<DoneByAll>,
     pub disk: Arc<dyn Disk>,
     pub holder: Arc<dyn Holder>,
     pub prober: Arc<dyn Prober>,
@@ -299,6 +301,7 @@ impl Agent {
             disk: Arc::clone(&self.world.disk),
             holder: Arc::clone(&self.world.holder),
             store: store.clone(),
+            done: Arc::clone(&self.world.done),
             news: ctx.address().recipient(),
         };
         let (record, place) = (known.record.clone(), known.record.place.clone());
@@ -365,8 +368,12 @@ impl Agent {
         let wish = of_tree.map(|ordered| Wish::of(ordered.record.order.mode, ordered.record.is_ready)).max();
         let preheat = self.trees.get(tree).and_then(|known| known.preheat);
         let to_preheat = preheat.map(|(_, what)| Wish::to_preheat(what));
+        let is_under_way = |ordered: &&Ordered| !ordered.record.is_ready && ordered.record.order.is_of(tree);
+        let mut under_way = self.ordered.values().filter(is_under_way);
+        let request = under_way.find_map(|ordered| ordered.record.order.request.clone());
         // None is below every wish.
-        self.transfers.send(tree, Wished(wish.max(to_preheat).unwrap_or_default()));
+        let wished = Wished { wish: wish.max(to_preheat).unwrap_or_default(), request };
+        self.transfers.send(tree, wished);
         let standing = if wish.is_some() {
             Standing::Needed
         } else if self.trees.contains_key(tree) {
@@ -414,6 +421,8 @@ impl Agent {
         } else {
             None
         };
+        let request = order.request.as_ref().map(tracing::field::display);
+        tracing::info!(%start, %tree, request, "a start was ordered");
         let is_free = |port: &u16| self.ordered.values().all(|other| other.record.port != *port);
         // A port that was given out may still be without its listener.
         let port = (0..=self.ordered.len()).find_map(|_| self.world.prober.free_port().filter(is_free));
@@ -606,6 +615,8 @@ impl Agent {
             return;
         };
         let (order, before) = (ordered.record.order.clone(), ordered.before.clone());
+        let request = order.request.as_ref().map(tracing::field::display);
+        tracing::info!(%start, request, ?news, "a start is ready or has ended");
         ordered.record.is_ready = news == InstanceNews::Ready;
         let record = (news == InstanceNews::Ready).then(|| ordered.record.clone());
         if matches!(news, InstanceNews::Ended(_)) {

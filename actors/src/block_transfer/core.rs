@@ -25,6 +25,7 @@ use self::{
 };
 use super::{
     children::Child,
+    done::Done,
     found::Found,
     links::{LinkState, Links},
     origin::OriginPass,
@@ -159,6 +160,11 @@ impl TransferCore {
 
     pub fn bytes(&self) -> BytesBySource {
         self.bytes
+    }
+
+    /// What it has done so far.
+    pub fn done(&self) -> Done {
+        Done::new(self.bytes, self.stalls)
     }
 
     /// The longest wait counts while it lasts.

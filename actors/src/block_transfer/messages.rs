@@ -7,7 +7,7 @@ use super::{
 use crate::{
     agent::world::ChildLink,
     block_store::BlockStore,
-    id::{BlockId, Epoch, ImageId, StartId, TreeId, VmId},
+    id::{BlockId, Epoch, ImageId, RequestId, StartId, TreeId, VmId},
     support::{Flow, Hop, micros},
     wire::{
         control::{
@@ -43,7 +43,11 @@ pub struct Ahead {
 /// How much of the image this VM is to hold.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Wished(pub Wish);
+pub struct Wished {
+    pub wish: Wish,
+    /// The request behind what reads wait for: of the first start under way on the image that has one.
+    pub request: Option<RequestId>,
+}
 
 /// Reads on this VM wait for these blocks.
 #[derive(Message)]
@@ -207,6 +211,7 @@ pub enum ChildEvent {
         urgency: Urgency,
         path: Vec<VmId>,
         reach: Reach,
+        request: Option<RequestId>,
     },
     /// Reads wait for what it has asked for ahead.
     Hurries(Vec<BlockId>),

@@ -8,6 +8,7 @@
 mod ahead_tests;
 mod children;
 mod core;
+mod done;
 #[cfg(test)]
 mod fixtures;
 mod found;
@@ -26,6 +27,7 @@ mod window;
 
 pub use self::{
     core::{ChildId, Effect, Event, Stalls, TransferCore, TransferLimits},
+    done::{Done, DoneByAll},
     messages::{
         Ahead, Attach, ChildEvent, Demand, FromChild, FromImage, GetReport, HolderBack, ImageEvent,
         MountEnded, OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport, Wished,

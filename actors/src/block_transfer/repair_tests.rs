@@ -120,6 +120,7 @@ impl World {
             let mut image = BlockImage::of_test(Digest::from_bytes([1; 32]));
             image.plain_bytes = u64::from(blocks) * u64::from(BLOCK_BYTES);
             let start = Box::new(StartDraft {
+                request: None,
                 start: format!("start-{number}").parse().expect("valid"),
                 function: "api".parse().expect("valid"),
                 image: Arc::new(image),

@@ -2,6 +2,7 @@
 
 use super::{
     core::{ChildId, Effect, Event, TransferCore, TransferLimits},
+    done::{Done, DoneByAll},
     messages::{
         Ahead, Attach, ChildEvent, Demand, FromChild, FromImage, GetReport, HolderBack, ImageEvent,
         MountEnded, OpenChild, Opened, OriginAnswered, Placed, StoreBack, TransferReport, Wished,
@@ -13,7 +14,7 @@ use crate::{
         UpstreamEvent, UpstreamTarget, Upstreams,
     },
     block_store::{BlockStore, Distrust, Found, Keep, Load, Release, disk_bytes},
-    id::{BlockId, StartId, TreeId, VmId},
+    id::{BlockId, RequestId, StartId, TreeId, VmId},
     image::{BLOCK_BYTES, BlockImage},
     support::{Flow, Hop, Life, Observe, Snapshot, Stop, flow, millis},
     wire::{
@@ -44,6 +45,8 @@ pub struct TransferWorld {
     pub disk: Arc<dyn Disk>,
     pub holder: Arc<dyn Holder>,
     pub store: Addr<BlockStore>,
+    /// Where this and all others on the VM are counted.
+    pub done: Arc<DoneByAll>,
     /// What the manager is to know.
     pub news: Recipient<TransferNews>,
 }
@@ -88,6 +91,10 @@ pub struct BlockTransfer {
     links_made: u64,
     children: BTreeMap<ChildId, ChildLink>,
     children_seen: u64,
+    /// The request behind what reads on this VM wait for.
+    request: Option<RequestId>,
+    /// The same of children, the last that each has named.
+    children_read_for: BTreeMap<ChildId, RequestId>,
     /// Blocks that a child doubts and that are read again.
     rechecked: BTreeSet<BlockId>,
     followers: BTreeMap<StartId, Recipient<FromImage>>,
@@ -97,6 +104,8 @@ pub struct BlockTransfer {
     is_mounted_before: bool,
     /// Whether the next mount records what is read.
     record: bool,
+    /// What is in the counts of all.
+    counted: Done,
     life: Life<TreeId>,
 }
 
@@ -131,12 +140,15 @@ impl BlockTransfer {
             links_made: 0,
             children: BTreeMap::new(),
             children_seen: 0,
+            request: None,
+            children_read_for: BTreeMap::new(),
             rechecked: BTreeSet::new(),
             followers: BTreeMap::new(),
             steps,
             mounted: None,
             is_mounted_before: false,
             record: false,
+            counted: Done::default(),
             life,
         }
     }
@@ -145,6 +157,8 @@ impl BlockTransfer {
         self.life.took(ctx);
         let mut effects = Vec::new();
         self.core.apply(event, Instant::now(), &mut effects);
+        let done = self.core.done();
+        self.world.done.went_on(std::mem::replace(&mut self.counted, done), done);
         for effect in effects {
             self.perform(effect, ctx);
         }
@@ -160,7 +174,8 @@ impl BlockTransfer {
                 self.ask(&upstream, ToParent::WantIndex { reach }, ctx);
             }
             Effect::Ask { upstream, blocks, urgency, path, reach } => {
-                self.ask(&upstream, ToParent::Want { blocks, urgency, path, reach }, ctx);
+                let request = (urgency == Urgency::Demand).then(|| self.reads_for()).flatten();
+                self.ask(&upstream, ToParent::Want { blocks, urgency, path, reach, request }, ctx);
             }
             Effect::Hurry { upstream, blocks } => self.ask(&upstream, ToParent::Hurry { blocks }, ctx),
             Effect::TellCorrupt { upstream, block } => {
@@ -436,7 +451,8 @@ impl Handler<OriginAnswered> for BlockTransfer {
 impl Handler<Wished> for BlockTransfer {
     type Result = ();
 
-    fn handle(&mut self, Wished(wish): Wished, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Wished { wish, request }: Wished, ctx: &mut Context<Self>) {
+        self.request = request;
         self.apply(Event::Wished { wish }, ctx);
     }
 }
@@ -568,7 +584,8 @@ impl Handler<FromChild> for BlockTransfer {
     fn handle(&mut self, FromChild { child, event }: FromChild, ctx: &mut Context<Self>) {
         match event {
             ChildEvent::WantsIndex { reach } => self.apply(Event::ChildWantsIndex { child, reach }, ctx),
-            ChildEvent::Wants { blocks, urgency, path, reach } => {
+            ChildEvent::Wants { blocks, urgency, path, reach, request } => {
+                self.child_reads_for(child, request);
                 self.apply(Event::ChildWanted { child, blocks, urgency, path, reach }, ctx);
             }
             ChildEvent::Hurries(blocks) => self.apply(Event::ChildHurries { child, blocks }, ctx),
@@ -580,6 +597,7 @@ impl Handler<FromChild> for BlockTransfer {
             }
             ChildEvent::Gone => {
                 self.children.remove(&child);
+                self.children_read_for.remove(&child);
                 self.apply(Event::ChildLost { child }, ctx);
             }
         }
@@ -595,6 +613,20 @@ impl Handler<Observe> for BlockTransfer {
 }
 
 impl BlockTransfer {
+    /// What is passed on for children goes on under their request when this VM has none of its own.
+    fn reads_for(&self) -> Option<RequestId> {
+        self.request.clone().or_else(|| self.children_read_for.values().next().cloned())
+    }
+
+    /// Told once for each request, however many blocks it needs.
+    fn child_reads_for(&mut self, child: ChildId, request: Option<RequestId>) {
+        let Some(request) = request.filter(|_| self.children.contains_key(&child)) else { return };
+        if self.children_read_for.get(&child) != Some(&request) {
+            tracing::info!(tree = %self.tree, child = child.0, %request, "a child reads for a request");
+            self.children_read_for.insert(child, request);
+        }
+    }
+
     /// Reads a block that is said to be bad from the disk again; a bad one is fetched anew.
     fn recheck(&mut self, block: BlockId, ctx: &mut Context<Self>) {
         let Some(index) = self.index.get().filter(|_| self.core.present().contains(&block)) else {

@@ -226,9 +226,11 @@ impl World {
                 self.send(number, HOP / 2, Event::Kept { block });
             }
             Effect::Hurry { upstream, blocks } => {
-                let parent = Self::number_of(&upstream).expect("a VM");
-                let child = ChildId(number as u64);
-                self.send(parent, HOP, Event::ChildHurries { child, blocks });
+                // The origin of this world answers all it is asked at once.
+                if let Some(parent) = Self::number_of(&upstream) {
+                    let child = ChildId(number as u64);
+                    self.send(parent, HOP, Event::ChildHurries { child, blocks });
+                }
             }
             Effect::Serve { child, block, urgency, .. } => {
                 self.send(number, HOP, Event::ChildSent { child, urgency });

@@ -14,6 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
+use utoipa::ToSchema;
 
 /// What the log keeps; of both the older goes first.
 #[derive(Debug, Clone, Copy)]
@@ -53,14 +54,21 @@ pub struct StreamId {
     pub generation: u32,
 }
 
-#[derive(Serialize)]
-struct EventJson<'a> {
+/// An event as its subscribers get it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Event)]
+pub struct EventJson<'a> {
+    #[schema(pattern = "^event$")]
     r#type: &'static str,
+    /// One more than the event before it in the same stream.
     number: u64,
     /// Milliseconds since 1970.
     at_ms: u64,
+    /// Whose it is; none for what is nobody's, such as VMs.
     tenant: Option<&'a TenantId>,
+    /// The functions that it is about: one, or all that use the tree's image.
     functions: &'a [FunctionName],
+    /// The VM that it is about.
     vm: Option<&'a VmId>,
     #[serde(flatten)]
     happening: &'a Happening,

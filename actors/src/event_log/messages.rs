@@ -11,10 +11,11 @@ use actix::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use utoipa::ToSchema;
 
 /// Something that has happened. What is about a thing carries the whole new state of it, so that whoever
 /// applies it again, or after a newer one of the same thing was seen elsewhere, ends with the same.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "data")]
 pub enum Happening {
     Function(Box<FunctionView>),
@@ -61,7 +62,7 @@ pub enum Happening {
 }
 
 /// A request that was to change something, and who made it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Audit {
     pub who: String,
     pub role: &'static str,
@@ -138,7 +139,7 @@ impl Happening {
 }
 
 /// The kinds of events, as filters name them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Function,

@@ -22,7 +22,7 @@ mod tally_tests;
 mod tests;
 
 pub use self::{
-    core::{EventLogCore, Page, Record, RingLimits, StreamId},
+    core::{EventJson, EventLogCore, Page, Record, RingLimits, StreamId},
     handle::{EventLogHandle, Newest, Teller},
     messages::{Audit, Happening, Kind, News, ToEventLog},
     reader::{Filter, Item, Reader, StreamIdError},

@@ -3,6 +3,7 @@
 
 use super::messages::{Happening, News};
 use crate::{
+    explain::Phase,
     function_tree::{Cause, HoldingNews, SeatNews},
     id::{ImageId, StartId, TenantId, VmId},
     model::StartView,
@@ -17,7 +18,9 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Totals {
     /// How long each phase of a start took, of starts that have become ready.
-    pub phases: BTreeMap<&'static str, Durations>,
+    pub phases: BTreeMap<Phase, Durations>,
+    /// How long those starts took from their acceptance to the first answer.
+    pub ready: Durations,
     /// Starts and instances that have ended.
     pub ended: BTreeMap<Ending, u64>,
     /// Waits of starts that have become ready for blocks that were not there.
@@ -177,11 +180,12 @@ impl Tally {
         }
         // A manager that took it over from another one does not know when it began.
         if became_ready && view.timeline_us.waiting.is_some() {
-            for (phase, length) in view.timeline_us.phases() {
-                if let Some(us) = length {
+            for phase in Phase::ALL {
+                if let Some(us) = phase.of(&view.timeline_us) {
                     self.totals.phases.entry(phase).or_default().add(us);
                 }
             }
+            view.timeline_us.ready.into_iter().for_each(|us| self.totals.ready.add(us));
             self.totals.stalls += u64::from(view.stalls);
             self.totals.stalled_us = self.totals.stalled_us.saturating_add(view.stalled_us);
         }

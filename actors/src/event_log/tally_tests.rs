@@ -3,6 +3,7 @@ use super::{
     tally::{Durations, Ending, Tally, Totals},
 };
 use crate::{
+    explain::Phase,
     function_tree::{Cause, HoldingNews, SeatNews, SeatPlace, TreeNews},
     id::{Digest, Epoch},
     model::{StartState, StartView, Timeline},
@@ -17,6 +18,8 @@ fn start(number: u32, state: StartState, timeline_us: Timeline, reason: Option<E
     Happening::Start(Box::new(StartView {
         id: format!("start-{number}").parse().expect("id"),
         function: "web".parse().expect("name"),
+        accepted_at_ms: None,
+        request_id: None,
         vm: None,
         state,
         reason,
@@ -88,9 +91,9 @@ fn a_start_counts_once_however_often_it_is_told() {
     let mut expected = Durations { count: 1, sum_us: 151_000, ..Durations::default() };
     expected.up_to[7] = 1;
     assert_eq!(Durations::BOUNDS_US[7], 200_000);
-    assert_eq!(totals.phases["ready"], expected);
-    assert_eq!(totals.phases["waiting"].up_to[0], 1, "exactly a bound belongs below it");
-    assert_eq!(totals.phases.get("run"), None);
+    assert_eq!(totals.ready, expected);
+    assert_eq!(totals.phases[&Phase::Waiting].up_to[0], 1, "exactly a bound belongs below it");
+    assert_eq!(totals.phases.get(&Phase::Run), None);
     assert_eq!((totals.stalls, totals.stalled_us), (2, 30_000));
     let idle = Ending { reason: "idle", was_ready: true };
     let no_room = Ending { reason: "no_room", was_ready: false };
@@ -114,7 +117,7 @@ fn what_takes_longer_than_a_minute_is_in_no_bucket() {
     let mut tally = Tally::new(100);
     tell(&mut tally, waits(1));
     tell(&mut tally, ready(1, 90_000));
-    let Durations { up_to, count, sum_us } = tally.totals().phases["ready"].clone();
+    let Durations { up_to, count, sum_us } = tally.totals().ready.clone();
     assert_eq!((up_to.iter().sum::<u64>(), count, sum_us), (0, 1, 90_001_000));
 }
 
@@ -161,7 +164,7 @@ fn the_oldest_are_forgotten_and_that_is_said() {
     }
     tell(&mut tally, ready(4, 1));
     let totals = tally.totals();
-    assert_eq!((totals.forgotten, totals.phases["ready"].count), (6, 1));
+    assert_eq!((totals.forgotten, totals.ready.count), (6, 1));
     assert_eq!(trees(totals), (1, 2, 4));
     (0..5).for_each(|number| tell(&mut tally, left(1, number)));
     assert_eq!(trees(tally.totals()), (0, 0, 0));

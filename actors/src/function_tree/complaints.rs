@@ -15,6 +15,8 @@ pub(super) struct Complaints {
     pairs: BTreeMap<Node, BTreeMap<Node, Instant>>,
     /// VMs that none of their ancestors serves, and since when.
     alone: BTreeMap<Node, Instant>,
+    /// VMs that were ready until they were found at fault, and when that was.
+    doubted: BTreeMap<Node, Instant>,
 }
 
 impl Complaints {
@@ -45,6 +47,20 @@ impl Complaints {
         self.alone.extract_if(.., |_, since| now >= *since + length).map(|(node, _)| node).collect()
     }
 
+    pub fn doubt(&mut self, node: Node, now: Instant) {
+        self.doubted.insert(node, now);
+    }
+
+    /// It has said again that it serves.
+    pub fn trust(&mut self, node: Node) {
+        self.doubted.remove(&node);
+    }
+
+    /// Takes those who have been doubted for that long.
+    pub fn doubted_for(&mut self, now: Instant, length: Duration) -> Vec<Node> {
+        self.doubted.extract_if(.., |_, since| now >= *since + length).map(|(node, _)| node).collect()
+    }
+
     /// The VM has another place: what its former children said is over.
     pub fn forget_about(&mut self, node: Node) {
         self.pairs.remove(&node);
@@ -54,6 +70,7 @@ impl Complaints {
     pub fn forget(&mut self, node: Node) {
         self.pairs.remove(&node);
         self.alone.remove(&node);
+        self.doubted.remove(&node);
         for complainers in self.pairs.values_mut() {
             complainers.remove(&node);
         }

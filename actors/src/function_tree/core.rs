@@ -334,6 +334,7 @@ impl TreeCore {
 
     pub(super) fn ready(&mut self, vm: &VmId) {
         let Some(&node) = self.nodes.get(vm) else { return };
+        self.complaints.trust(node);
         let member = self.member_mut(node);
         if !std::mem::replace(&mut member.ready, true) {
             self.helpers.outdated |= member.near;
@@ -388,6 +389,7 @@ impl TreeCore {
             self.push_place(node, names, now, effects);
         }
         self.move_cut_off(now, effects);
+        self.trust_again(now);
         let tried_again = self.complaints.expire(now, self.limits.complaint_life);
         self.place_changed(tried_again, now, effects);
         self.find_helpers();

@@ -2,7 +2,7 @@
 
 use super::core::Event;
 use crate::{
-    id::{BlockId, FunctionName, StartId, TreeId, VmId},
+    id::{BlockId, FunctionName, RequestId, StartId, TreeId, VmId},
     image::BlockImage,
     model::TreeView,
     resources::Resources,
@@ -107,6 +107,7 @@ pub enum Role {
 #[derive(Debug, Clone, PartialEq)]
 pub struct StartDraft {
     pub start: StartId,
+    pub request: Option<RequestId>,
     pub function: FunctionName,
     pub image: Arc<BlockImage>,
     pub role: Role,

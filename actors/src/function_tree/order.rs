@@ -57,6 +57,7 @@ fn start_order(start: StartDraft, place: Place) -> Order {
 fn order(start: StartDraft, place: Place) -> StartOrder {
     StartOrder {
         start: start.start,
+        request: start.request,
         function: start.function,
         image: start.image.as_ref().clone(),
         place,

@@ -44,6 +44,7 @@ fn image() -> Arc<BlockImage> {
 fn draft(number: usize) -> Box<StartDraft> {
     Box::new(StartDraft {
         start: format!("start-{number}").parse().expect("name"),
+        request: None,
         function: "api".parse().expect("name"),
         image: image(),
         role: Role::Whole,
@@ -329,6 +330,27 @@ fn the_root_is_replaced_only_on_the_word_of_all_its_children() {
     world.complain(2, 0);
     assert_eq!(world.upstreams(4), ["origin"], "the last takes its place");
     assert_eq!(world.upstreams(0), ["vm-1", "vm-4"]);
+}
+
+#[test]
+fn a_vm_found_at_fault_is_not_ready_until_it_says_so_or_the_complaints_are_old() {
+    for says_so in [true, false] {
+        let mut world = World::with(7);
+        (0..7).for_each(|number| world.apply(Event::Ready { vm: vm(number) }));
+        world.complain(3, 1);
+        world.complain(4, 1);
+        assert_eq!(world.core.sizes(), (7, 6));
+        world.now += LIMITS.complaint_life - Duration::from_millis(1);
+        world.apply(Event::Tick);
+        assert_eq!(world.core.sizes(), (7, 6));
+        if says_so {
+            world.apply(Event::Ready { vm: vm(1) });
+        } else {
+            world.now += Duration::from_millis(1);
+            world.apply(Event::Tick);
+        }
+        assert_eq!(world.core.sizes(), (7, 7), "lazy images: no other word of it comes");
+    }
 }
 
 #[test]

@@ -257,6 +257,7 @@ impl Manager {
             forest: self.forest.link(SCHEDULER),
             profiles: self.to_profiles.link(SCHEDULER),
             teller: self.teller(SCHEDULER),
+            wall_clock: Arc::clone(&self.world.wall_clock),
         };
         self.schedulers.start(&SCHEDULER, parent(ctx), |life| Scheduler::new(settings, life).start());
         self.schedulers.link(&SCHEDULER, &self.news);

@@ -2,7 +2,7 @@
 
 use super::messages::{Acquired, Ask, CallId, ControlError, Located, Reply, Request};
 use crate::{
-    id::{Digest, FunctionName, StartId, TenantId, VmId},
+    id::{Digest, FunctionName, RequestId, StartId, TenantId, VmId},
     model::{
         Counts, FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView,
         VmView,
@@ -29,6 +29,7 @@ pub struct SchedulerHandle {
     requests: Recipient<Request>,
     permits: SharedPermits<Option<TenantId>>,
     calls: Arc<AtomicU64>,
+    request: Option<RequestId>,
 }
 
 /// Pause suggested to callers when the mailbox is full: it drains within milliseconds.
@@ -37,7 +38,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 impl SchedulerHandle {
     pub fn new(requests: Recipient<Request>, mailbox_permits: usize) -> Self {
         let (permits, calls) = (SharedPermits::new(mailbox_permits), Arc::default());
-        Self { requests, permits, calls }
+        Self { requests, permits, calls, request: None }
+    }
+
+    /// Starts that are accepted because of what is asked here carry that id.
+    pub fn for_request(self, request: Option<RequestId>) -> Self {
+        Self { request, ..self }
     }
 
     /// Asks on behalf of a tenant, or of those who may ask about all.
@@ -51,7 +57,8 @@ impl SchedulerHandle {
             Full::All => ControlError::Overloaded { retry_after: RETRY_AFTER },
         })?;
         let (reply, answer) = oneshot::channel();
-        self.requests.do_send(Request { ask: ask(reply), permit: Some(permit) });
+        let request = self.request.clone();
+        self.requests.do_send(Request { ask: ask(reply), permit: Some(permit), request });
         answer.await.unwrap_or_else(|_| match self.requests.connected() {
             true => Err(ControlError::Interrupted { retry_after: RETRY_AFTER }),
             false => Err(ControlError::Closed),
@@ -208,7 +215,11 @@ struct Abandon<'a> {
 impl Drop for Abandon<'_> {
     fn drop(&mut self) {
         if self.is_waiting {
-            self.requests.do_send(Request { ask: Ask::Abandon { call: self.call }, permit: None });
+            self.requests.do_send(Request {
+                ask: Ask::Abandon { call: self.call },
+                permit: None,
+                request: None,
+            });
         }
     }
 }

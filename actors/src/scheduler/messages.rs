@@ -1,7 +1,7 @@
 //! All that can be asked of the scheduler, with the type of each answer.
 
 use crate::{
-    id::{Digest, FunctionName, StartId, TenantId, VmId},
+    id::{Digest, FunctionName, RequestId, StartId, TenantId, VmId},
     model::{
         Counts, FunctionSpec, FunctionView, PreheatSpec, PreheatView, ProfileView, StartView, TreeView,
         VmView,
@@ -32,6 +32,8 @@ pub struct Request {
     pub ask: Ask,
     /// None for `Abandon`: there is at most one for each call that was let in.
     pub permit: Option<Permit>,
+    /// What the caller's request is called.
+    pub request: Option<RequestId>,
 }
 
 impl Flow for Request {
@@ -269,4 +271,25 @@ pub enum ControlError {
     Interrupted { retry_after: Duration },
     #[error("the manager is shutting down")]
     Closed,
+}
+
+impl ControlError {
+    /// When to ask again, if that may help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooMany { retry_after, .. }
+            | Self::Overloaded { retry_after }
+            | Self::ImageNotReady { retry_after }
+            | Self::Interrupted { retry_after } => Some(*retry_after),
+            Self::NotFound(_)
+            | Self::Invalid(_)
+            | Self::Conflict(_)
+            | Self::ImageFailed(_)
+            | Self::TooLarge { .. }
+            | Self::StartFailed(_)
+            | Self::DeadlineExceeded
+            | Self::Metadata(_)
+            | Self::Closed => None,
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Rows of the metadata store that the scheduler writes and reads: MessagePack with named fields.
 
 use crate::{
-    id::{FunctionName, ImageId, StartId, TenantId, VmId},
+    id::{FunctionName, ImageId, RequestId, StartId, TenantId, VmId},
     image::{BlockImage, FORMAT_VERSION},
     model::FunctionSpec,
     world::{Metadata, MetadataError, Row, Table, Write},
@@ -42,6 +42,11 @@ struct StartRecord {
     /// Left out when it is only the start that the row is named by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     starts: Vec<StartId>,
+    /// Absent in rows of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    accepted_at_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request: Option<RequestId>,
 }
 
 /// Accepted starts of one request that have not ended.
@@ -51,6 +56,10 @@ pub struct StartRow {
     pub id: StartId,
     pub key: FunctionKey,
     pub starts: Vec<StartId>,
+    /// Unix time of their acceptance, if that is known.
+    pub accepted_at_ms: Option<u64>,
+    /// What the request is called.
+    pub request: Option<RequestId>,
 }
 
 /// A function, and what it has of its block images.
@@ -134,7 +143,13 @@ pub async fn read_images(
 pub fn put_starts(row: &StartRow) -> Write {
     let (tenant, function) = row.key.clone();
     let starts = if row.starts == [row.id.clone()] { Vec::new() } else { row.starts.clone() };
-    let value = encode(&StartRecord { tenant, function, starts });
+    let value = encode(&StartRecord {
+        tenant,
+        function,
+        starts,
+        accepted_at_ms: row.accepted_at_ms,
+        request: row.request.clone(),
+    });
     Write::Put(Row { table: Table::Starts, key: row.id.as_str().to_owned(), value })
 }
 
@@ -152,12 +167,12 @@ pub fn delete_drain(vm: &VmId) -> Write {
 
 impl StartRow {
     pub fn read(row: &Row) -> Result<Self, MetadataError> {
-        let StartRecord { tenant, function, mut starts } = decode(row)?;
+        let StartRecord { tenant, function, mut starts, accepted_at_ms, request } = decode(row)?;
         let id: StartId = row.key.parse().map_err(|_| damaged(row))?;
         if starts.is_empty() {
             starts.push(id.clone());
         }
-        Ok(Self { id, key: (tenant, function), starts })
+        Ok(Self { id, key: (tenant, function), starts, accepted_at_ms, request })
     }
 }
 

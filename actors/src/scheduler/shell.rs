@@ -6,7 +6,7 @@ use super::{
     records::Loaded,
 };
 use crate::{
-    event_log::Teller,
+    event_log::{Teller, WallClock},
     function_tree::{Event as TreeEvent, ToForest, ToTree},
     id::StartId,
     image::BlockImage,
@@ -39,6 +39,7 @@ pub struct SchedulerSettings {
     pub forest: Link<ToForest>,
     pub profiles: Link<ToProfiles>,
     pub teller: Teller,
+    pub wall_clock: WallClock,
 }
 
 pub struct Scheduler {
@@ -89,7 +90,8 @@ impl Scheduler {
 
     fn happened(&mut self, event: Event, ctx: &mut Context<Self>) {
         let mut effects = Vec::new();
-        self.core.apply(event, Instant::now(), &mut effects);
+        let unix_ms = (self.settings.wall_clock)();
+        self.core.at(unix_ms).apply(event, Instant::now(), &mut effects);
         for effect in effects {
             self.perform(effect, ctx);
         }
@@ -318,10 +320,12 @@ impl Actor for Scheduler {
 impl Handler<Request> for Scheduler {
     type Result = ();
 
-    fn handle(&mut self, Request { ask, permit }: Request, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Request { ask, permit, request }: Request, ctx: &mut Context<Self>) {
         self.life.took(ctx);
         drop(permit);
+        self.core.asked_by(request);
         self.ask(ask, ctx);
+        self.core.asked_by(None);
     }
 }
 

@@ -61,6 +61,12 @@ const LIMITS: Limits = Limits {
 
 const GIB: u64 = 1 << 30;
 
+/// The row of starts that were accepted together; it is named by the first.
+fn row(starts: &[StartId]) -> StartRow {
+    let (id, starts) = (starts[0].clone(), starts.to_vec());
+    StartRow { id, key: api(), starts, accepted_at_ms: None, request: None }
+}
+
 fn vm(number: usize) -> VmId {
     format!("vm-{number}").parse().expect("name")
 }
@@ -664,17 +670,36 @@ fn a_deleted_function_is_stopped_everywhere_and_its_tree_dissolves_at_the_end() 
 #[test]
 fn a_new_manager_takes_over_what_runs_and_places_the_rest_again() {
     let mut before = World::with_vms(2);
+    before.core.at(1_700_000_000_123).asked_by(Some("call-17".parse().expect("an id")));
     let starts = before.start(api(), 3);
+    assert!(
+        before
+            .drafts
+            .iter()
+            .all(|(_, draft)| draft.request.as_ref().is_some_and(|id| id.as_str() == "call-17"))
+    );
+    assert!(!before.drafts.is_empty());
+    before.core.asked_by(None);
     before.run(&starts[0]);
+    let row = before.rows.iter().find(|((table, _), _)| *table == Table::Starts);
+    let ((table, key), value) = row.expect("accepted starts are durable");
+    let row =
+        StartRow::read(&Row { table: *table, key: key.clone(), value: value.clone() }).expect("readable");
 
     let mut world = World::new();
     let loaded = Loaded {
         functions: BTreeMap::from([(api(), loaded("app:1"))]),
         vms: vec![vm(0), vm(1)],
         drains: BTreeSet::new(),
-        starts: vec![StartRow { id: starts[0].clone(), key: api(), starts: starts.clone() }],
+        starts: vec![row],
     };
+    world.core.at(1_700_000_999_000);
     world.apply(Event::Loaded(Box::new(loaded)));
+    for start in &starts {
+        let view = world.core.start_view(&api().0, start).expect("known");
+        assert_eq!(view.accepted_at_ms, Some(1_700_000_000_123), "when it was accepted, not found");
+        assert_eq!(view.request_id.expect("kept").as_str(), "call-17");
+    }
     assert_eq!(world.core.vm_views().len(), 2);
     let unknown: StartId = "unknown".parse().expect("name");
     let mut hello = facts(0, GIB);
@@ -963,7 +988,7 @@ fn a_new_manager_has_min_instances_running_again_and_counts_those_that_it_finds(
         functions: BTreeMap::from([(api(), LoadedFunction { spec: limits, ..loaded("app:1") })]),
         vms: vec![vm(0)],
         drains: BTreeSet::new(),
-        starts: vec![StartRow { id: known.clone(), key: api(), starts: vec![known.clone()] }],
+        starts: vec![row(std::slice::from_ref(&known))],
     };
     let mut world = World::new();
     world.apply(Event::Loaded(Box::new(loaded)));

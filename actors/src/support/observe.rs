@@ -6,6 +6,7 @@ use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::{fmt::Display, time::Duration};
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 /// Asks an actor, and through it those below it, for a snapshot.
 #[derive(Debug, Clone, Copy, Message)]
@@ -28,7 +29,7 @@ pub struct Snapshot {
 }
 
 /// One actor, as others see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ActorView {
     pub kind: String,
     pub name: String,
@@ -42,12 +43,13 @@ pub struct ActorView {
     pub state: String,
     pub thread: String,
     pub queues: Vec<QueueView>,
+    #[schema(no_recursion)]
     pub children: Vec<ActorView>,
     pub children_left_out: usize,
 }
 
 /// Something bounded: what waits, what is held.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QueueView {
     pub name: String,
     pub length: u64,

@@ -16,7 +16,7 @@ use crate::{
     image::{BLOCK_BYTES, BlockEntry, BlockImage, Codec, Index},
     instance::InstanceLimits,
     manager::{
-        Manager, ManagerHandle,
+        Manager, ManagerHandle, ManagerWorld,
         tests::{Disk as Store, deploy, tenant, world},
     },
     model::{StartState, StartView, TreeView},
@@ -54,6 +54,7 @@ pub struct Cluster {
     pub store: Arc<Store>,
     pub agents: BTreeMap<VmId, Addr<Agent>>,
     network: Network,
+    present: Present,
 }
 
 /// What became of a call for a start.
@@ -67,7 +68,9 @@ impl Cluster {
     pub async fn new(vms: usize) -> Self {
         let store = Arc::new(Store::default());
         let manager = Manager::start(world(&store));
-        let mut cluster = Self { manager, store, agents: BTreeMap::new(), network: Network::default() };
+        let present = Arc::new(Mutex::new(manager.clone()));
+        let (agents, network) = (BTreeMap::new(), Network::default());
+        let mut cluster = Self { manager, store, agents, network, present };
         for number in 1..=vms {
             cluster.add(vm(number)).await;
         }
@@ -114,12 +117,13 @@ impl Cluster {
                 },
             },
             upstreams: Arc::new(Wires { own: vm.clone(), network: self.network.clone() }),
+            done: Arc::default(),
             disk: Arc::new(MemDisk::default()),
             holder,
             prober: Arc::new(Probes::default()),
             manager: Arc::new(Line {
                 vm: vm.clone(),
-                manager: self.manager.clone(),
+                manager: self.present.clone(),
                 network: self.network.clone(),
             }),
             capability_key: watch::Sender::new(Vec::new()),
@@ -132,6 +136,16 @@ impl Cluster {
         while self.manager.scheduler.vms().await.map_or(0, up) < wanted {
             sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// The manager ends, and another one begins with the rows that it left.
+    pub async fn restart_manager(&mut self) {
+        self.manager.shut_down().await;
+        let world = world(&self.store);
+        let world = ManagerWorld { term: world.term + 1, ..world };
+        self.manager = Manager::start(world);
+        *self.present.lock().expect("one thread") = self.manager.clone();
+        self.until_up(self.agents.len()).await;
     }
 
     pub async fn deploy(&self, name: &str, image: &str) {
@@ -245,11 +259,14 @@ impl Network {
     }
 }
 
+/// The manager that is there now.
+type Present = Arc<Mutex<ManagerHandle>>;
+
 /// A VM's way to the manager.
 #[derive(Clone)]
 struct Line {
     vm: VmId,
-    manager: ManagerHandle,
+    manager: Present,
     network: Network,
 }
 
@@ -268,13 +285,14 @@ impl ManagerDialer for Line {
 
 /// Says at the end of a session, however it comes, that it has ended.
 struct Session {
-    line: Line,
+    vm: VmId,
+    manager: ManagerHandle,
     session: SessionId,
 }
 
 impl Session {
     fn say(&self, message: VmMessage) {
-        self.line.manager.vms.send(ToVm { vm: self.line.vm.clone(), message });
+        self.manager.vms.send(ToVm { vm: self.vm.clone(), message });
     }
 }
 
@@ -298,9 +316,10 @@ impl Line {
         let (orders, mut queue) = mpsc::channel(64);
         let (reply, answer) = oneshot::channel();
         let (vm, key_hash) = (self.vm.clone(), key_hash(&self.vm));
-        self.manager.fleet.send(ToFleet::Open(Opening { vm, key_hash, hello, orders, reply }));
+        let manager = self.manager.lock().expect("one thread").clone();
+        manager.fleet.send(ToFleet::Open(Opening { vm, key_hash, hello, orders, reply }));
         let Ok(Ok(session)) = answer.await else { return };
-        let session = Session { line: self, session };
+        let session = Session { vm: self.vm, manager, session };
         let slots = Arc::new(Semaphore::new(64));
         let pulled = pulled(&plugs.session);
         tokio::pin!(pulled);
@@ -416,8 +435,8 @@ impl Wires {
                     let Some(command) = command else { return };
                     match command {
                         ToParent::WantIndex { reach } => child.say(ChildEvent::WantsIndex { reach }),
-                        ToParent::Want { blocks, urgency, path, reach } => {
-                            child.say(ChildEvent::Wants { blocks, urgency, path, reach });
+                        ToParent::Want { blocks, urgency, path, reach, request } => {
+                            child.say(ChildEvent::Wants { blocks, urgency, path, reach, request });
                         }
                         ToParent::Hurry { blocks } => child.say(ChildEvent::Hurries(blocks)),
                         ToParent::Corrupt { block } => child.say(ChildEvent::SaysCorrupt(block)),

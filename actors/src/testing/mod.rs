@@ -3,6 +3,8 @@
 mod cluster;
 mod crashes;
 mod flows;
+mod levels;
+mod sequence;
 
 use actix::System;
 

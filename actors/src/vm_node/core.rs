@@ -275,7 +275,7 @@ impl VmCore {
                 continue;
             }
             self.trees.insert(held.tree.clone());
-            effects.push(reported(&self.vm, &session.facts, held.clone()));
+            report(&self.vm, &session.facts, held.clone(), effects);
         }
     }
 
@@ -297,7 +297,7 @@ impl VmCore {
                 longest_stall_us: 0,
                 preheated: None,
             };
-            effects.push(reported(&self.vm, &session.facts, held));
+            report(&self.vm, &session.facts, held, effects);
         }
         effects.push(self.member());
         true
@@ -505,8 +505,15 @@ impl VmCore {
     }
 }
 
-fn reported(vm: &VmId, facts: &VmFacts, held: HeldTree) -> Effect {
+/// Tells a tree that the VM holds it. The tree may have forgotten the VM: that an instance serves there is
+/// said with it, because its agent says so once only.
+fn report(vm: &VmId, facts: &VmFacts, held: HeldTree, effects: &mut Vec<Effect>) {
     let contact = Contact { address: facts.address, key_hash: facts.key_hash.clone() };
     let tree = held.tree.clone();
-    Effect::Tree { tree, event: TreeEvent::Reported { vm: vm.clone(), contact, held } }
+    let is_ready = facts.instances.iter().any(|one| one.ready && one.trees().any(|own| own == tree));
+    let event = TreeEvent::Reported { vm: vm.clone(), contact, held };
+    effects.push(Effect::Tree { tree: tree.clone(), event });
+    if is_ready {
+        effects.push(Effect::Tree { tree, event: TreeEvent::Ready { vm: vm.clone() } });
+    }
 }

@@ -9,8 +9,8 @@ use crate::{
     wire::{
         PROTOCOL_VERSION,
         control::{
-            BytesBySource, Capability, CodeOrder, EndReason, HeldTree, Hello, JoinRefusal, Place, Seat,
-            StartOrder, StartReport, ToAgent, ToManager,
+            BytesBySource, Capability, CodeOrder, EndReason, HeldTree, Hello, JoinRefusal, Place,
+            RunningInstance, Seat, StartOrder, StartReport, ToAgent, ToManager,
         },
     },
 };
@@ -196,6 +196,35 @@ fn an_agent_that_does_not_read_loses_its_session_and_its_start_goes_elsewhere() 
     );
 }
 
+#[test]
+fn a_vm_that_comes_back_tells_each_of_its_trees_that_an_instance_serves_there() {
+    let mut world = World::new();
+    let serving = |number, image, is_ready| RunningInstance {
+        start: start_id(number),
+        tenant: tree(image).tenant,
+        function: "api".parse().expect("name"),
+        image: tree(image).image,
+        code: None,
+        memory_bytes: 1 << 20,
+        cpu_millis: 10,
+        ready: is_ready,
+    };
+    let instances = vec![serving(1, 1, true), serving(2, 2, false)];
+    let back = || Hello { instances: instances.clone(), ..hello(vec![held(1), held(2)]) };
+    let ready = |effects: Vec<Effect>| {
+        let about = |effect| match effect {
+            Effect::Tree { tree, event: TreeEvent::Ready { .. } } => Some(tree),
+            _ => None,
+        };
+        effects.into_iter().filter_map(about).collect::<Vec<_>>()
+    };
+    assert_eq!(ready(world.open(1, back())), [tree(1)], "its agent, or the manager, was restarted");
+    assert_eq!(ready(world.apply(Event::Rejoin(Some(tree(1))))), [tree(1)], "the tree is rebuilt");
+    assert_eq!(ready(world.apply(Event::Rejoin(Some(tree(2))))), []);
+    world.say(1, ToManager::Ready { start: start_id(2), report: StartReport::default() });
+    assert_eq!(ready(world.apply(Event::Rejoin(None))), [tree(1), tree(2)], "the forest is rebuilt");
+}
+
 fn start_id(number: u16) -> StartId {
     format!("start-{number}").parse().expect("name")
 }
@@ -208,6 +237,7 @@ fn place(tree: TreeId, counter: u64) -> Place {
 
 fn order(number: u16, place: Place) -> Box<StartOrder> {
     Box::new(StartOrder {
+        request: None,
         start: start_id(number),
         function: "api".parse().expect("name"),
         image: BlockImage::of_test(place.tree.image),

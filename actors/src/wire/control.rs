@@ -2,12 +2,13 @@
 
 use super::holder::{Exit, PlainRange};
 use crate::{
-    id::{BlockId, Epoch, FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
+    id::{BlockId, Epoch, FunctionName, ImageId, RequestId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     support::ActorView,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, iter, net::SocketAddr};
+use utoipa::ToSchema;
 
 /// Asks for a certificate, on a connection on which only the manager has shown one.
 #[derive(Clone, Serialize, Deserialize)]
@@ -208,7 +209,7 @@ pub struct StartReport {
 
 /// How long blocks that a VM wanted for itself took to come, by whom they came from, and then to its disk. The
 /// waits of many blocks overlap: only their means, and they against each other, say something.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Waits {
     pub parent: Wait,
     pub ancestor: Wait,
@@ -217,7 +218,7 @@ pub struct Waits {
     pub disk: Wait,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Wait {
     pub blocks: u32,
     /// Of all of them together, in microseconds.
@@ -225,7 +226,7 @@ pub struct Wait {
 }
 
 /// One wait of a read for a block.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorstStall {
     pub block: BlockId,
     pub us: u64,
@@ -264,7 +265,7 @@ impl Waits {
 }
 
 /// Stored bytes of blocks by where they came from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BytesBySource {
     /// The first upstream of the order.
@@ -290,7 +291,7 @@ impl BytesBySource {
 }
 
 /// Why a start or its instance ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "detail")]
 pub enum EndReason {
     /// Stopped because it was asked for.
@@ -411,7 +412,7 @@ pub enum OriginAnswer {
 }
 
 /// How much of an image a function's instances want on their VM.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// What is read.
@@ -427,6 +428,9 @@ pub enum Mode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StartOrder {
     pub start: StartId,
+    /// What the request is called that it is for. Absent in records of earlier releases.
+    #[serde(default)]
+    pub request: Option<RequestId>,
     pub function: FunctionName,
     pub image: BlockImage,
     pub place: Place,
@@ -482,7 +486,7 @@ impl StartOrder {
 }
 
 /// How much of an image is brought to a VM before any start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Warmth {
     /// What starts read, as far as that is known.

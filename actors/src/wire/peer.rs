@@ -1,7 +1,7 @@
 //! Child and parent: the index and the blocks of one tree over one connection.
 
 use super::control::Capability;
-use crate::id::{BlockId, TreeId, VmId};
+use crate::id::{BlockId, RequestId, TreeId, VmId};
 use serde::{Deserialize, Serialize};
 
 /// Why a block is wanted. The order of urgency: the more urgent overtakes on a connection.
@@ -40,7 +40,16 @@ pub enum ToParent {
     /// Each block is answered by `Block` or `NotServed`. `path` holds the VMs that the demand has
     /// passed, the asker last; a VM that finds itself in it refuses with `Loop` (invariant 11). Asked again
     /// for a block that is not there yet, only the reach changes.
-    Want { blocks: Vec<BlockId>, urgency: Urgency, path: Vec<VmId>, reach: Reach },
+    Want {
+        blocks: Vec<BlockId>,
+        urgency: Urgency,
+        path: Vec<VmId>,
+        reach: Reach,
+        /// The request that is behind what reads wait for: of the start that asked first. For logs; an older
+        /// release neither sends nor reads it.
+        #[serde(default)]
+        request: Option<RequestId>,
+    },
     /// Reads wait now for blocks that were wanted ahead: what is not under way yet overtakes. Not answered.
     Hurry { blocks: Vec<BlockId> },
     /// The stored bytes of the block did not have the hash of the index.

@@ -4,9 +4,12 @@ use super::{
     Bed, BedSpec, BedState, HostSpec, LinkChange, Rate, hint_at_left_over_beds, list, load, need_root,
     take_down,
 };
-use crate::rig::{
-    Cluster, ClusterSpec, Image, Variant,
-    cluster::{MANAGER, api_of},
+use crate::{
+    reading,
+    rig::{
+        Cluster, ClusterSpec, Image, Variant,
+        cluster::{MANAGER, api_of},
+    },
 };
 use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
@@ -18,6 +21,37 @@ use std::{
 
 /// What one machine runs with real agents and containers.
 const VMS_MAX: usize = 64;
+/// The same when their instances are no containers.
+const READING_VMS_MAX: usize = 200;
+
+/// What stands for a start on a bed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Instance {
+    /// A real container by the OCI runtime
+    Container,
+    /// A process that reads a quarter of the image's files (READ_PERCENT of the function) and answers: for many VMs
+    Read,
+}
+
+impl Instance {
+    fn vms_max(self) -> usize {
+        match self {
+            Self::Container => VMS_MAX,
+            Self::Read => READING_VMS_MAX,
+        }
+    }
+}
+
+/// The program that takes the place of the OCI runtime, beside this one.
+fn reading_runtime() -> anyhow::Result<String> {
+    let program = std::env::current_exe()?.with_file_name(reading::PROGRAM);
+    ensure!(
+        program.exists(),
+        "there is no {}; build it: cargo build --release -p faasnet-loadtest",
+        program.display()
+    );
+    Ok(program.display().to_string())
+}
 
 #[derive(Debug, Subcommand)]
 pub enum BedVerb {
@@ -38,6 +72,9 @@ pub enum BedVerb {
         /// Folder where images are kept from run to run
         #[arg(long, default_value = "target/rig")]
         cache: PathBuf,
+        /// What stands for a start
+        #[arg(long, value_enum, default_value_t = Instance::Container)]
+        instance: Instance,
         /// A setting of manager and agents, as SECTION__KEY=VALUE
         #[arg(long)]
         set: Vec<String>,
@@ -87,8 +124,8 @@ impl BedVerb {
         }
         match self {
             Self::Up { vms, rate, network_only: true, .. } => network_up(vms, rate)?,
-            Self::Up { vms, rate, program, image, cache, set, network_only: false } => {
-                cluster_up(vms, rate, &program, &image, &cache, &set)?;
+            Self::Up { vms, rate, program, image, cache, instance, set, network_only: false } => {
+                cluster_up(vms, rate, &program, &image, &cache, instance, &set)?;
             }
             Self::Down { id: Some(id) } => down(&id)?,
             Self::Down { id: None } => down_unowned()?,
@@ -123,14 +160,20 @@ fn cluster_up(
     program: &Path,
     images: &[Variant],
     cache: &Path,
+    instance: Instance,
     set: &[String],
 ) -> anyhow::Result<()> {
-    ensure!((1..=VMS_MAX).contains(&vms), "one machine runs 1 to {VMS_MAX} VMs, not {vms}");
+    let most = instance.vms_max();
+    let hint = if instance == Instance::Container { "; --instance read takes more" } else { "" };
+    ensure!((1..=most).contains(&vms), "one machine runs 1 to {most} VMs, not {vms}{hint}");
     let program = program
         .canonicalize()
         .with_context(|| format!("there is no {}; run cargo build --release first", program.display()))?;
     hint_at_left_over_beds();
     let mut spec = ClusterSpec { rate, ..ClusterSpec::new(program, vms) };
+    if instance == Instance::Read {
+        spec.settings.insert("HOLDER__RUNTIME".into(), reading_runtime()?);
+    }
     for setting in set {
         let (key, value) = setting.split_once('=').with_context(|| format!("{setting:?} is no KEY=VALUE"))?;
         spec.settings.insert(key.to_owned(), value.to_owned());

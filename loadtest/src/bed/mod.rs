@@ -285,7 +285,8 @@ impl BedState {
         Ok(format!("{}-{host}", self.switch()))
     }
 
-    fn namespace_file(&self, host: &str) -> anyhow::Result<PathBuf> {
+    /// Where the host's network namespace is named.
+    pub fn namespace_file(&self, host: &str) -> anyhow::Result<PathBuf> {
         Ok(PathBuf::from("/run/netns").join(self.namespace(host)?))
     }
 }

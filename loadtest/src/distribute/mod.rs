@@ -11,16 +11,21 @@
 //! The link's rate is chosen so that moving the bytes of N VMs takes less than half of the machine, or the
 //! machine and not the trees would be measured; how much it took is printed.
 
+mod account;
 mod cpu;
 mod report;
 
+pub use account::{Account, Part};
 pub use report::{HotBlocks, Report};
 
 use crate::{
     bed::Rate,
     guard::guard,
     hotset::{App, Way},
-    rig::{Cluster, ClusterSpec, Image, Variant},
+    rig::{
+        Cluster, ClusterSpec, Image, Variant,
+        cluster::{MANAGER, REGISTRY},
+    },
     warm::{Unpacked, WarmContainer},
 };
 use anyhow::{Context, ensure};
@@ -181,7 +186,7 @@ fn starts(plan: &Plan<'_>, cluster: &Cluster, image: &Image, reference: &str) ->
     cluster.cli(&["function", "deploy", FUNCTION, "--image", reference, "--memory", &memory])?;
     let mut container = None;
     for _ in 0..plan.way.recordings().max(1) {
-        let start = burst(cluster, 1)?.0.remove(0);
+        let start = burst(cluster, 1)?.starts.remove(0);
         let vm = start.vm.as_ref().context("a ready start has no VM")?.to_string();
         container = Some(WarmContainer::of_instance(cluster, &vm, start.id.as_str())?);
         cluster.drain([vm.as_str()])?;
@@ -190,7 +195,7 @@ fn starts(plan: &Plan<'_>, cluster: &Cluster, image: &Image, reference: &str) ->
     plan.way.prepare(cluster, FUNCTION)?;
     let hot = hot_blocks(cluster)?;
 
-    let (starts, cpu) = burst(cluster, plan.vms)?;
+    let Burst { starts, cpu, used } = burst(cluster, plan.vms)?;
     let hosts: Vec<String> = starts.iter().filter_map(|start| Some(start.vm.as_ref()?.to_string())).collect();
     ensure!(hosts.len() == plan.vms, "{} of {} starts have a VM", hosts.len(), plan.vms);
     cluster.drain(hosts.iter().map(String::as_str))?;
@@ -201,7 +206,7 @@ fn starts(plan: &Plan<'_>, cluster: &Cluster, image: &Image, reference: &str) ->
     let (_, warm) = container.start(cluster.bed.state(), &hosts, &unpacked.rootfs)?;
     let last_us = starts.iter().filter_map(|start| start.timeline_us.ready).max().unwrap_or_default();
     let report = Report::new(plan, &starts, Duration::from_micros(last_us), Some(warm), cpu);
-    Ok(Report { warm_alone: alone.first().copied(), hot, ..report })
+    Ok(Report { warm_alone: alone.first().copied(), hot, used, ..report })
 }
 
 /// What is known of what starts read, if anything is.
@@ -217,23 +222,31 @@ fn hot_blocks(cluster: &Cluster) -> anyhow::Result<Option<HotBlocks>> {
 
 fn whole_image(plan: &Plan<'_>, cluster: &Cluster, reference: &str) -> anyhow::Result<Report> {
     cluster.cli(&["function", "deploy", FUNCTION, "--image", reference, "--mode", "whole"])?;
-    let (starts, cpu) = burst(cluster, plan.vms)?;
+    let Burst { starts, cpu, used } = burst(cluster, plan.vms)?;
     let complete = |start: &StartView| {
         let timeline = start.timeline_us;
         let after = [timeline.mount, timeline.run, timeline.probe].into_iter().flatten().sum::<u64>();
         timeline.ready.map(|ready| ready.saturating_sub(after))
     };
     let last_us = starts.iter().filter_map(complete).max().unwrap_or_default();
-    Ok(Report::new(plan, &starts, Duration::from_micros(last_us), None, cpu))
+    Ok(Report { used, ..Report::new(plan, &starts, Duration::from_micros(last_us), None, cpu) })
 }
 
-/// So many starts in one request, until the last one is ready; and what of the machine they took.
-fn burst(cluster: &Cluster, count: usize) -> anyhow::Result<(Vec<StartView>, Cpu)> {
-    let before = Cpu::now()?;
+struct Burst {
+    starts: Vec<StartView>,
+    /// What of the machine they took.
+    cpu: Cpu,
+    used: Account,
+}
+
+/// So many starts in one request, until the last one is ready.
+fn burst(cluster: &Cluster, count: usize) -> anyhow::Result<Burst> {
+    let account = || Account::now(cluster.bed.state(), MANAGER, REGISTRY);
+    let (used, before) = (account()?, Cpu::now()?);
     let ids = cluster.api.start(FUNCTION, count)?;
     let mut starts = Vec::new();
     for id in ids {
         starts.push(serde_json::from_value(cluster.api.ready(&id, READY)?)?);
     }
-    Ok((starts, Cpu::now()?.since(before)))
+    Ok(Burst { starts, cpu: Cpu::now()?.since(before), used: account()?.since(&used) })
 }

@@ -1,6 +1,6 @@
 //! What one distribution took, and the table of all.
 
-use super::{Plan, What, cpu::Cpu};
+use super::{Account, Plan, What, cpu::Cpu};
 use crate::{
     hotset::{App, median},
     warm::WarmStart,
@@ -42,6 +42,8 @@ pub struct Report {
     pub ratio: f64,
     /// Of the machine, while it went on.
     pub cpu_percent: f64,
+    /// By what used the cores meanwhile.
+    pub used: Account,
     pub starts: Vec<StartView>,
 }
 
@@ -70,6 +72,7 @@ impl Report {
             last_s: last.as_secs_f64(),
             ratio: last.as_secs_f64() / (transfer_s + warm_s.unwrap_or_default()).max(f64::MIN_POSITIVE),
             cpu_percent: cpu.percent(),
+            used: Account::default(),
             starts: starts.to_vec(),
         }
     }

@@ -9,7 +9,7 @@ use super::{
 use faasnet_actors::{
     id::{Epoch, StartId, TreeId, VmId},
     scheduler::{Answer, ControlError, FunctionKey, Ticket},
-    wire::control::ToManager,
+    wire::control::{EndReason, ToManager},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +21,13 @@ pub(super) struct Book {
     /// Those among them that were seen to have ended.
     pub ended: BTreeSet<StartId>,
     pub refused: u32,
+    /// Starts that clients did not get, by what they were told.
+    pub not_got: BTreeMap<String, u32>,
+    /// Requests that were made once more because the manager said so.
+    pub asked_again: u32,
+    /// Starts that ended, by why; those without an answer to a probe before.
+    pub over: BTreeMap<String, u32>,
+    over_starts: BTreeSet<StartId>,
     seen: BTreeMap<StartId, Seen>,
     /// When the manager heard that a start is ready.
     pub ready: BTreeMap<StartId, Nanos>,
@@ -104,6 +111,24 @@ impl Book {
             self.acknowledged.insert(start.clone(), (key.clone(), now));
         }
         Ok(())
+    }
+
+    pub fn refuse(&mut self, starts: u32, reason: &str) {
+        *self.not_got.entry(reason.to_owned()).or_default() += starts;
+    }
+
+    /// The manager tells everybody that a start has ended.
+    pub fn is_over(&mut self, start: &StartId, reason: Option<&EndReason>) {
+        if !self.answered.contains_key(start) && self.over_starts.insert(start.clone()) {
+            let reason = reason.map_or("for no reason".to_owned(), ToString::to_string);
+            *self.over.entry(reason).or_default() += 1;
+        }
+    }
+
+    /// Each start that was acknowledged has answered a probe or ended.
+    pub fn all_settled(&self) -> bool {
+        let over = self.over_starts.iter().filter(|start| !self.answered.contains_key(start)).count();
+        self.answered.len() + over >= self.acknowledged.len()
     }
 
     /// Invariant 10: the events of a start are in order.

@@ -3,12 +3,15 @@
 use super::{
     costs::Costs,
     figure::Burst,
-    model::{Cores, FunctionModel, Hot, ImageModel, MILLISECOND, Model, Reads, SECOND},
+    model::{Cores, FunctionModel, Hot, ImageModel, MILLISECOND, Model, Reads, SECOND, WorldLimits},
 };
 use anyhow::{Context, ensure};
 use faasnet_actors::image::BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Bytes in a second of a link of 1 Mbit/s.
 const MEGABIT: u64 = 125_000;
@@ -23,6 +26,8 @@ pub struct ScenarioFile {
     pub image: ImageFile,
     pub network: NetworkFile,
     pub vm: VmFile,
+    #[serde(default)]
+    pub manager: ManagerFile,
     #[serde(rename = "case")]
     pub cases: Vec<Case>,
 }
@@ -66,6 +71,22 @@ pub struct VmFile {
     pub memory_mib: u64,
 }
 
+/// Settings that are not those of `config/default.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ManagerFile {
+    pub heartbeat_ms: Option<u64>,
+    pub lease_ms: Option<u64>,
+}
+
+impl ManagerFile {
+    fn apply(&self, limits: &mut WorldLimits) {
+        let millis = Duration::from_millis;
+        limits.heartbeat = self.heartbeat_ms.map_or(limits.heartbeat, millis);
+        limits.scheduler.lease = self.lease_ms.map_or(limits.scheduler.lease, millis);
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
@@ -100,7 +121,15 @@ impl ScenarioFile {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        let Self { image, network, vm, cases, .. } = self;
+        let Self { image, network, vm, manager, cases, .. } = self;
+        let mut limits = WorldLimits::default();
+        manager.apply(&mut limits);
+        ensure!(
+            !limits.heartbeat.is_zero()
+                && limits.scheduler.lease > limits.heartbeat
+                && limits.scheduler.lease <= Duration::from_hours(1),
+            "manager: a heartbeat takes time, and a lease is longer than it, up to an hour"
+        );
         let blocks = self.blocks();
         ensure!((1..=100_000).contains(&blocks), "image.plain_bytes makes {blocks} blocks; use 1 to 100000");
         let is_stored = (1..BLOCK_BYTES).contains(&image.stored_bytes_per_block);
@@ -135,7 +164,7 @@ impl ScenarioFile {
 
     /// What a case plays under those costs.
     pub fn burst(&self, case: &Case, costs: &Costs) -> Burst {
-        let Self { image, network, vm, .. } = self;
+        let Self { image, network, vm, manager, .. } = self;
         let nanos = |ms: f64| (ms * MILLISECOND as f64) as u64;
         let image = ImageModel {
             blocks: self.blocks(),
@@ -168,8 +197,7 @@ impl ScenarioFile {
             stand_ins: true,
             ..Model::without_times()
         };
-        model.limits.scheduler.starts_waiting_max =
-            model.limits.scheduler.starts_waiting_max.max(case.starts as usize);
+        manager.apply(&mut model.limits);
         Burst { model, starts: case.starts, seed: self.seed, patience: 600 * SECOND }
     }
 }

@@ -25,6 +25,9 @@ pub enum SimulateVerb {
         /// Only that scenario
         #[arg(long)]
         only: Option<Scenario>,
+        /// Writes the event stream of that scenario there, a JSON object in each line
+        #[arg(long, requires = "only")]
+        record: Option<PathBuf>,
         /// A JSON object for each scenario instead of lines for people
         #[arg(long)]
         json: bool,
@@ -78,7 +81,9 @@ pub enum SimulateVerb {
 impl SimulateVerb {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Faults { vms, seed, only, json } => faults(vms, seed, only, json),
+            Self::Faults { vms, seed, only, record, json } => {
+                faults(vms, seed, only, record.as_deref(), json)
+            }
             Self::Scenario { file, case, costs, seed, json } => {
                 scenario(&file, case.as_deref(), costs.as_deref(), seed, json.as_deref())
             }
@@ -93,10 +98,24 @@ impl SimulateVerb {
     }
 }
 
-fn faults(vms: usize, seed: u64, only: Option<Scenario>, json: bool) -> anyhow::Result<ExitCode> {
+fn faults(
+    vms: usize,
+    seed: u64,
+    only: Option<Scenario>,
+    record: Option<&Path>,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
     let mut failed = false;
     for scenario in Scenario::ALL.into_iter().filter(|scenario| only.is_none_or(|only| only == *scenario)) {
-        let report = scenario.play(vms, ImageModel::default(), seed);
+        let report = match record {
+            None => scenario.play(vms, ImageModel::default(), seed),
+            Some(path) => {
+                let (report, events) = scenario.record(vms, ImageModel::default(), seed);
+                let lines: String = events.into_iter().map(|event| event + "\n").collect();
+                std::fs::write(path, lines).with_context(|| format!("cannot write {}", path.display()))?;
+                report
+            }
+        };
         failed |= report.violation.is_some();
         if json {
             println!("{}", serde_json::to_string(&report)?);
@@ -179,6 +198,12 @@ fn print_run(name: &str, run: &Run, goal_ms: Option<f64>) {
     println!("  answered: first {}, half {}, 99 % {}, last {}{goal}", at(0.0), at(0.5), at(0.99), at(1.0));
     if *failed > 0 {
         println!("  FAILED: {failed} starts did not answer");
+    }
+    for (what, reasons) in [("were refused", &run.refused), ("ended", &run.ended)] {
+        reasons.iter().for_each(|(reason, starts)| println!("  {starts} {what}: {reason}"));
+    }
+    if run.asked_again > 0 {
+        println!("  {} requests were refused at first, and made again after Retry-After", run.asked_again);
     }
     for (what, start) in [("last", run.last()), ("middle", run.starts.get(run.starts.len() / 2))] {
         let Some(start) = start else { continue };

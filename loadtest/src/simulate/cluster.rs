@@ -28,6 +28,21 @@ impl Cluster {
         Self { world }
     }
 
+    /// Keeps what the event log of the manager is told from now on.
+    pub fn watch(&mut self) {
+        self.world.watch();
+    }
+
+    /// What it was told, as subscribers get it.
+    pub fn told(&self) -> Vec<String> {
+        self.world.told()
+    }
+
+    /// A VM ends, with all that runs on it.
+    pub fn crash(&mut self, vm: usize) {
+        self.world.crash(vm, false);
+    }
+
     pub fn now(&self) -> Nanos {
         self.world.now
     }

@@ -7,6 +7,7 @@ use super::{
     queue::Nanos,
     world::{Watch, World},
 };
+use crate::distribute::Account;
 use faasnet_actors::wire::control::{BytesBySource, Step};
 use serde::Serialize;
 use std::{collections::BTreeMap, time::Instant};
@@ -37,8 +38,16 @@ pub struct Run {
     /// In the order in which they answered.
     pub starts: Vec<StartTrace>,
     pub asked: u32,
-    /// Starts that were refused or ended.
+    /// Starts that were refused, ended, or had not answered when patience was over.
     pub failed: u32,
+    /// Why clients did not get starts, and how many.
+    pub refused: BTreeMap<String, u32>,
+    /// Why starts ended before they answered, and how many.
+    pub ended: BTreeMap<String, u32>,
+    /// Requests that were made once more, when the manager said so.
+    pub asked_again: u32,
+    /// When nothing was left to do, or patience was over.
+    pub end_ms: f64,
     /// Stored bytes of one image.
     pub image_bytes: u64,
     pub bytes: Sources,
@@ -47,6 +56,8 @@ pub struct Run {
     /// Share of its cores that a VM used from the call to the last answer.
     pub cpu_mean: f64,
     pub cpu_max: f64,
+    /// Milliseconds of cores that all VMs and the manager used until nothing was left to do, by what used them.
+    pub used: Account,
     /// Bytes into and out of each VM, in intervals of 100 ms from the call on.
     #[serde(skip)]
     pub traffic: Traffic,
@@ -124,14 +135,15 @@ impl Burst {
         world.book.traffic_from(begin, vms);
         let busy_before = world.busy();
         let events_before = world.events;
+        world.used.clear();
         for function in 0..functions {
             let share = |number: usize| (starts as usize * number / functions) as u32;
             let count = share(function + 1) - share(function);
             if count > 0 {
-                world.start(function, count);
+                world.want(function, count);
             }
         }
-        world.run_until(begin + patience, |world| world.book.answered.len() >= starts as usize);
+        world.run_until(begin + patience, World::all_settled);
         let ms = |at: Nanos| at.saturating_sub(begin) as f64 / MILLISECOND as f64;
         let mut traces: Vec<StartTrace> = Vec::new();
         for (start, answered) in &world.book.answered {
@@ -170,12 +182,19 @@ impl Burst {
             functions,
             asked: starts,
             failed: starts.saturating_sub(traces.len() as u32),
+            refused: std::mem::take(&mut world.book.not_got),
+            ended: std::mem::take(&mut world.book.over),
+            asked_again: world.book.asked_again,
+            end_ms: ms(world.now),
             starts: traces,
             image_bytes: world.images.first().map_or(0, |image| image.description.blob_bytes),
             bytes,
             tree_height: height.unwrap_or_default(),
             cpu_mean: used.iter().sum::<f64>() / used.len().max(1) as f64,
             cpu_max: used.iter().copied().fold(0.0, f64::max),
+            used: Account(
+                world.used.iter().map(|(part, used)| (*part, *used as f64 / MILLISECOND as f64)).collect(),
+            ),
             traffic: world.book.take_traffic(),
             events: world.events - events_before,
             wall_ms: begun.elapsed().as_millis() as u64,

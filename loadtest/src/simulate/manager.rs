@@ -5,6 +5,7 @@ use super::{
     model::{BATCH, WorldLimits},
 };
 use faasnet_actors::{
+    event_log::{Happening, News},
     function_tree::{self, TreeCore},
     id::{Epoch, StartId, TreeId, VmId},
     image::BlockImage,
@@ -146,6 +147,8 @@ pub(super) enum Output {
         before: Parents,
         gone: VmId,
     },
+    /// What everybody who watches the event log sees.
+    Told(Box<News>),
 }
 
 enum Work {
@@ -417,8 +420,7 @@ impl Manager {
             scheduler::Effect::Forget { vm } => {
                 self.work.push_back(Work::Vm(vm, vm_node::Event::Forgotten));
             }
-            // What is only told changes nothing.
-            scheduler::Effect::Tell(_) => {}
+            scheduler::Effect::Tell(news) => outputs.push(Output::Told(Box::new(news))),
         }
     }
 
@@ -465,8 +467,10 @@ impl Manager {
             self.floor = self.floor.max(core.epoch().counter);
         }
         for effect in effects {
-            // What is only told changes nothing.
-            if let Some((vm, order)) = effect.into_order(&tree, |_, _| unsigned()) {
+            if let function_tree::Effect::Tell(news) = effect {
+                let news = News::of(&tree.tenant, Happening::of_tree(tree.image, news));
+                outputs.push(Output::Told(Box::new(news)));
+            } else if let Some((vm, order)) = effect.into_order(&tree, |_, _| unsigned()) {
                 self.work.push_back(Work::Vm(vm, vm_node::Event::Order(order)));
             }
         }

@@ -8,7 +8,7 @@
 //! The model:
 //!
 //! - **Control messages** take a latency, in order. The manager handles one after the other; messages and orders
-//!   may cost it time (`costs`). The queue of a session never fills up.
+//!   may cost it time (`costs`), which it shares evenly between both (`world/desk.rs`). The queue of a session never fills up.
 //! - **Blocks** flow on connections that send one frame after the other, demand first. Connections share the
 //!   uplinks and downlinks of their ends max-min fairly (`fair`, `network`).
 //! - **CPU** (`costs`, `cpu`): the jobs of a VM share its cores evenly: handshakes, orders, decrypting and checking a

@@ -67,6 +67,16 @@ const PATIENCE: Nanos = 60 * SECOND;
 impl Scenario {
     /// Plays the scenario with that many VMs.
     pub fn play(self, vms: usize, image: ImageModel, seed: u64) -> Report {
+        self.watched(vms, image, seed, false).0
+    }
+
+    /// The same, with the events that subscribers of the event stream would get, one JSON object each.
+    pub fn record(self, vms: usize, image: ImageModel, seed: u64) -> (Report, Vec<String>) {
+        let (report, world) = self.watched(vms, image, seed, true);
+        (report, world.told())
+    }
+
+    fn watched(self, vms: usize, image: ImageModel, seed: u64, is_watched: bool) -> (Report, World) {
         let begun = Instant::now();
         let (vms, image) = match self {
             Self::ControlPlane => (
@@ -85,6 +95,9 @@ impl Scenario {
         let model =
             Model { vms, images: vec![image], functions: vec![FunctionModel::default()], ..Model::default() };
         let mut world = World::new(model, seed, Watch { depth: Depth::Light, prints: false });
+        if is_watched {
+            world.watch();
+        }
         (0..vms).for_each(|vm| world.boot(vm));
         let all_up = |world: &World| {
             let up = world.manager.iter().flat_map(|manager| manager.nodes.values());
@@ -97,7 +110,7 @@ impl Scenario {
         let lost = self.trouble(&mut world);
         world.run_until(begin + PATIENCE, |world| self.is_over(world));
         let violation = world.violation.take().or_else(|| self.judge(&mut world, &lost).err());
-        self.report(&world, begin, begun, violation)
+        (self.report(&world, begin, begun, violation), world)
     }
 
     /// Returns the VMs that are silent for longer than a lease.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     bed::Rate,
-    distribute::{self, Plan, What},
+    distribute::{self, Account, Part, Plan, What},
     guard::guard,
     hotset::{App, Way},
     report::Table,
@@ -71,6 +71,8 @@ struct Side {
     phases: Vec<(&'static str, f64)>,
     /// Of the cores, from the call to the last answer.
     cpu_percent: f64,
+    /// Milliseconds of cores, by what used them.
+    used: Account,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -118,6 +120,7 @@ impl Validate {
             last_ms: measured.last_s * 1e3,
             phases: of_bed(&timelines),
             cpu_percent: measured.cpu_percent,
+            used: measured.used.clone(),
         };
         let simulated = of_run(&burst(&measured, costs, self.seed)?.play())?;
         let ratio = simulated.last_ms / bed.last_ms.max(f64::MIN_POSITIVE);
@@ -217,7 +220,7 @@ fn of_run(run: &Run) -> anyhow::Result<Side> {
         mean(&run.starts, of_start)
     };
     let phases = PHASES.into_iter().map(|name| (name, length(name))).collect();
-    Ok(Side { last_ms, phases, cpu_percent: 100.0 * run.cpu_mean })
+    Ok(Side { last_ms, phases, cpu_percent: 100.0 * run.cpu_mean, used: run.used.clone() })
 }
 
 /// All bursts in a line each, and where the time goes in those that are not close.
@@ -248,6 +251,18 @@ impl fmt::Display for Shown<'_> {
             ]);
         }
         write!(out, "{all}")?;
+        for pair in self.0 {
+            writeln!(out, "\nCPU for each of {} starts:", pair.vms)?;
+            let mut used = Table::new(["by", "bed ms", "simulated ms", "missing ms"]);
+            for part in Part::ALL {
+                let [bed, simulated] =
+                    [&pair.bed, &pair.simulated].map(|side| side.used.of(part) / pair.vms as f64);
+                let missing =
+                    if part == Part::Others { String::new() } else { format!("{:.1}", bed - simulated) };
+                used.push([part.name().to_owned(), format!("{bed:.1}"), format!("{simulated:.1}"), missing]);
+            }
+            write!(out, "{used}")?;
+        }
         for pair in self.0.iter().filter(|pair| !pair.is_close) {
             writeln!(out, "\n{} VMs, {}:", pair.vms, pair.reason())?;
             let mut phases = Table::new(["phase, mean", "bed ms", "simulated ms", "missing ms"]);
@@ -316,6 +331,7 @@ mod tests {
             last_s: 1.0,
             ratio: 1.0,
             cpu_percent: 0.0,
+            used: Account::default(),
             starts: Vec::new(),
         }
     }

@@ -1,13 +1,10 @@
 //! The console: files of the binary that a browser runs. They are the same for everybody and hold no data; all
 //! that they show they ask of the API, as whoever has logged in.
 
-use super::problem::Problem;
-use actix_web::{
-    HttpRequest, HttpResponse,
-    http::{StatusCode, header},
-    web::Path,
-};
+use super::problem::{Code, Problem};
+use actix_web::{HttpRequest, HttpResponse, http::header, web::Path};
 use rust_embed::RustEmbed;
+use std::borrow::Cow;
 
 /// In a debug build the files are read when they are asked for: a change is seen at once.
 #[derive(RustEmbed)]
@@ -17,8 +14,14 @@ struct Assets;
 const START_PAGE: &str = "index.html";
 
 /// Only what comes from here, and no text that became code by mistake. Nobody else frames the console.
-const POLICY: &str =
-    "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'; frame-ancestors 'none'";
+macro_rules! policy {
+    () => {
+        "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'; frame-ancestors 'none'"
+    };
+}
+pub(super) use policy;
+
+pub(super) const POLICY: &str = policy!();
 
 pub(super) async fn redirect() -> HttpResponse {
     HttpResponse::Found().insert_header((header::LOCATION, "/console/")).finish()
@@ -26,10 +29,25 @@ pub(super) async fn redirect() -> HttpResponse {
 
 pub(super) async fn file(request: HttpRequest, path: Path<String>) -> Result<HttpResponse, Problem> {
     let path = if path.is_empty() { START_PAGE } else { path.as_str() };
-    let missing = || Problem::new(StatusCode::NOT_FOUND, "no_such_address", "the console has no such file");
+    let missing = || no_such_file("the console");
     let content_type = content_type(path).ok_or_else(missing)?;
     let file = Assets::get(path).ok_or_else(missing)?;
     let tag = format!("\"{}\"", blake3::Hash::from_bytes(file.metadata.sha256_hash()).to_hex());
+    Ok(unless_known(&request, &tag, POLICY, content_type, file.data))
+}
+
+pub(super) fn no_such_file(place: &str) -> Problem {
+    Problem::new(Code::NoSuchAddress, format!("{place} has no such file"))
+}
+
+/// What is the same for everybody: sent unless the caller has it.
+pub(super) fn unless_known(
+    request: &HttpRequest,
+    tag: &str,
+    policy: &'static str,
+    content_type: &'static str,
+    body: Cow<'static, [u8]>,
+) -> HttpResponse {
     let is_known = request
         .headers()
         .get(header::IF_NONE_MATCH)
@@ -40,22 +58,27 @@ pub(super) async fn file(request: HttpRequest, path: Path<String>) -> Result<Htt
         .insert_header((header::ETAG, tag))
         // Asked for again each time, and sent again only after an update of the manager.
         .insert_header((header::CACHE_CONTROL, "no-cache"))
-        .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
+        .insert_header((header::CONTENT_SECURITY_POLICY, policy))
         .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .insert_header((header::X_FRAME_OPTIONS, "DENY"))
         .insert_header((header::REFERRER_POLICY, "no-referrer"))
         .insert_header((header::CROSS_ORIGIN_RESOURCE_POLICY, "same-origin"))
         .content_type(content_type);
-    Ok(if is_known { response.finish() } else { response.body(file.data.into_owned()) })
+    match (is_known, body) {
+        (true, _) => response.finish(),
+        (false, Cow::Borrowed(body)) => response.body(body),
+        (false, Cow::Owned(body)) => response.body(body),
+    }
 }
 
-fn content_type(path: &str) -> Option<&'static str> {
+pub(super) fn content_type(path: &str) -> Option<&'static str> {
     let (_, extension) = path.rsplit_once('.')?;
     Some(match extension {
         "html" => "text/html; charset=utf-8",
         "css" => "text/css; charset=utf-8",
         "js" => "text/javascript; charset=utf-8",
         "svg" => "image/svg+xml",
+        "txt" => "text/plain; charset=utf-8",
         _ => return None,
     })
 }

@@ -3,12 +3,15 @@
 //! actix and hyper use different releases of the `http` crate, so names and values cross as bytes.
 
 use super::{Chosen, bodies::RequestBody};
-use crate::http::{auth::TENANT_HEADER, problem::Problem};
+use crate::http::{
+    auth::TENANT_HEADER,
+    problem::{Code, Problem},
+};
 use actix_web::{
     HttpRequest, HttpResponseBuilder,
     body::BodySize,
     http::{
-        Method, StatusCode,
+        Method,
         header::{self, HeaderMap},
     },
 };
@@ -47,7 +50,7 @@ pub(super) fn refuse_upgrade(request: &HttpRequest) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = "connections to instances cannot be upgraded: websockets and CONNECT are not forwarded";
-    Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "upgrade_not_supported", detail))
+    Err(Problem::new(Code::UpgradeNotSupported, detail))
 }
 
 pub(super) fn chosen_start(request: &HttpRequest) -> Result<Chosen, Problem> {

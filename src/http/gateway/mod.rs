@@ -9,7 +9,13 @@ mod headers;
 
 pub use headers::{START_HEADER, VM_HEADER};
 
-use super::{HttpState, auth::Caller, dial::DialError, problem::Problem, request::too_large};
+use super::{
+    HttpState,
+    auth::Caller,
+    dial::DialError,
+    problem::{Code, Problem},
+    request::too_large,
+};
 use actix_web::{
     HttpRequest, HttpResponse,
     body::BodySize,
@@ -46,10 +52,10 @@ pub(super) async fn invoke(
     }
     let upload = Upload::new(payload.into_inner(), headers::has_body(&request), bytes_max);
     let name = &path.name;
+    let scheduler = state.scheduler.clone().for_request(caller.request.clone());
     let mut attempt = 1;
     loop {
-        let acquired =
-            state.scheduler.acquire(caller.tenant.clone(), name.clone(), on.clone(), deadline).await?;
+        let acquired = scheduler.acquire(caller.tenant.clone(), name.clone(), on.clone(), deadline).await?;
         let exchange = exchange(&state, &acquired, &request, &upload);
         let failure = match tokio::time::timeout_at(deadline, exchange).await {
             Ok(Ok((response, connection))) => return answer(&state, acquired, response, connection),
@@ -97,7 +103,7 @@ fn answer(
     response: Response<Incoming>,
     connection: ConnectionTask,
 ) -> Result<HttpResponse, Problem> {
-    let bad = |detail: &str| Problem::new(StatusCode::BAD_GATEWAY, "bad_response", detail);
+    let bad = |detail: &str| Problem::new(Code::BadResponse, detail);
     let status =
         StatusCode::from_u16(response.status().as_u16()).map_err(|_| bad("its status is no status"))?;
     if status.is_informational() {
@@ -144,7 +150,7 @@ impl Failure {
         let detail = self.to_string();
         match self {
             Self::Dial(error) => error.into(),
-            Self::Closed(_) => Problem::new(StatusCode::BAD_GATEWAY, "instance_closed", detail),
+            Self::Closed(_) => Problem::new(Code::InstanceClosed, detail),
             Self::Request(_) => Problem::invalid(detail),
         }
     }
@@ -152,7 +158,7 @@ impl Failure {
 
 fn no_first_byte() -> Problem {
     let detail = "the instance did not begin to answer in time";
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", detail)
+    Problem::new(Code::DeadlineExceeded, detail)
 }
 
 /// The instance that the caller wants to speak to, if it named one.

@@ -8,6 +8,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum TreeNews {
@@ -29,7 +30,7 @@ pub enum TreeNews {
     Dissolved,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SeatNews {
     pub vm: VmId,
     /// Of the tree, when that was so.
@@ -40,7 +41,7 @@ pub struct SeatNews {
     pub cause: Cause,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SeatPlace {
     /// Edges to the root.
     pub depth: u32,
@@ -48,7 +49,7 @@ pub struct SeatPlace {
     pub parent: Option<VmId>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct HoldingNews {
     pub vm: VmId,
     pub blocks_present: u32,
@@ -57,8 +58,9 @@ pub struct HoldingNews {
 }
 
 /// Why a member is told of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = MemberCause)]
 pub enum Cause {
     /// It has got its first place.
     Joined,

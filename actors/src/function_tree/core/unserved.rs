@@ -46,8 +46,11 @@ impl TreeCore {
         self.epoch.counter += 1;
         if self.complaints.is_at_fault(node, &children, is_root) {
             self.complaints.forget_about(node);
-            // Nobody is sent to it by choice, until it says again that it can serve.
-            self.member_mut(node).ready = false;
+            // Nobody is sent to it by choice, until it says again that it can serve, or a complaint's life is
+            // over: where images are read lazily it says so once only.
+            if std::mem::replace(&mut self.member_mut(node).ready, false) {
+                self.complaints.doubt(node, now);
+            }
             self.news.seat(node, Cause::Ready);
             self.helpers.outdated = true;
             return self.move_to_the_end(node, now, effects);
@@ -56,6 +59,13 @@ impl TreeCore {
             self.complaints.wait_alone(by, now);
         }
         self.place_changed(vec![by], now, effects);
+    }
+
+    /// Those who were ready before they were found at fault are so again when that is long ago.
+    pub(super) fn trust_again(&mut self, now: Instant) {
+        for node in self.complaints.doubted_for(now, self.limits.complaint_life) {
+            self.ready(&self.member(node).vm.clone());
+        }
     }
 
     pub(super) fn move_to_the_end(&mut self, node: Node, now: Instant, effects: &mut Vec<Effect>) {

@@ -9,7 +9,7 @@ use crate::{
     id::{Digest, ImageId, StartId, TenantId, TreeId},
     image::BlockImage,
     model::FunctionSpec,
-    scheduler::records::{self, LoadedFunction},
+    scheduler::records::{self, LoadedFunction, StartRow},
     wire::control::EndReason,
     world::{ConversionProgress, Source, Write},
 };
@@ -98,8 +98,8 @@ impl SchedulerCore {
         }
         for row in loaded.starts {
             self.rows.insert(row.clone());
-            for id in row.starts {
-                self.recover(&id, &row.key, now, effects);
+            for id in &row.starts {
+                self.recover(id, &row, now, effects);
             }
         }
         self.changed.functions.extend(self.functions.keys().cloned());
@@ -110,9 +110,17 @@ impl SchedulerCore {
         }
     }
 
-    fn recover(&mut self, id: &StartId, key: &FunctionKey, now: Instant, effects: &mut Vec<Effect>) {
+    fn recover(
+        &mut self,
+        id: &StartId,
+        StartRow { key, accepted_at_ms, request, .. }: &StartRow,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
         self.sequence += 1;
-        let start = Start::new(self.sequence, key.clone(), Phase::Recovering, now);
+        let mut start = Start::new(self.sequence, key.clone(), Phase::Recovering, now);
+        start.accepted_at_ms = *accepted_at_ms;
+        start.request.clone_from(request);
         self.insert_start(id.clone(), start);
         if self.functions.contains_key(key) {
             self.set_timer(id, Some(now + self.limits.rejoin_grace));

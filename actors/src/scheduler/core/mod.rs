@@ -35,7 +35,7 @@ use super::{
 use crate::{
     event_log::News,
     function_tree::{Contact, PreheatDraft, StartDraft},
-    id::{FunctionName, ImageId, StartId, TenantId, TreeId, VmId},
+    id::{FunctionName, ImageId, RequestId, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     model::{FunctionSpec, FunctionView, PreheatSpec, PreheatView, VmView},
     profiles::{Hint, Hinted, ProfileKey, Recording},
@@ -360,6 +360,9 @@ struct Start {
     /// Since when it has no request, while it takes some.
     idle_since: Option<Instant>,
     accepted_at: Instant,
+    accepted_at_ms: Option<u64>,
+    /// The request that it was accepted for; none if the function's scaling wanted it later.
+    request: Option<RequestId>,
     chosen_at: Option<Instant>,
     ordered_at: Option<Instant>,
     ready_at: Option<Instant>,
@@ -531,6 +534,10 @@ pub struct SchedulerCore {
     room_changed: bool,
     /// What is to be told when this event is over.
     changed: Changed,
+    /// Unix time of this event.
+    unix_ms: u64,
+    /// The request that this event comes from.
+    request: Option<RequestId>,
 }
 
 /// Pause suggested to a caller that met a limit: starts and requests come and go within a second.
@@ -574,7 +581,20 @@ impl SchedulerCore {
             last_turn: None,
             room_changed: false,
             changed: Changed::default(),
+            unix_ms: 0,
+            request: None,
         }
+    }
+
+    /// Says what people's clocks show when the next event happens. Nothing is decided by it.
+    pub fn at(&mut self, unix_ms: u64) -> &mut Self {
+        self.unix_ms = unix_ms;
+        self
+    }
+
+    /// Starts that are accepted from now on are accepted for that request.
+    pub fn asked_by(&mut self, request: Option<RequestId>) {
+        self.request = request;
     }
 
     pub fn apply(&mut self, event: Event, now: Instant, effects: &mut Vec<Effect>) {

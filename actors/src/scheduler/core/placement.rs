@@ -153,6 +153,7 @@ impl SchedulerCore {
         start.revision = function.revision;
         let draft = StartDraft {
             start: id.clone(),
+            request: start.request.clone(),
             function: start.key.1.clone(),
             image,
             role: if code.is_some() { Role::Runtime } else { Role::Whole },

@@ -5,7 +5,7 @@
 //! a tick, and one commit at a time, so that the memory for it is bounded.
 
 use crate::{
-    id::StartId,
+    id::{RequestId, StartId},
     scheduler::records::{self, FunctionKey, StartRow},
     world::{BatchLimits, Write},
 };
@@ -32,11 +32,18 @@ pub(super) struct StartRows {
 
 impl StartRows {
     /// Divides the starts of one request.
-    pub fn divide(key: &FunctionKey, starts: &[StartId], starts_per_row_max: usize) -> Vec<StartRow> {
+    pub fn divide(
+        key: &FunctionKey,
+        starts: &[StartId],
+        (accepted_at_ms, request): (u64, Option<&RequestId>),
+        starts_per_row_max: usize,
+    ) -> Vec<StartRow> {
         let row = |starts: &[StartId]| StartRow {
             id: starts[0].clone(),
             key: key.clone(),
             starts: starts.to_vec(),
+            accepted_at_ms: Some(accepted_at_ms),
+            request: request.cloned(),
         };
         starts.chunks(starts_per_row_max).map(row).collect()
     }

@@ -35,6 +35,8 @@ impl Start {
             idle_since: None,
             in_flight: 0,
             accepted_at,
+            accepted_at_ms: None,
+            request: None,
             chosen_at: None,
             ordered_at: None,
             ready_at: None,
@@ -102,7 +104,12 @@ impl SchedulerCore {
         effects: &mut Vec<Effect>,
     ) {
         let starts: Vec<StartId> = (0..count).map(|_| self.new_id()).collect();
-        let rows = StartRows::divide(key, &starts, self.limits.starts_per_row_max);
+        let rows = StartRows::divide(
+            key,
+            &starts,
+            (self.unix_ms, self.request.as_ref()),
+            self.limits.starts_per_row_max,
+        );
         let writes = rows.iter().map(records::put_starts).collect();
         self.functions.get_mut(key).expect("callers looked").accepting += count;
         self.changed.functions.insert(key.clone());
@@ -137,6 +144,8 @@ impl SchedulerCore {
         effects: &mut Vec<Effect>,
     ) {
         let starts: Vec<StartId> = rows.iter().flat_map(|row| row.starts.clone()).collect();
+        let accepted_at_ms = rows.first().and_then(|row| row.accepted_at_ms);
+        let request = rows.first().and_then(|row| row.request.clone());
         rows.into_iter().for_each(|row| self.rows.insert(row));
         let exists = match self.functions.get_mut(&key) {
             Some(function) => {
@@ -147,7 +156,9 @@ impl SchedulerCore {
         };
         for id in &starts {
             self.sequence += 1;
-            let start = Start::new(self.sequence, key.clone(), Phase::Waiting, accepted_at);
+            let mut start = Start::new(self.sequence, key.clone(), Phase::Waiting, accepted_at);
+            start.accepted_at_ms = accepted_at_ms;
+            start.request.clone_from(&request);
             self.insert_start(id.clone(), start);
             if exists {
                 self.wait_for_room(id, now);

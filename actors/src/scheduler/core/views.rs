@@ -157,6 +157,8 @@ impl SchedulerCore {
         StartView {
             id: id.clone(),
             function: start.key.1.clone(),
+            accepted_at_ms: start.accepted_at_ms,
+            request_id: start.request.clone(),
             vm: start.vm.clone(),
             state: match start.phase {
                 Phase::Recovering | Phase::Waiting => StartState::Waiting,

@@ -180,7 +180,7 @@ fn instances_are_taken_over_only_with_the_present_code() {
             functions: BTreeMap::from([(api(), function)]),
             vms: vec![vm(0)],
             drains: BTreeSet::new(),
-            starts: vec![StartRow { id: known.clone(), key: api(), starts: vec![known.clone()] }],
+            starts: vec![row(std::slice::from_ref(&known))],
         })));
         let code = Some(block_image(&of(number)).id);
         let instance = RunningInstance { code, ..instance(&known, "python:3", true) };

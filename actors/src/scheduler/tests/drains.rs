@@ -211,7 +211,7 @@ fn the_last_vm_that_takes_starts_is_drained_by_force_only_and_one_that_is_down_a
 #[test]
 fn a_new_manager_and_a_vm_that_comes_back_know_of_the_drain() {
     let known: StartId = "known".parse().expect("name");
-    let row = StartRow { id: known.clone(), key: api(), starts: vec![known.clone()] };
+    let row = super::row(std::slice::from_ref(&known));
     let mut world = World::new();
     let all = Loaded {
         functions: BTreeMap::from([(api(), loaded("app:1"))]),

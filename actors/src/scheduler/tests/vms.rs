@@ -217,7 +217,7 @@ fn a_function_that_no_vm_could_ever_hold_is_refused_at_once() {
 #[test]
 fn what_ended_while_the_scheduler_was_away_is_not_placed_again_if_a_vm_of_its_tenant_says_so() {
     let starts: Vec<StartId> = ["over", "moved", "stranger"].map(|id| id.parse().expect("name")).into();
-    let row = StartRow { id: starts[0].clone(), key: api(), starts: starts.clone() };
+    let row = super::row(&starts);
     let mut world = World::new();
     let functions = BTreeMap::from([(api(), loaded("app:1"))]);
     let vms = (0..3).map(vm).collect();

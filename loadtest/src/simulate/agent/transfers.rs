@@ -109,7 +109,12 @@ impl Agent {
                 ask(transfer, &upstream, ToParent::WantIndex { reach }, effects);
             }
             Done::Ask { upstream, blocks, urgency, path, reach } => {
-                ask(transfer, &upstream, ToParent::Want { blocks, urgency, path, reach }, effects);
+                ask(
+                    transfer,
+                    &upstream,
+                    ToParent::Want { blocks, urgency, path, reach, request: None },
+                    effects,
+                );
             }
             Done::Hurry { upstream, blocks } => ask(transfer, &upstream, ToParent::Hurry { blocks }, effects),
             Done::TellCorrupt { upstream, block } => {
@@ -268,7 +273,7 @@ impl Agent {
         let child = ChildId(conn);
         let event = match said {
             ToParent::WantIndex { reach } => block_transfer::Event::ChildWantsIndex { child, reach },
-            ToParent::Want { blocks, urgency, path, reach } => {
+            ToParent::Want { blocks, urgency, path, reach, request: _ } => {
                 block_transfer::Event::ChildWanted { child, blocks, urgency, path, reach }
             }
             ToParent::Hurry { blocks } => block_transfer::Event::ChildHurries { child, blocks },

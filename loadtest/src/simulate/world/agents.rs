@@ -142,7 +142,7 @@ impl World {
                 let event = Box::new(agent::Event::Kept { tree, block });
                 let kept = Happening::ToHost { host, life, from: host, event };
                 let then = Happening::Waits { length: self.model.disk, then: Box::new(kept) };
-                self.work(host, cost, then);
+                self.work(host, Part::Agents, cost, then);
             }
             agent::Effect::Check { tree, block } => {
                 self.locally(host, self.model.disk, agent::Event::Checked { tree, block });
@@ -159,7 +159,7 @@ impl World {
                     + self.draw(|costs| &costs.container.mount_wait_ms);
                 let cost = self.draw(|costs| &costs.container.mount_ms);
                 let then = Box::new(Happening::MountEnds { host, life, tree });
-                self.work(host, cost, Happening::Waits { length, then });
+                self.work(host, Part::Holders, cost, Happening::Waits { length, then });
             }
             agent::Effect::EndRecording { tree } => {
                 if let Some(blocks) = self.hosts[host].holder.recordings.remove(&tree) {
@@ -182,7 +182,7 @@ impl World {
                 let event = Box::new(agent::Event::Probed { start, is_ready });
                 let probed = Happening::ToHost { host, life, from: host, event };
                 let then = Happening::Waits { length: self.model.probe, then: Box::new(probed) };
-                self.work(host, cost, then);
+                self.work(host, Part::Agents, cost, then);
             }
             agent::Effect::ProbeAgain { start } => {
                 let interval = nanos(self.limits.probe_interval);

@@ -16,7 +16,7 @@ impl World {
         let cost = self.draw(|costs| &costs.container.run_ms);
         let life = self.hosts[host].life;
         let then = Box::new(Happening::RunEnds { host, life, start });
-        self.work(host, cost, Happening::Waits { length, then });
+        self.work(host, Part::Runc, cost, Happening::Waits { length, then });
     }
 
     pub(super) fn run_ends(&mut self, host: Node, life: u32, start: &StartId) {
@@ -77,7 +77,7 @@ impl World {
             container.waits = None;
             let cost = container.think;
             let then = Box::new(Happening::Reads { host, life, start: start.clone() });
-            self.work(host, cost, Happening::Waits { length: self.model.think, then });
+            self.work(host, Part::Containers, cost, Happening::Waits { length: self.model.think, then });
         }
     }
 

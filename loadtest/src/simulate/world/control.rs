@@ -41,7 +41,7 @@ impl World {
         if let Input::Heard { vm, message, .. } = &*input {
             self.hears(from, &vm.clone(), &message.clone());
         }
-        self.queue_for_manager(life, from, input);
+        self.queue_for_manager(life, input);
     }
 
     pub(super) fn hears(&mut self, from: Node, vm: &VmId, message: &ToManager) {
@@ -58,27 +58,21 @@ impl World {
         let now = self.instant();
         let Some(manager) = self.manager.as_mut() else { return };
         let outputs = manager.apply(input, &mut self.rows, now);
-        self.has_changed |= !outputs.is_empty();
+        self.has_changed |= outputs.iter().any(|output| !matches!(output, Output::Told(_)));
         for output in outputs {
             self.output(output);
         }
     }
 
     pub(super) fn output(&mut self, output: Output) {
-        let node = self.manager_node();
         match output {
             Output::Send { vm, link, message } => {
                 let Some(&host) = self.numbers.get(&vm) else { return };
-                self.manager_busy =
-                    self.manager_busy.max(self.now) + self.draw(|costs| &costs.manager.order_ms);
-                let at = self.manager_busy + self.latency(node, host);
-                let life = self.hosts[host].life;
-                let event = Box::new(agent::Event::Manager { link, message });
-                self.at(at, Happening::ToHost { host, life, from: node, event });
+                self.send_from_manager(host, agent::Event::Manager { link, message });
             }
             Output::Close { vm, link } => {
                 if let Some(&host) = self.numbers.get(&vm) {
-                    self.send_to_host(node, host, agent::Event::ManagerClosed { link });
+                    self.send_from_manager(host, agent::Event::ManagerClosed { link });
                 }
             }
             Output::Commit => {
@@ -101,7 +95,9 @@ impl World {
                 if let Err(text) = self.book.answered(ticket, &answer, &self.rows, self.now) {
                     self.violation = Some(Violation::new(9, text));
                 }
+                self.client_hears(ticket, &answer);
             }
+            Output::Told(news) => self.is_told(*news),
             Output::Left { tree, before, gone } => self.book.left(tree, before, gone),
         }
     }

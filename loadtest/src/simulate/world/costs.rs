@@ -15,7 +15,7 @@ impl World {
     }
 
     /// Something happens when the VM has done that much work for it.
-    pub(super) fn work(&mut self, host: Node, cost: Nanos, then: Happening) {
+    pub(super) fn work(&mut self, host: Node, part: Part, cost: Nanos, then: Happening) {
         let cpu = self.cpu_of(host);
         if cost == 0 || host >= self.hosts.len() {
             return match then {
@@ -23,8 +23,13 @@ impl World {
                 then => self.at(self.now, then),
             };
         }
+        self.uses(part, cost);
         self.cpus[cpu].add(cost, then, self.now);
         self.look_at(cpu);
+    }
+
+    pub(super) fn uses(&mut self, part: Part, cost: Nanos) {
+        *self.used.entry(part).or_default() += cost;
     }
 
     /// Time of cores that each VM has used, or all together.
@@ -103,7 +108,7 @@ impl World {
             return Some(event);
         }
         self.inboxes.insert(inbox, VecDeque::from([event]));
-        self.work(host, cost, Happening::Read { inbox, life });
+        self.work(host, Part::Agents, cost, Happening::Read { inbox, life });
         None
     }
 
@@ -118,7 +123,7 @@ impl World {
         match next {
             Some(next) => {
                 let cost = self.arrival_work(&next);
-                self.work(host, cost, Happening::Read { inbox, life });
+                self.work(host, Part::Agents, cost, Happening::Read { inbox, life });
             }
             None => drop(self.inboxes.remove(&inbox)),
         }
@@ -134,51 +139,15 @@ impl World {
         match step {
             0 => {
                 let cost = self.draw(|costs| &costs.agent.handshake_server_ms);
-                self.work(parent, cost, Happening::Handshake { conn, step: 1 });
+                self.work(parent, Part::Agents, cost, Happening::Handshake { conn, step: 1 });
             }
             1 => self.after(latency, Happening::Handshake { conn, step: 2 }),
             2 => {
                 let cost = self.draw(|costs| &costs.agent.handshake_client_ms);
-                self.work(child, cost, Happening::Handshake { conn, step: 3 });
+                self.work(child, Part::Agents, cost, Happening::Handshake { conn, step: 3 });
             }
             _ if parent == self.origin() => self.tell_child_at_once(conn, FromPeer::Opened),
             _ => self.after(latency, Happening::Arrives { conn }),
         }
-    }
-
-    /// The manager takes what comes one after the other.
-    pub(super) fn queue_for_manager(&mut self, life: u32, from: Node, input: Box<Input>) {
-        let is_free = self.costs.manager.message_ms == Quantiles::None
-            && self.costs.manager.order_ms == Quantiles::None;
-        if is_free {
-            return self.tell_manager(*input);
-        }
-        self.manager_queue.push_back((life, from, input));
-        if !self.manager_works {
-            self.manager_works = true;
-            let at = self.manager_busy.max(self.now);
-            self.at(at, Happening::ManagerFree { life: self.manager_life });
-        }
-    }
-
-    pub(super) fn manager_free(&mut self, life: u32) {
-        if life != self.manager_life {
-            return;
-        }
-        let Some((of, _, input)) = self.manager_queue.pop_front() else {
-            self.manager_works = false;
-            return;
-        };
-        let cost = match *input {
-            Input::Heard { .. } | Input::Hello { .. } | Input::Client(_) => {
-                self.draw(|costs| &costs.manager.message_ms)
-            }
-            _ => 0,
-        };
-        self.manager_busy = self.now + cost;
-        if of == life {
-            self.tell_manager(*input);
-        }
-        self.at(self.manager_busy, Happening::ManagerFree { life });
     }
 }

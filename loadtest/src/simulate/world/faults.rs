@@ -139,9 +139,8 @@ impl World {
         self.note(|| format!("manager   dies for {} ms", length / MILLISECOND));
         manager.crash(self.rng.random(), &mut self.rows);
         self.manager_life += 1;
-        self.manager_busy = 0;
-        self.manager_queue.clear();
-        self.manager_works = false;
+        self.desk = Desk::default();
+        self.clients_hang_up();
         self.book.manager_died();
         let node = self.manager_node();
         for host in 0..self.hosts.len() {

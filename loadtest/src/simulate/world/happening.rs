@@ -55,6 +55,8 @@ pub(in crate::simulate) enum Happening {
     ManagerFree {
         life: u32,
     },
+    /// A client that was refused tries again.
+    Asks(Wish),
     Sent(Sent),
     AgentTick {
         host: Node,

@@ -1,17 +1,22 @@
 //! The world: what happens, in order, and what each effect of a core makes happen.
 
 mod agents;
+mod clients;
 mod containers;
 mod control;
 mod costs;
+mod desk;
 mod faults;
 mod happening;
 mod peers;
 mod survey;
 
+use clients::{Clients, Wish};
+use desk::Desk;
 pub(super) use happening::Happening;
 use happening::Inbox;
 
+use crate::distribute::Part;
 use crate::simulate::{
     agent::{self, Agent, FromPeer, image},
     book::Book,
@@ -26,6 +31,7 @@ use crate::simulate::{
 };
 use bytes::Bytes;
 use faasnet_actors::{
+    event_log::EventLogCore,
     id::{BlockId, FunctionName, StartId, TenantId, TreeId, VmId},
     image::BlockImage,
     model::{FunctionSpec, PreheatSpec},
@@ -74,12 +80,11 @@ pub struct World {
     pub(super) seed: u64,
     pub(super) manager: Option<Manager>,
     manager_life: u32,
-    /// What the manager has not come to yet, and whether it works on something.
-    manager_queue: VecDeque<(u32, Node, Box<Input>)>,
-    manager_works: bool,
-    /// When the manager is done with what it does now.
-    manager_busy: Nanos,
+    desk: Desk,
+    clients: Clients,
     cpus: Vec<Cpu<Happening>>,
+    /// Time of cores, by what used it.
+    pub(super) used: BTreeMap<Part, Nanos>,
     inboxes: BTreeMap<Inbox, VecDeque<agent::Event>>,
     origin_free: Nanos,
     term: u64,
@@ -90,6 +95,8 @@ pub struct World {
     pub(super) origin_is_up: bool,
     origin_away_until: Nanos,
     pub(super) book: Book,
+    /// Everything that is told, for whoever compares it.
+    pub(super) log: Option<EventLogCore>,
     tickets: u64,
     pub(super) events: u64,
     watch: Watch,
@@ -134,10 +141,10 @@ impl World {
             seed,
             manager: None,
             manager_life: 0,
-            manager_queue: VecDeque::new(),
-            manager_works: false,
-            manager_busy: 0,
+            desk: Desk::default(),
+            clients: Clients::default(),
             cpus: Vec::new(),
+            used: BTreeMap::new(),
             inboxes: BTreeMap::new(),
             origin_free: 0,
             term: 0,
@@ -148,6 +155,7 @@ impl World {
             origin_is_up: true,
             origin_away_until: 0,
             book: Book::default(),
+            log: None,
             tickets: 0,
             events: 0,
             watch,
@@ -213,11 +221,15 @@ impl World {
         self.tell_manager(Input::Client(event));
     }
 
-    /// Asks for starts of a function by its number.
+    /// Asks once for starts of a function by its number.
     pub(super) fn start(&mut self, function: usize, count: u32) {
+        let ticket = self.ticket();
+        self.request(ticket, function, count);
+    }
+
+    fn request(&mut self, ticket: Ticket, function: usize, count: u32) {
         let function = &self.model.functions[function];
         let key = names(&function.tenant, &function.name);
-        let ticket = self.ticket();
         self.book.asked(ticket, key.clone(), self.now);
         self.ask(scheduler::Event::Start { ticket, key, count });
     }
@@ -314,6 +326,7 @@ impl World {
             Happening::Worked { cpu, version } => self.worked(cpu, version),
             Happening::Waits { length, then } => self.after(length, *then),
             Happening::ManagerFree { life } => self.manager_free(life),
+            Happening::Asks(wish) => self.ask_again(wish),
             Happening::Sent(sent) => {
                 if let Some(frame) = self.network.sent(sent, self.now) {
                     self.frame_left(sent.conn, frame);
@@ -358,11 +371,11 @@ impl World {
                 }
             }
             Happening::SchedulerTick { life } if life == self.manager_life => {
-                self.tell_manager(Input::SchedulerTick);
+                self.queue_for_manager(life, Box::new(Input::SchedulerTick));
                 self.after(nanos(SCHEDULER_TICK), Happening::SchedulerTick { life });
             }
             Happening::ManagerTick { life } if life == self.manager_life => {
-                self.tell_manager(Input::Tick);
+                self.queue_for_manager(life, Box::new(Input::Tick));
                 self.after(nanos(self.limits.heartbeat), Happening::ManagerTick { life });
             }
             Happening::SchedulerTick { .. } | Happening::ManagerTick { .. } => {}

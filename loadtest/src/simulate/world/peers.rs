@@ -179,7 +179,7 @@ impl World {
         if cost == 0 {
             return self.network.send(conn, frame, self.now);
         }
-        self.work(parent, cost, Happening::Send { conn, frame: Box::new(frame) });
+        self.work(parent, Part::Agents, cost, Happening::Send { conn, frame: Box::new(frame) });
     }
 
     /// A frame was sent completely; it is there after the latency, and is checked.

@@ -110,7 +110,7 @@ class App {
     this.set_theme(this.theme);
     document.getElementById("header").replaceChildren(
       h("a", { class: "brand", href: "#/" }, h("img", { src: "icon.svg", alt: "", width: 24, height: 24 }), "FaaSNet"),
-      h("nav", { "aria-label": "Pages" }, this.links),
+      h("nav", { "aria-label": "Pages" }, this.links, h("a", { href: "../docs/", title: "The API, described and to be tried" }, "API")),
       h("div", { class: "row" },
         this.state,
         this.sees_all ? h("label", { class: "tenant" }, h("span", {}, "Tenant"), tenant, this.tenant_list) : h("span", { class: "dim" }, this.session.tenant),

@@ -155,11 +155,13 @@ export class Store {
     return true;
   }
 
-  // `at` is when it was heard of first, by the manager's clock; a start of which only a list tells has none.
+  // `at` is when it was heard of first, by the manager's clock: for a start that was accepted by a manager of an
+  // earlier release, which does not say when. One of which only a list tells has not even that.
   take_start(tenant, view, at = null) {
     const known = this.starts.get(view.id);
     if (!known && this.starts.size >= STARTS_MAX) this.starts.delete(this.starts.keys().next().value);
-    const place = known ? { at: known.at, rank: known.rank, is_dated: known.is_dated } : { at: at ?? 0, rank: this.rank++, is_dated: at !== null };
+    const since = view.accepted_at_ms ?? at;
+    const place = known ? { at: known.at, rank: known.rank, is_dated: known.is_dated } : { at: since ?? 0, rank: this.rank++, is_dated: since !== null };
     this.starts.set(view.id, { tenant, ...view, ...place });
   }
 
@@ -170,8 +172,9 @@ export class Store {
       const known = this.starts.get(view.id);
       this.take_start(tenant, view);
       const taken = this.starts.get(view.id);
-      if (known?.is_dated) before = Math.min(before, known.at);
-      else Object.assign(taken, { at: before, rank: -index });
+      if (!known?.is_dated) taken.rank = -index;
+      if (taken.is_dated) before = Math.min(before, taken.at);
+      else taken.at = before;
     });
   }
 
@@ -197,7 +200,7 @@ export class Store {
       const known = this.trees.get(tree.image);
       const members = new Map();
       for (const member of tree.members) {
-        const places = [{ place: member.place, parent: member.parent }];
+        const places = [{ parent: member.parent }];
         members.set(member.vm, {
           vm: member.vm,
           epoch: tree.epoch,
@@ -210,7 +213,7 @@ export class Store {
         });
       }
       for (const stripe of tree.further_stripes ?? []) {
-        for (const place of stripe) members.get(place.vm)?.places.push({ place: place.place, parent: place.parent });
+        for (const place of stripe) members.get(place.vm)?.places.push({ parent: place.parent });
       }
       this.trees.set(tree.image, { image: tree.image, epoch: tree.epoch, members, changes: known?.changes ?? new Ring(CHANGES_MAX) });
     }

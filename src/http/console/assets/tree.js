@@ -43,12 +43,19 @@ export class Folding {
   }
 }
 
-// Children by parent in one stripe, in the order of places; whoever's parent is not there stands at the top.
+// A name such that those of vm-2 and vm-10 sort as people would.
+function sort_key(vm) {
+  return vm.replace(/\d+/g, (digits) => digits.padStart(16, "0"));
+}
+
+// Children by parent in one stripe, in the order of names, which events do not change: siblings stay where they are.
+// Whoever's parent is not there stands at the top.
 function shape(members, stripe) {
   const children = new Map();
   const roots = [];
-  const list = [...members.values()].filter((member) => member.places[stripe]);
-  list.sort((one, other) => one.places[stripe].place - other.places[stripe].place);
+  const keyed = [...members.values()].filter((member) => member.places[stripe]).map((member) => ({ member, key: sort_key(member.vm) }));
+  keyed.sort((one, other) => (one.key < other.key ? -1 : 1));
+  const list = keyed.map(({ member }) => member);
   for (const member of list) {
     const { parent } = member.places[stripe];
     if (parent && members.get(parent)?.places[stripe]) {
@@ -65,7 +72,7 @@ export function signature(members, stripe, folding) {
   let text = "";
   for (const member of members.values()) {
     const place = member.places[stripe];
-    if (place) text += `${member.vm}<${place.parent ?? ""}@${place.place};`;
+    if (place) text += `${member.vm}<${place.parent ?? ""};`;
   }
   return `${text}|${folding.signature}`;
 }

@@ -59,7 +59,8 @@ export function start(app, [id]) {
           ["State", h("span", {}, badge(text, kind.replace("badge ", "")), ` ${reason(known.reason)}`)],
           ["Function", h("a", { href: `#/functions/${encodeURIComponent(known.function)}` }, known.function)],
           ["VM", known.vm && app.sees_all ? h("a", { href: `#/vms/${encodeURIComponent(known.vm)}` }, known.vm) : (known.vm ?? "–")],
-          ["Accepted", known.is_dated ? day(known.at) : "before this page was opened"],
+          ["Accepted", known.is_dated ? day(known.at) : "by an earlier release, which did not keep when"],
+          ["Request", known.request_id ?? "–"],
           ["Bytes in all", size(known.bytes.parent + known.bytes.ancestor + known.bytes.origin)],
         ])),
       );
