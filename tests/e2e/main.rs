@@ -19,6 +19,7 @@ mod overload;
 mod preheat;
 mod prometheus;
 mod reading;
+mod request;
 mod sample;
 mod shapes;
 mod support;
